@@ -1,0 +1,2 @@
+//! The command `minicache`.
+fn main() {}

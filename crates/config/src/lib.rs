@@ -1,0 +1,1 @@
+//! The one configuration format: caches, models, tasks, experiments and sweeps.

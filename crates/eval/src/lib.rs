@@ -1,0 +1,1 @@
+//! Tasks, metrics, runners and the results store.
