@@ -1,1 +1,25 @@
 //! The one configuration format: caches, models, tasks, experiments and sweeps.
+//!
+//! The same types are read from `experiments/*.toml`, from `--cache` and `--set` on the command line, and are
+//! written into result rows. Every error names the file, the line and the key, and says what is allowed.
+
+mod cache;
+mod error;
+mod experiment;
+mod latent;
+mod plan;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+pub use cache::{
+    Axis, Budget, CacheSpec, Granularity, KeySpace, MergeSides, Method, ModelShape, Pairs, Quant, Retention,
+    RetentionRule, StartLayer, StoreType,
+};
+pub use error::{ConfigError, Result};
+pub use experiment::{
+    Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity, Variant,
+    WeightMode,
+};
+pub use latent::{Calibration, Group, LatentSide, Rank};
+pub use plan::{Cell, cells};

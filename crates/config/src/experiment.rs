@@ -1,0 +1,396 @@
+//! An experiment file: what is run, on what, and how its report looks.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::{CacheSpec, Calibration, ConfigError, Result};
+
+/// What an experiment measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Similarity of adjacent layers' states.
+    Similarity,
+    /// Task scores.
+    Accuracy,
+    /// Perplexity, KL and top-1 agreement with the full cache, teacher-forced.
+    Fidelity,
+    /// Bytes, computed from the model's shape.
+    Memory,
+    /// Tokens per second and peak memory of whole batches.
+    Throughput,
+    /// Time of each step of the method.
+    Overhead,
+}
+
+/// How quantised weights are computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightMode {
+    /// The fastest form for this machine.
+    #[default]
+    Auto,
+    /// Dequantised to f32: parity runs.
+    F32,
+    /// As stored in the file.
+    Quantized,
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Form of the weights.
+    pub weights: WeightMode,
+    /// Aligns adjacent layers on calibration text before running; absent: the model as it is.
+    pub align: Option<Calibration>,
+}
+
+/// Settings of `kind = "fidelity"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fidelity {
+    /// Tokens prefilled, then compressed.
+    pub prefill: usize,
+    /// Tokens teacher-forced one at a time after it.
+    pub continuation: usize,
+}
+
+impl Default for Fidelity {
+    fn default() -> Self {
+        Self { prefill: 768, continuation: 256 }
+    }
+}
+
+/// Settings of `kind = "similarity"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Similarity {
+    /// Tokens looked at per sample, at most.
+    pub tokens: usize,
+    /// Also report by token position (bins of equal width over `tokens`).
+    pub by_position: bool,
+}
+
+impl Default for Similarity {
+    fn default() -> Self {
+        Self { tokens: 512, by_position: false }
+    }
+}
+
+/// Settings of `kind = "throughput"` and `"overhead"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bench {
+    /// Mean prompt length in tokens (ShareGPT: 161).
+    pub input: usize,
+    /// Mean output length in tokens (ShareGPT: 338).
+    pub output: usize,
+    /// Sequences run side by side.
+    pub batch: Vec<usize>,
+    /// Context lengths for overhead runs.
+    pub context: Vec<usize>,
+    /// Bytes that caches may take together; a method stops where it would not fit.
+    pub memory_budget: Option<u64>,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self { input: 161, output: 338, batch: vec![1, 4, 16], context: vec![1024], memory_budget: None }
+    }
+}
+
+/// One line of comparison in an experiment: a named cache, with a sweep of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// Name in tables and legends; by default the cache's label.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Keys that differ from the experiment's `[cache]`.
+    #[serde(default)]
+    pub cache: toml::Table,
+    /// Keys that differ from the experiment's `[model]`.
+    #[serde(default)]
+    pub model: toml::Table,
+    /// Swept keys of this variant only.
+    #[serde(default)]
+    pub sweep: IndexMap<String, Vec<toml::Value>>,
+}
+
+/// Named alternatives, chosen with `--profile`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Profile {
+    /// Models to run.
+    pub models: Option<Vec<String>>,
+    /// Tasks to run.
+    pub tasks: Option<Vec<String>>,
+    /// Samples per task.
+    pub limit: Option<usize>,
+}
+
+/// The paper's figures beside the measured ones: a CSV below `experiments/paper/`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paper {
+    /// File name below `experiments/paper/`.
+    pub csv: String,
+    /// What the paper claims, in a sentence.
+    #[serde(default)]
+    pub claim: String,
+}
+
+/// How a figure is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlotKind {
+    /// One line per series, with a band where `band` names a column.
+    #[default]
+    Line,
+    /// Points, Pareto front marked.
+    Scatter,
+    /// Grouped bars.
+    Bar,
+    /// Radar chart.
+    Radar,
+}
+
+/// One figure over the columns of `cells.csv`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plot {
+    /// File name without extension.
+    pub name: String,
+    /// Title above the figure.
+    #[serde(default)]
+    pub title: String,
+    /// How it is drawn.
+    #[serde(default)]
+    pub kind: PlotKind,
+    /// Column on the x axis.
+    pub x: String,
+    /// Column on the y axis.
+    pub y: String,
+    /// Columns whose values together name a series.
+    #[serde(default)]
+    pub series: Vec<String>,
+    /// Column with the half width of the band around y.
+    #[serde(default)]
+    pub band: Option<String>,
+    /// Only rows with these column values.
+    #[serde(default)]
+    pub filter: IndexMap<String, String>,
+    /// Logarithmic x axis.
+    #[serde(default)]
+    pub log_x: bool,
+    /// Logarithmic y axis.
+    #[serde(default)]
+    pub log_y: bool,
+    /// The paper's curves on the same axes: columns of the paper's CSV.
+    #[serde(default)]
+    pub paper_x: Option<String>,
+    /// Columns of the paper's CSV, one curve each.
+    #[serde(default)]
+    pub paper_y: Vec<String>,
+}
+
+/// One experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// Identifier; names the results folder.
+    pub id: String,
+    /// Title of the report.
+    #[serde(default)]
+    pub title: String,
+    /// What is measured.
+    pub kind: Kind,
+    /// Registry names, model folders or `.gguf` files.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Task names.
+    #[serde(default)]
+    pub tasks: Vec<String>,
+    /// Samples per task; absent: all.
+    #[serde(default)]
+    pub limit: Option<usize>,
+    /// Seed of everything random.
+    #[serde(default)]
+    pub seed: u64,
+    /// How models are loaded.
+    #[serde(default)]
+    pub model: ModelSettings,
+    /// The defaults of every cell's cache.
+    #[serde(default)]
+    pub cache: toml::Table,
+    /// Named caches compared; absent: just `[cache]`.
+    #[serde(default)]
+    pub variants: Vec<Variant>,
+    /// Cartesian product over dotted keys, for every variant.
+    #[serde(default)]
+    pub sweep: IndexMap<String, Vec<toml::Value>>,
+    /// `kind = "fidelity"`.
+    #[serde(default)]
+    pub fidelity: Fidelity,
+    /// `kind = "similarity"`.
+    #[serde(default)]
+    pub similarity: Similarity,
+    /// `kind = "throughput"` and `"overhead"`.
+    #[serde(default)]
+    pub bench: Bench,
+    /// Named alternatives for models, tasks and limit.
+    #[serde(default)]
+    pub profiles: IndexMap<String, Profile>,
+    /// The paper's figures.
+    #[serde(default)]
+    pub paper: Vec<Paper>,
+    /// Figures of the report.
+    #[serde(default)]
+    pub plots: Vec<Plot>,
+    /// Free text at the head of the report.
+    #[serde(default)]
+    pub notes: String,
+}
+
+impl Experiment {
+    /// Reads and checks an experiment file, with `--set`-style overrides (`KEY=VALUE`) applied to it and the profile
+    /// `profile` (if the file has it) taken.
+    ///
+    /// # Errors
+    /// The file cannot be read; TOML, type, key or value errors with file, line and key.
+    pub fn load(path: &Path, overrides: &[String], profile: Option<&str>) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigError {
+            file: Some(path.to_path_buf()),
+            line: None,
+            key: String::new(),
+            message: format!("cannot read the experiment file: {e}"),
+        })?;
+        let plain = Self::from_toml(&text, &[], profile).map_err(|e| e.in_file(path, &text))?;
+        if overrides.is_empty() { Ok(plain) } else { Self::from_toml(&text, overrides, profile) }
+    }
+
+    /// Parses and checks the text of an experiment file.
+    ///
+    /// # Errors
+    /// As [`Experiment::load`], without the file's name.
+    pub fn from_toml(text: &str, overrides: &[String], profile: Option<&str>) -> Result<Self> {
+        let locate = |e: &toml::de::Error| crate::error::from_toml(e, text);
+        let mut experiment: Self = if overrides.is_empty() {
+            toml::from_str(text).map_err(|e| locate(&e))?
+        } else {
+            let mut table: toml::Table = toml::from_str(text).map_err(|e| locate(&e))?;
+            for assignment in overrides {
+                apply(&mut table, assignment)?;
+            }
+            serde_path_to_error::deserialize(table).map_err(
+                |e: serde_path_to_error::Error<toml::de::Error>| {
+                    let message =
+                        format!("{} (after --set {})", e.inner().message(), overrides.join(" --set "));
+                    ConfigError::new(e.path().to_string(), message)
+                },
+            )?
+        };
+        if let Some(name) = profile {
+            experiment.take_profile(name)?;
+        }
+        experiment.validate()?;
+        Ok(experiment)
+    }
+
+    fn take_profile(&mut self, name: &str) -> Result<()> {
+        let Some(profile) = self.profiles.get(name).cloned() else {
+            if name == "default" {
+                return Ok(());
+            }
+            let known: Vec<_> = self.profiles.keys().map(String::as_str).collect();
+            let message = format!("no profile `{name}` in this experiment; it has: {}", known.join(", "));
+            return Err(ConfigError::new("profiles", message));
+        };
+        if let Some(models) = profile.models {
+            self.models = models;
+        }
+        if let Some(tasks) = profile.tasks {
+            self.tasks = tasks;
+        }
+        self.limit = profile.limit.or(self.limit);
+        Ok(())
+    }
+
+    fn validate(&self) -> Result<()> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        if self.id.is_empty() || !self.id.chars().all(plain) {
+            return Err(ConfigError::new("id", "must be a plain name of letters, digits, `_`, `-` and `.`"));
+        }
+        if self.models.is_empty() && !self.profiles.values().any(|p| p.models.is_some()) {
+            return Err(ConfigError::new("models", "must name at least one model"));
+        }
+        if self.limit == Some(0) {
+            return Err(ConfigError::new("limit", "must be at least 1; leave it out for all samples"));
+        }
+        if self.fidelity.prefill == 0 || self.fidelity.continuation == 0 {
+            return Err(ConfigError::new("fidelity", "prefill and continuation must be at least 1 token"));
+        }
+        for (key, values) in &self.sweep {
+            if values.is_empty() {
+                return Err(ConfigError::new(format!("sweep.{key}"), "must list at least one value"));
+            }
+        }
+        cache_of(self.cache.clone())?;
+        crate::plan::cells(self).map(|_| ())
+    }
+}
+
+/// Applies `KEY=VALUE` with a dotted key to `table`. VALUE is TOML, or a bare string.
+fn apply(table: &mut toml::Table, assignment: &str) -> Result<()> {
+    let (key, value) = assignment
+        .split_once('=')
+        .ok_or_else(|| ConfigError::new("--set", format!("`{assignment}` is not KEY=VALUE")))?;
+    set(table, key.trim(), parse_value(value.trim()))
+}
+
+/// A TOML value, or the text itself as a string.
+fn parse_value(text: &str) -> toml::Value {
+    toml::from_str::<toml::Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(text.to_string()))
+}
+
+/// Sets the dotted `key` to `value`, making tables on the way.
+pub(crate) fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_string(), value);
+            Ok(())
+        }
+        Some((head, rest)) => {
+            let inner = table.entry(head).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            match inner {
+                toml::Value::Table(t) => set(t, rest, value),
+                _ => Err(ConfigError::new(
+                    key,
+                    format!("`{head}` is not a table, so `{rest}` cannot be set in it"),
+                )),
+            }
+        }
+    }
+}
+
+/// `[cache]`, a variant's keys and swept keys, read as one cache.
+pub(crate) fn cache_of(table: toml::Table) -> Result<CacheSpec> {
+    let spec: CacheSpec = typed(table, "cache")?;
+    spec.validate().map_err(|e| e.under("cache"))?;
+    Ok(spec)
+}
+
+/// `table` as a `T`, with the dotted key below `root` in the error.
+pub(crate) fn typed<T: serde::de::DeserializeOwned>(table: toml::Table, root: &str) -> Result<T> {
+    serde_path_to_error::deserialize(table).map_err(|e: serde_path_to_error::Error<toml::de::Error>| {
+        let path = e.path().to_string();
+        let key = if path == "." { root.to_string() } else { format!("{root}.{path}") };
+        ConfigError::new(key, e.inner().message().to_string())
+    })
+}

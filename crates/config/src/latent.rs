@@ -1,0 +1,114 @@
+//! Settings of the cross-layer latent cache.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ConfigError, Result};
+
+/// How many consecutive layers share one latent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Chosen on calibration text by measured loss per byte.
+    Auto,
+    /// This many layers.
+    Layers(usize),
+}
+
+impl Serialize for Group {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Group::Auto => s.serialize_str("auto"),
+            Group::Layers(n) => s.serialize_u64(*n as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Group {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        crate::cache::word_or_number(d, "auto", "\"auto\" or a number of layers")
+            .map(|n| n.map_or(Group::Auto, Group::Layers))
+    }
+}
+
+/// How many principal components are kept of the n = group * kv_heads * head_dim numbers of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Rank {
+    /// This many.
+    Number(usize),
+    /// This share of n, in 0..=1.
+    Fraction(f64),
+    /// As many as hold this share of the energy (sum of eigenvalues), in 0..=1.
+    Energy {
+        /// The share.
+        energy: f64,
+    },
+}
+
+/// One side (keys or values) of a latent cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LatentSide {
+    /// Layers per latent.
+    pub group: Group,
+    /// Components kept.
+    pub rank: Rank,
+    /// Bits per component: 2, 3, 4 or 8; 16 keeps f16.
+    pub bits: u8,
+    /// Quantisation group along the latent (per token) or along tokens (per channel).
+    pub quant_group: usize,
+}
+
+impl Default for LatentSide {
+    fn default() -> Self {
+        Self { group: Group::Layers(4), rank: Rank::Fraction(0.5), bits: 4, quant_group: 32 }
+    }
+}
+
+impl LatentSide {
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.group == Group::Layers(0) {
+            return Err(ConfigError::new("group", "must be \"auto\" or at least 1 layer"));
+        }
+        let share = |x: f64| x > 0.0 && x <= 1.0;
+        match self.rank {
+            Rank::Number(0) => return Err(ConfigError::new("rank", "must be at least 1")),
+            Rank::Fraction(f) if !share(f) => {
+                return Err(ConfigError::new(
+                    "rank",
+                    format!("a fraction must be above 0 and at most 1.0, not {f}"),
+                ));
+            }
+            Rank::Energy { energy } if !share(energy) => {
+                return Err(ConfigError::new(
+                    "rank.energy",
+                    format!("must be above 0 and at most 1, not {energy}"),
+                ));
+            }
+            _ => {}
+        }
+        if ![2, 3, 4, 8, 16].contains(&self.bits) {
+            return Err(ConfigError::new("bits", format!("must be 2, 3, 4, 8 or 16, not {}", self.bits)));
+        }
+        crate::cache::check_group("quant_group", self.quant_group)
+    }
+}
+
+/// Where the calibration text of a latent cache or an aligned model comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Calibration {
+    /// A task whose text is used, such as `gsm8k` or `longbench/gov_report`, or a comma-separated list.
+    pub task: String,
+    /// A text file, instead of a task.
+    pub file: Option<String>,
+    /// Tokens looked at.
+    pub tokens: usize,
+    /// Length of the chunks the text is cut into, in tokens.
+    pub chunk: usize,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self { task: "longbench".to_string(), file: None, tokens: 8192, chunk: 1024 }
+    }
+}

@@ -1,0 +1,141 @@
+//! From an experiment to its cells: models x tasks x variants x swept keys.
+
+use indexmap::IndexMap;
+
+use crate::experiment::{cache_of, set, typed};
+use crate::{CacheSpec, ConfigError, Experiment, ModelSettings, Result};
+
+/// One cell of an experiment's plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Model name as in the experiment.
+    pub model: String,
+    /// How it is loaded.
+    pub settings: ModelSettings,
+    /// Task name; empty for kinds without tasks.
+    pub task: String,
+    /// Variant name, or the cache's label.
+    pub variant: String,
+    /// The cache.
+    pub cache: CacheSpec,
+    /// The swept keys of this cell in file order: dotted key to value, printed as TOML.
+    pub swept: IndexMap<String, String>,
+}
+
+/// The plan, in order: models, tasks, variants, then the sweep with the last key fastest. Cells that mean the same
+/// (a swept key that the method does not read) appear once.
+///
+/// # Errors
+/// A swept or variant key that does not exist, or an impossible value.
+pub fn cells(experiment: &Experiment) -> Result<Vec<Cell>> {
+    let one = [String::new()];
+    let tasks = if experiment.tasks.is_empty() { &one[..] } else { &experiment.tasks };
+    let variants = variants(experiment)?;
+    let mut plan: Vec<Cell> = Vec::new();
+    for model in &experiment.models {
+        for task in tasks {
+            for v in &variants {
+                let cell = Cell { model: model.clone(), task: task.clone(), ..v.clone() };
+                let same = |c: &Cell| {
+                    (&c.model, &c.task, &c.settings) == (&cell.model, &cell.task, &cell.settings)
+                        && c.cache.canonical(None) == cell.cache.canonical(None)
+                };
+                if !plan.iter().any(same) {
+                    plan.push(cell);
+                }
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// Every variant with every combination of swept values, with model and task still open.
+fn variants(experiment: &Experiment) -> Result<Vec<Cell>> {
+    let mut out = Vec::new();
+    let plain = crate::Variant {
+        name: None,
+        cache: toml::Table::new(),
+        model: toml::Table::new(),
+        sweep: IndexMap::new(),
+    };
+    let listed = if experiment.variants.is_empty() { vec![plain] } else { experiment.variants.clone() };
+    let settings =
+        toml::Table::try_from(&experiment.model).map_err(|e| ConfigError::new("model", e.to_string()))?;
+    for (index, variant) in listed.iter().enumerate() {
+        let mut base = toml::Table::new();
+        base.insert("cache".into(), merged(&experiment.cache, &variant.cache).into());
+        base.insert("model".into(), merged(&settings, &variant.model).into());
+        let place = |e: ConfigError| {
+            if experiment.variants.is_empty() { e } else { e.under(&format!("variants.{index}")) }
+        };
+        let mut sweep = experiment.sweep.clone();
+        sweep.extend(variant.sweep.clone());
+        for (swept, table) in combinations(&base, &sweep)? {
+            let (cache, model) = split(table);
+            let cache = cache_of(cache).map_err(|e| blame(e, &swept, place))?;
+            let settings: ModelSettings = typed(model, "model").map_err(|e| blame(e, &swept, place))?;
+            let name = variant.name.clone().unwrap_or_else(|| cache.label());
+            let read = |key: &str| key.strip_prefix("cache.").is_none_or(|k| cache.reads(k));
+            let swept = swept.into_iter().filter(|(k, _)| read(k)).collect();
+            let (model, task) = (String::new(), String::new());
+            out.push(Cell { model, settings, task, variant: name, cache, swept });
+        }
+    }
+    Ok(out)
+}
+
+fn split(mut table: toml::Table) -> (toml::Table, toml::Table) {
+    let mut take = |key: &str| match table.remove(key) {
+        Some(toml::Value::Table(t)) => t,
+        _ => toml::Table::new(),
+    };
+    (take("cache"), take("model"))
+}
+
+/// An error of a swept value points at the sweep, any other at the variant or `[cache]`.
+fn blame(
+    e: ConfigError,
+    swept: &IndexMap<String, String>,
+    place: impl Fn(ConfigError) -> ConfigError,
+) -> ConfigError {
+    if swept.contains_key(&e.key) { e.under("sweep") } else { place(e) }
+}
+
+/// `base` with the keys of `over` on top, tables merged key by key. A new method starts from its own defaults of
+/// nothing but what is written, so keys of the base that it does not read do no harm.
+fn merged(base: &toml::Table, over: &toml::Table) -> toml::Table {
+    let mut out = base.clone();
+    for (key, value) in over {
+        match (out.get_mut(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(new)) => *inner = merged(inner, new),
+            _ => {
+                out.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    out
+}
+
+type Combination = (IndexMap<String, String>, toml::Table);
+
+fn combinations(base: &toml::Table, sweep: &IndexMap<String, Vec<toml::Value>>) -> Result<Vec<Combination>> {
+    let mut out = vec![(IndexMap::new(), base.clone())];
+    for (key, values) in sweep {
+        if !(key.starts_with("cache.") || key.starts_with("model.")) {
+            let message = "only keys below `cache.` and `model.` can be swept";
+            return Err(ConfigError::new(format!("sweep.{key}"), message));
+        }
+        let mut next = Vec::with_capacity(out.len() * values.len());
+        for (swept, table) in &out {
+            for value in values {
+                let (mut swept, mut table) = (swept.clone(), table.clone());
+                set(&mut table, key, value.clone()).map_err(|e| e.under("sweep"))?;
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+                swept.insert(key.clone(), text);
+                next.push((swept, table));
+            }
+        }
+        out = next;
+    }
+    Ok(out)
+}

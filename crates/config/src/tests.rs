@@ -1,0 +1,116 @@
+use crate::*;
+
+const TABLE2: &str = r#"
+id = "table2"
+title = "Retention threshold"
+kind = "accuracy"
+models = ["smollm2-135m"]
+tasks = ["gsm8k", "coqa"]
+limit = 100
+
+[cache]
+method = "minicache"
+start_layer = "half"
+t = 0.6
+retention = { rule = "most_distinct", gamma = 0.05 }
+quant = { bits = 4, group = 32, residual = 32 }
+
+[sweep]
+"cache.retention.gamma" = [0.0, 0.05, 1.0]
+"#;
+
+fn error(text: &str) -> String {
+    let e = Experiment::from_toml(text, &[], None).expect_err("should be refused");
+    e.in_file(std::path::Path::new("x.toml"), text).to_string()
+}
+
+#[test]
+fn the_sweep_is_a_cartesian_product_in_file_order() {
+    let e = Experiment::from_toml(TABLE2, &[], None).expect("valid");
+    let plan = cells(&e).expect("valid");
+    assert_eq!(plan.len(), 6);
+    assert_eq!(plan[1].swept["cache.retention.gamma"], "0.05");
+    assert_eq!(plan[2].cache.retention.gamma, 1.0);
+    assert_eq!(plan[3].task, "coqa");
+    assert_eq!(plan[0].cache.quant.as_ref().map(|q| q.bits), Some(4));
+}
+
+#[test]
+fn cells_that_mean_the_same_cache_appear_once() {
+    let text =
+        format!("{TABLE2}\n[[variants]]\ncache = {{ method = \"full\" }}\n[[variants]]\nname = \"ours\"\n");
+    let plan = cells(&Experiment::from_toml(&text, &[], None).expect("valid")).expect("valid");
+    assert_eq!(plan.len(), 2 * (1 + 3));
+    assert!(plan[0].swept.is_empty(), "full does not read gamma");
+    assert_eq!(plan[0].variant, "full");
+    assert_eq!(plan[1].variant, "ours");
+}
+
+#[test]
+fn overrides_reach_nested_keys_and_are_checked() {
+    let set = |s: &str| Experiment::from_toml(TABLE2, &[s.to_string()], None);
+    let plan = cells(&set("cache.start_layer=10").expect("valid")).expect("valid");
+    assert_eq!(plan[0].cache.start_layer, StartLayer::Layer(10));
+    let e = set("cache.retention.gama=1").expect_err("unknown key").to_string();
+    assert!(e.contains("gama"), "{e}");
+    let e = set("cache.t=2").expect_err("out of range").to_string();
+    assert!(e.contains("cache.t") && e.contains("0 to 1"), "{e}");
+}
+
+#[test]
+fn errors_name_file_line_and_key() {
+    let e = error(&TABLE2.replace("gamma = 0.05", "gamma = 3.0"));
+    assert!(e.contains("x.toml:13: cache.retention.gamma: must be within 0 to 1, not 3"), "{e}");
+    let e = error(&TABLE2.replace("bits = 4", "bits = 5"));
+    assert!(e.contains("x.toml:14: cache.quant.bits: must be 2, 3, 4 or 8, not 5"), "{e}");
+    let e = error(&TABLE2.replace("limit = 100", "limt = 100"));
+    assert!(e.contains("x.toml:7") && e.contains("limt"), "{e}");
+    let e = error(&TABLE2.replace("limit = 100", "limit = \"many\""));
+    assert!(e.contains("x.toml:7: limit"), "{e}");
+    let e = error(&TABLE2.replace("t = 0.6", "tt = 0.6"));
+    assert!(e.contains("x.toml:12") && e.contains("tt"), "{e}");
+    let e = error(&TABLE2.replace("1.0]", "7.0]"));
+    assert!(e.contains("x.toml:17: sweep.cache.retention.gamma"), "{e}");
+    let e = error("id = \"a\"\nkind = \"speed\"\nmodels = [\"m\"]");
+    assert!(e.contains("x.toml:2: kind") && e.contains("accuracy"), "{e}");
+    let e = error("id = \"a\"\nkind =\n");
+    assert!(e.contains("x.toml:2"), "{e}");
+    assert_eq!(e.lines().count(), 1, "{e}");
+}
+
+#[test]
+fn a_start_layer_beyond_the_model_is_refused() {
+    let shape = ModelShape { layers: 30, heads: 9, kv_heads: 3, head_dim: 64, window: None, scale: 0.125 };
+    let spec = CacheSpec { start_layer: StartLayer::Layer(30), ..CacheSpec::of(Method::Minicache) };
+    let e = spec.validate_for(&shape).expect_err("refused").to_string();
+    assert!(e.contains("start_layer") && e.contains("30 layers"), "{e}");
+    let spec = CacheSpec { start_layer: StartLayer::Layer(16), ..spec };
+    assert_eq!(spec.deep_pairs(30).len(), 7);
+    assert_eq!(shape.full_bytes(1), 23040);
+}
+
+#[test]
+fn cache_specs_read_names_bits_and_tables() {
+    assert_eq!(CacheSpec::parse("full").expect("valid"), CacheSpec::default());
+    let kivi = CacheSpec::parse("kivi-2").expect("valid");
+    assert_eq!((kivi.method, kivi.quantisation().map(|q| q.bits)), (Method::Kivi, Some(2)));
+    let spec = CacheSpec::parse("{ method = \"minicache\", start_layer = 15, t = 0.6 }").expect("valid");
+    assert_eq!(spec.start_layer, StartLayer::Layer(15));
+    for bad in ["none", "kivi-5", "{ method = \"full\", x = 1 }", "{ method = ", "full-4"] {
+        let e = CacheSpec::parse(bad).expect_err(bad).to_string();
+        assert_eq!(e.lines().count(), 1, "{e}");
+    }
+}
+
+#[test]
+fn a_spec_survives_toml_and_json() {
+    let spec = CacheSpec {
+        start_layer: StartLayer::Layer(3),
+        quant: Some(Quant::default()),
+        ..CacheSpec::of(Method::Minicache)
+    };
+    let text = toml::to_string(&spec).expect("toml");
+    assert_eq!(toml::from_str::<CacheSpec>(&text).expect("toml"), spec);
+    let text = serde_json::to_string(&spec).expect("json");
+    assert_eq!(serde_json::from_str::<CacheSpec>(&text).expect("json"), spec);
+}
