@@ -1,1 +1,17 @@
 //! The merge core: merge, retain, quantise, pack, attend and account for KV caches.
+//!
+//! It knows tensors, not models or data sets. A decoder computes queries, keys and values and hands them to a
+//! [`KvCache`]; the cache stores, compresses and attends, and gives the attention output back.
+//!
+//! Layouts: slices are f32, contiguous and token-major, `(tokens, heads, head_dim)`, as a linear layer writes them.
+
+mod cache;
+mod error;
+mod footprint;
+mod resources;
+
+pub use cache::{KvCache, Restored};
+pub use error::{Error, Result};
+pub use footprint::Footprint;
+pub use minicache_config::{CacheSpec, ModelShape};
+pub use resources::{Resources, Rotary};

@@ -1,0 +1,89 @@
+//! The seam between decoder and cache.
+
+use candle_core::{Device, Tensor};
+use minicache_config::ModelShape;
+
+use crate::{Error, Footprint, Result};
+
+/// One sequence's KV cache.
+///
+/// A forward step calls [`KvCache::attend_into`] once per layer, in order, with the step's new tokens, then
+/// [`KvCache::finish_step`]. Within a step attention sees the exact states of the step's own tokens and the stored
+/// (compressed) states of earlier ones.
+pub trait KvCache: Send {
+    /// The model's shape.
+    fn shape(&self) -> &ModelShape;
+
+    /// Appends `k` and `v`, each `(tokens, kv_heads, head_dim)`, of `layer`, and writes causal attention of `q`
+    /// `(tokens, heads, head_dim)` over all cached tokens to `out`, of the shape of `q`. Query head h reads KV head
+    /// `h / (heads / kv_heads)`.
+    ///
+    /// # Errors
+    /// Slices of the wrong length; states that are not finite, with layer and position.
+    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()>;
+
+    /// Ends a forward step: tokens of the step now count as cached; what is complete is merged and packed.
+    ///
+    /// # Errors
+    /// States that cannot be stored.
+    fn finish_step(&mut self) -> Result<()>;
+
+    /// Tokens seen so far, those that a window or an eviction policy dropped included: the next token's position.
+    fn len(&self) -> usize;
+
+    /// Whether no token has been seen.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes really held, by part.
+    fn footprint(&self) -> Footprint;
+
+    /// Keys and values of `layer` as attention sees them: positions held, and for each `(tokens, kv_heads, head_dim)`.
+    ///
+    /// # Errors
+    /// A layer that the model does not have.
+    fn restored(&self, layer: usize) -> Result<Restored>;
+
+    /// An independent copy that shares storage until either side writes (a shared prefix, several continuations).
+    fn fork(&self) -> Box<dyn KvCache>;
+
+    /// [`KvCache::attend_into`] on candle tensors: `q` `(heads, tokens, head_dim)`, `k` and `v`
+    /// `(kv_heads, tokens, head_dim)`; gives `(heads, tokens, head_dim)` on the device and in the dtype of `q`.
+    ///
+    /// # Errors
+    /// As [`KvCache::attend_into`], and errors of candle.
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (heads, tokens, dim) = q.dims3()?;
+        let shape = *self.shape();
+        let wanted = (shape.kv_heads, tokens, shape.head_dim);
+        for (what, t) in [("keys", k), ("values", v)] {
+            if t.dims3()? != wanted {
+                return Err(Error::Shape {
+                    what,
+                    expected: format!("{wanted:?}"),
+                    got: format!("{:?}", t.dims()),
+                });
+            }
+        }
+        let rows = |t: &Tensor| -> Result<Vec<f32>> {
+            let t = t.transpose(0, 1)?.to_dtype(candle_core::DType::F32)?.flatten_all()?;
+            Ok(t.to_vec1::<f32>()?)
+        };
+        let mut out = vec![0.0; heads * tokens * dim];
+        self.attend_into(layer, &rows(q)?, &rows(k)?, &rows(v)?, &mut out)?;
+        let out = Tensor::from_vec(out, (tokens, heads, dim), &Device::Cpu)?.transpose(0, 1)?.contiguous()?;
+        Ok(out.to_dtype(q.dtype())?.to_device(q.device())?)
+    }
+}
+
+/// One layer's states as attention sees them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Restored {
+    /// Positions held, ascending (per layer; all KV heads alike unless the method evicts per head).
+    pub positions: Vec<usize>,
+    /// `(tokens, kv_heads, head_dim)`.
+    pub keys: Vec<f32>,
+    /// `(tokens, kv_heads, head_dim)`.
+    pub values: Vec<f32>,
+}

@@ -1,0 +1,58 @@
+//! Bytes held, by part.
+
+use serde::Serialize;
+
+/// Bytes that a cache really holds, counted from its allocations (capacity, not length), by part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Footprint {
+    /// States stored per layer: exact, or the codes of quantised ones.
+    pub states: usize,
+    /// Shared directions (or means) of merged pairs, or the codes of quantised ones.
+    pub directions: usize,
+    /// Magnitudes of merged states.
+    pub magnitudes: usize,
+    /// Retained tokens of merged pairs and exact first tokens, with their positions.
+    pub retained: usize,
+    /// Newest tokens in full precision.
+    pub residual: usize,
+    /// Scales and zeros of quantised numbers.
+    pub scales: usize,
+    /// Cross-layer latents, or the codes of quantised ones.
+    pub latents: usize,
+    /// What a method keeps besides states (attention statistics, smoothing factors, indices).
+    pub state: usize,
+}
+
+impl Footprint {
+    /// All parts together.
+    pub fn total(&self) -> usize {
+        self.parts().iter().map(|(_, b)| b).sum()
+    }
+
+    /// Parts by name, in a fixed order.
+    pub fn parts(&self) -> [(&'static str, usize); 8] {
+        [
+            ("states", self.states),
+            ("directions", self.directions),
+            ("magnitudes", self.magnitudes),
+            ("retained", self.retained),
+            ("residual", self.residual),
+            ("scales", self.scales),
+            ("latents", self.latents),
+            ("state", self.state),
+        ]
+    }
+}
+
+impl std::ops::AddAssign for Footprint {
+    fn add_assign(&mut self, other: Self) {
+        self.states += other.states;
+        self.directions += other.directions;
+        self.magnitudes += other.magnitudes;
+        self.retained += other.retained;
+        self.residual += other.residual;
+        self.scales += other.scales;
+        self.latents += other.latents;
+        self.state += other.state;
+    }
+}

@@ -1,0 +1,21 @@
+//! What some caches need of the model besides its shape.
+
+use std::sync::Arc;
+
+/// The model's rotary embedding, for caches that work on un-rotated keys.
+pub trait Rotary: Send + Sync {
+    /// Rotates one head vector (`head_dim` numbers, half-split order: pair j is (j, j + rotary_dim/2)) from position 0
+    /// to `position`.
+    fn rotate(&self, position: usize, x: &mut [f32]);
+    /// The inverse of [`Rotary::rotate`].
+    fn unrotate(&self, position: usize, x: &mut [f32]);
+    /// Numbers of a head that are rotated (the first ones); the rest pass through.
+    fn rotary_dim(&self) -> usize;
+}
+
+/// Shared, read-only helpers of a cache.
+#[derive(Clone, Default)]
+pub struct Resources {
+    /// The model's rotary embedding (`key_space = "pre_rope"`, some latents).
+    pub rotary: Option<Arc<dyn Rotary>>,
+}
