@@ -1,0 +1,1 @@
+//! Model files to one configuration-driven decoder, with tokenizers, chat templates and the hub.
