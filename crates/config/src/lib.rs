@@ -8,6 +8,7 @@ mod error;
 mod experiment;
 mod latent;
 mod plan;
+mod run_info;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -23,3 +24,4 @@ pub use experiment::{
 };
 pub use latent::{Calibration, Group, LatentSide, Rank};
 pub use plan::{Cell, cells};
+pub use run_info::{ModelInfo, RunInfo};
