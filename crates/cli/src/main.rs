@@ -1,2 +1,38 @@
 //! The command `minicache`.
-fn main() {}
+
+mod commands;
+mod failure;
+mod global;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::commands::Command;
+use crate::global::Global;
+
+/// Compresses KV caches across layers (MiniCache and beyond), and measures what that costs and saves.
+#[derive(Debug, Parser)]
+#[command(name = "minicache", version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    failure::install_panic_hook();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return failure::report_clap(&e),
+    };
+    let run = || cli.global.prepare().and_then(|()| cli.command.run(&cli.global));
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(e)) => failure::report(&e),
+        // The hook has already said what happened.
+        Err(_) => ExitCode::from(failure::FAILED),
+    }
+}

@@ -1,1 +1,3 @@
 //! Tasks, metrics, runners and the results store.
+
+pub mod store;

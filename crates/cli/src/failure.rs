@@ -1,0 +1,146 @@
+//! How failures reach the user: one or two lines on stderr, and an exit code.
+
+use std::process::ExitCode;
+
+use anyhow::Error;
+
+/// The work could not be done: a full disk, no network, a model that computes NaN.
+pub(crate) const FAILED: u8 = 1;
+/// The call, or a file that it names, is wrong.
+pub(crate) const WRONG: u8 = 2;
+
+/// Marks an error as a wrong call or file (exit code 2).
+#[derive(Debug)]
+pub(crate) struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// An error about the call itself, with what to do instead.
+pub(crate) fn usage(message: impl Into<String>) -> Error {
+    Error::new(Usage(message.into()))
+}
+
+/// Turns any error into one about the call or a file that it names.
+pub(crate) trait OrUsage<T> {
+    /// Exit code 2 for whatever went wrong here, `what` (the file or option) named first.
+    fn or_usage(self, what: impl std::fmt::Display) -> anyhow::Result<T>;
+}
+
+impl<T, E: std::fmt::Display> OrUsage<T> for Result<T, E> {
+    fn or_usage(self, what: impl std::fmt::Display) -> anyhow::Result<T> {
+        self.map_err(|e| usage(format!("{what}: {e:#}")))
+    }
+}
+
+/// The exit code of an error: 2 where an error in the chain says that the call or a file is wrong, else 1.
+fn code(error: &Error) -> u8 {
+    let wrong = error.chain().any(|e| {
+        e.is::<Usage>()
+            || e.is::<minicache_config::ConfigError>()
+            || e.downcast_ref::<minicache_core::Error>().is_some_and(|e| {
+                matches!(e, minicache_core::Error::Config(_) | minicache_core::Error::Missing(_))
+            })
+    });
+    if wrong { WRONG } else { FAILED }
+}
+
+/// Prints the error as `minicache: ...` and gives its exit code. A reader that closed the pipe is no failure.
+pub(crate) fn report(error: &Error) -> ExitCode {
+    if error.chain().any(is_broken_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("minicache: {}", describe(error));
+    ExitCode::from(code(error))
+}
+
+/// The chain in one line; a cause that the message before it already quotes is not repeated.
+fn describe(error: &Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    // Errors of candle carry a backtrace below their first line when RUST_BACKTRACE is set.
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).take(2).collect();
+    lines.join("\n  ")
+}
+
+fn is_broken_pipe(e: &(dyn std::error::Error + 'static)) -> bool {
+    e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Help and version as clap prints them; errors shortened to the message and where to look.
+pub(crate) fn report_clap(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let _ = error.print();
+        return ExitCode::from(if error.exit_code() == 0 { 0 } else { WRONG });
+    }
+    let text = error.render().to_string();
+    let end = text.find("\nUsage:").unwrap_or(text.len());
+    let message: Vec<_> = text[..end]
+        .lines()
+        .map(|l| l.trim().trim_start_matches("error: "))
+        .filter(|l| !l.is_empty() && !l.starts_with("For more information"))
+        .collect();
+    eprintln!("minicache: {}; see `minicache --help`", message.join(" "));
+    ExitCode::from(WRONG)
+}
+
+/// A panic is a bug: one line that says so and where, instead of a backtrace.
+pub(crate) fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let message = payload
+            .downcast_ref::<&str>()
+            .map(|s| (*s).to_string())
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        if message.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        let message = message.lines().next().unwrap_or("panic");
+        eprintln!("minicache: internal error{place}: {message}; please report it with the command you ran");
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn wrong_calls_and_failed_work_differ() {
+        assert_eq!(code(&usage("no such file")), WRONG);
+        assert_eq!(code(&usage("x").context("while reading y")), WRONG);
+        let config = minicache_config::ConfigError::new("cache.t", "must be within 0 to 1");
+        assert_eq!(code(&Error::new(config)), WRONG);
+        assert_eq!(code(&anyhow::anyhow!("no space left on device")), FAILED);
+    }
+
+    #[test]
+    fn a_chain_is_one_line_without_repetition() {
+        let e: anyhow::Result<()> = Err(anyhow::anyhow!("disk full"));
+        let e = e.context("cannot write cells.csv: disk full").context("fig1a");
+        let e = e.expect_err("an error");
+        assert_eq!(describe(&e), "fig1a: cannot write cells.csv: disk full");
+    }
+}
