@@ -1,1 +1,3 @@
 //! Model files to one configuration-driven decoder, with tokenizers, chat templates and the hub.
+
+pub mod packed;

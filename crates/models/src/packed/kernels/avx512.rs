@@ -1,0 +1,124 @@
+//! AVX-512 with VNNI: `vpdpbusd` multiplies unsigned weight codes with signed activations, four inputs of sixteen
+//! output rows at a time, and adds into 32 bits without saturation.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Panel, Tile};
+use crate::packed::activations::ActivationBlock;
+use crate::packed::layout::{Layout, Line, PANEL, Scales};
+
+pub(in crate::packed) struct Avx512;
+
+impl Kernel for Avx512 {
+    const PANELS: usize = 2;
+
+    unsafe fn tile<L: Layout, const R: usize, const P: usize>(
+        panels: [Panel<'_>; P],
+        x: [&[ActivationBlock]; R],
+        blocks: usize,
+    ) -> Tile<R, P> {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { tile::<L, R, P>(panels, x, blocks) }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(line: &Line) -> __m512i {
+    // SAFETY: a line is 64 bytes, aligned to 64.
+    unsafe { _mm512_load_si512((&raw const line.0).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_scales(scales: &Scales) -> __m512 {
+    // SAFETY: sixteen f16 are 32 bytes, aligned to 32.
+    _mm512_cvtph_ps(unsafe { _mm256_load_si256((&raw const scales.0).cast()) })
+}
+
+/// Four activations, for every output row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn broadcast4(x: &ActivationBlock, input: usize) -> __m512i {
+    let q = &x.quants;
+    _mm512_set1_epi32(i32::from_ne_bytes(
+        [q[input], q[input + 1], q[input + 2], q[input + 3]].map(|v| v as u8),
+    ))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn tile<L: Layout, const R: usize, const P: usize>(
+    panels: [Panel<'_>; P],
+    x: [&[ActivationBlock]; R],
+    blocks: usize,
+) -> Tile<R, P> {
+    // One check here instead of one per block.
+    let lines: [&[Line]; P] = std::array::from_fn(|p| &panels[p].lines[..blocks * L::LINES]);
+    let scales: [&[Scales]; P] = std::array::from_fn(|p| &panels[p].scales[..blocks * L::SCALES]);
+    let x: [&[ActivationBlock]; R] = std::array::from_fn(|r| &x[r][..blocks]);
+
+    let nibble = _mm512_set1_epi8(0xf);
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    for b in 0..blocks {
+        let mut dots = [[_mm512_setzero_si512(); P]; R];
+        for r in 0..R {
+            let start = _mm512_set1_epi32(x[r][b].negative_sum);
+            dots[r] = [match L::ZERO {
+                0 => _mm512_setzero_si512(),
+                8 => _mm512_slli_epi32::<3>(start),
+                128 => _mm512_slli_epi32::<7>(start),
+                zero => _mm512_mullo_epi32(start, _mm512_set1_epi32(zero)),
+            }; P];
+        }
+        for g in 0..L::LINES {
+            let mut codes = [_mm512_setzero_si512(); P];
+            for p in 0..P {
+                codes[p] = load(&lines[p][b * L::LINES + g]);
+            }
+            if L::NIBBLES {
+                let mut high = codes;
+                for p in 0..P {
+                    high[p] = _mm512_and_si512(_mm512_srli_epi16::<4>(codes[p]), nibble);
+                    codes[p] = _mm512_and_si512(codes[p], nibble);
+                }
+                for r in 0..R {
+                    let x_low = broadcast4(&x[r][b], 4 * g);
+                    let x_high = broadcast4(&x[r][b], 16 + 4 * g);
+                    for p in 0..P {
+                        dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], codes[p], x_low);
+                        dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], high[p], x_high);
+                    }
+                }
+            } else {
+                for r in 0..R {
+                    let x = broadcast4(&x[r][b], 4 * g);
+                    for p in 0..P {
+                        dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], codes[p], x);
+                    }
+                }
+            }
+        }
+        for p in 0..P {
+            let d = load_scales(&scales[p][b * L::SCALES]);
+            for r in 0..R {
+                let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r][p]), _mm512_set1_ps(x[r][b].scale));
+                sums[r][p] = _mm512_fmadd_ps(dot, d, sums[r][p]);
+            }
+            if L::MINIMUM {
+                let m = load_scales(&scales[p][b * L::SCALES + 1]);
+                for r in 0..R {
+                    sums[r][p] = _mm512_fmadd_ps(m, _mm512_set1_ps(x[r][b].weighted_sum), sums[r][p]);
+                }
+            }
+        }
+    }
+
+    let mut out = [[[0.0; PANEL]; P]; R];
+    for r in 0..R {
+        for p in 0..P {
+            // SAFETY: sixteen floats are 64 bytes.
+            unsafe { _mm512_storeu_ps(out[r][p].as_mut_ptr(), sums[r][p]) };
+        }
+    }
+    out
+}
