@@ -8,10 +8,13 @@
 mod cache;
 mod error;
 mod footprint;
+pub mod kernels;
 mod resources;
+pub mod store;
 
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;
 pub use minicache_config::{CacheSpec, ModelShape};
 pub use resources::{Resources, Rotary};
+pub use store::{Scheme, Side, Store, StoreBytes};

@@ -1,0 +1,41 @@
+//! Asymmetric round-to-nearest: the grid of one group.
+
+use half::f16;
+
+/// The numbers `zero + scale * code`, code = 0 ..= 2^bits - 1, with scale and zero as they are stored (f16):
+/// zero = min, scale = (max - min) / (2^bits - 1). KIVI (Liu et al. 2024, arXiv 2402.02750), eq. 1, without its
+/// unstored f32 scale.
+#[derive(Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) scale: f16,
+    pub(super) zero: f16,
+    inverse: f32,
+    top: f32,
+}
+
+impl Grid {
+    /// The grid of a group whose numbers lie within `low..=high`.
+    pub(super) fn fit(low: f32, high: f32, bits: u8) -> Self {
+        let top = ((1_u32 << bits) - 1) as f32;
+        let scale = f16::from_f32((high - low) / top);
+        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+        Self { scale, zero: f16::from_f32(low), inverse, top }
+    }
+
+    /// The grid of `x`.
+    pub(super) fn of(x: impl Iterator<Item = f32>, bits: u8) -> Self {
+        let (low, high) =
+            x.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
+        Self::fit(low, high, bits)
+    }
+
+    /// The code of the nearest number of the grid.
+    pub(super) fn code(&self, x: f32) -> u8 {
+        ((x - self.zero.to_f32()) * self.inverse).round().clamp(0.0, self.top) as u8
+    }
+}
+
+/// What a code stands for.
+pub(super) fn decode(code: u8, scale: f16, zero: f16) -> f32 {
+    scale.to_f32() * f32::from(code) + zero.to_f32()
+}

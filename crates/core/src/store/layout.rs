@@ -1,0 +1,196 @@
+//! Where a vector's channels lie in a block.
+
+use std::ops::Range;
+
+use half::f16;
+use minicache_config::Axis;
+
+use super::Side;
+use crate::kernels::{self, Dense, Float, Isa, LANES, Line, Sums, Weights, get_code, put_code, strip_bytes};
+
+/// One head's floats in a block of `slots` tokens. Keys: strips of 16 tokens, a step per channel (`slots` is a
+/// multiple of 16). Values: strips of 16 channels, the last narrower if 16 does not divide `dim`, a step per token.
+#[derive(Clone, Copy)]
+pub(super) struct FloatBlock {
+    pub(super) side: Side,
+    pub(super) dim: usize,
+    pub(super) slots: usize,
+}
+
+impl FloatBlock {
+    /// Lines of one head.
+    pub(super) fn head_lines<T>(&self) -> usize {
+        Line::count(self.dim * self.slots * size_of::<T>())
+    }
+
+    pub(super) fn index(&self, slot: usize, channel: usize) -> usize {
+        match self.side {
+            Side::Keys => (slot / LANES * self.dim + channel) * LANES + slot % LANES,
+            Side::Values => {
+                let first = channel / LANES * LANES;
+                let width = LANES.min(self.dim - first);
+                first * self.slots + slot * width + channel % LANES
+            }
+        }
+    }
+
+    /// Keys: `out` gets the scores of the strips `strips` (16 tokens each) under the queries `w`.
+    pub(super) fn scores<T: Float>(&self, isa: Isa, x: &[T], strips: Range<usize>, w: Weights, out: Sums) {
+        let stride = self.dim * LANES;
+        let x = &x[strips.start * stride..strips.end * stride];
+        kernels::dense(isa, Dense { x, strips: strips.len(), stride, width: LANES, steps: self.dim }, w, out);
+    }
+
+    /// Values: `out` gets the sum of the tokens `slots` weighed by `w`, which starts with the first of them.
+    pub(super) fn sums<T: Float>(&self, isa: Isa, x: &[T], slots: Range<usize>, w: Weights, out: Sums) {
+        let full = self.dim / LANES;
+        let stride = self.slots * LANES;
+        let steps = slots.len();
+        let Sums { y, stride: y_stride } = out;
+        if full > 0 {
+            let m = Dense { x: &x[slots.start * LANES..], strips: full, stride, width: LANES, steps };
+            kernels::dense(isa, m, w, Sums { y, stride: y_stride });
+        }
+        let width = self.dim % LANES;
+        if width > 0 {
+            let x = &x[full * stride + slots.start * width..];
+            let m = Dense { x, strips: 1, stride: 0, width, steps };
+            kernels::dense(isa, m, w, Sums { y: &mut y[full * LANES..], stride: y_stride });
+        }
+    }
+}
+
+/// A part of a head's codes that one kernel call covers.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// Channels (keys) or tokens (values) that are summed over.
+    pub(super) steps: usize,
+    /// First channel of the tile.
+    pub(super) channel: usize,
+    pub(super) strips: usize,
+    pub(super) width: usize,
+    /// First byte of its codes.
+    pub(super) codes: usize,
+    /// Which pair of scale and zero arrays is its own, and the first entry in it.
+    pub(super) group: usize,
+    pub(super) entry: usize,
+}
+
+/// One head's codes in a block of `slots` tokens: the strips of all tiles, then for each group an array of scales and
+/// one of zeros, indexed by channel (`Axis::Channel`) or by token (`Axis::Token`).
+pub(super) struct CodeBlock {
+    pub(super) side: Side,
+    pub(super) axis: Axis,
+    pub(super) dim: usize,
+    pub(super) slots: usize,
+    pub(super) bits: u8,
+    /// Channels that share a scale (`Axis::Token`); all of them otherwise, each with its own.
+    group: usize,
+    pub(super) tiles: Vec<Tile>,
+    code_bytes: usize,
+}
+
+impl CodeBlock {
+    pub(super) fn new(side: Side, axis: Axis, dim: usize, slots: usize, bits: u8, group: usize) -> Self {
+        let group = if axis == Axis::Token { group.min(dim) } else { dim };
+        let mut tiles = Vec::new();
+        let mut codes = 0;
+        for (g, channel) in (0..dim).step_by(group).enumerate() {
+            let channels = group.min(dim - channel);
+            let mut add = |steps, channel, strips, width, entry| {
+                if strips * width > 0 {
+                    tiles.push(Tile { steps, channel, strips, width, codes, group: g, entry });
+                    codes += strips * strip_bytes(bits, steps, width);
+                }
+            };
+            match side {
+                Side::Keys => add(channels, channel, slots / LANES, LANES, 0),
+                Side::Values => {
+                    let full = channels / LANES;
+                    let rest = channel + full * LANES;
+                    let entry = if axis == Axis::Channel { full * LANES } else { 0 };
+                    add(slots, channel, full, LANES, 0);
+                    add(slots, rest, 1, channels % LANES, entry);
+                }
+            }
+        }
+        Self { side, axis, dim, slots, bits, group, tiles, code_bytes: codes.next_multiple_of(2) }
+    }
+
+    /// Whether a scale belongs to a step (and goes into its weight) or to a lane (and multiplies its sum).
+    pub(super) fn scale_of_step(&self) -> bool {
+        (self.side == Side::Keys) == (self.axis == Axis::Channel)
+    }
+
+    fn scales_per_group(&self) -> usize {
+        if self.axis == Axis::Channel { self.dim } else { self.slots }
+    }
+
+    fn groups(&self) -> usize {
+        self.dim.div_ceil(self.group)
+    }
+
+    /// Bytes of one head's codes, and of its scales and zeros.
+    pub(super) fn head_bytes(&self) -> (usize, usize) {
+        (self.code_bytes, self.groups() * self.scales_per_group() * 4)
+    }
+
+    /// Lines of one head.
+    pub(super) fn head_lines(&self) -> usize {
+        let (codes, scales) = self.head_bytes();
+        Line::count(codes + scales)
+    }
+
+    /// The scales and the zeros of a tile, from its first entry on.
+    pub(super) fn scales<'a>(&self, head: &'a [f16], tile: &Tile) -> (&'a [f16], &'a [f16]) {
+        let n = self.scales_per_group();
+        let at = self.code_bytes / 2 + tile.group * 2 * n + tile.entry;
+        (&head[at..at + n - tile.entry], &head[at + n..at + 2 * n - tile.entry])
+    }
+
+    /// Where the scale of (slot, channel) is in the head's f16 view; its zero is the second index.
+    pub(super) fn scale_index(&self, slot: usize, channel: usize) -> (usize, usize) {
+        let n = self.scales_per_group();
+        let entry = if self.axis == Axis::Channel { channel } else { slot };
+        let at = self.code_bytes / 2 + channel / self.group * 2 * n + entry;
+        (at, at + n)
+    }
+
+    /// The strip of (slot, channel): its first byte, its shape, and step and lane in it.
+    fn strip(&self, slot: usize, channel: usize) -> (usize, (usize, usize), (usize, usize)) {
+        match self.side {
+            Side::Keys => {
+                let first = channel / self.group * self.group;
+                let steps = self.group.min(self.dim - first);
+                let before =
+                    channel / self.group * (self.slots / LANES) * strip_bytes(self.bits, self.group, LANES);
+                let at = before + slot / LANES * strip_bytes(self.bits, steps, LANES);
+                (at, (steps, LANES), (channel - first, slot % LANES))
+            }
+            Side::Values => {
+                let strip = channel / LANES;
+                let width = LANES.min(self.dim - strip * LANES);
+                let at = strip * strip_bytes(self.bits, self.slots, LANES);
+                (at, (self.slots, width), (slot, channel % LANES))
+            }
+        }
+    }
+
+    /// Writes one code into the head's bytes.
+    pub(super) fn put(&self, head: &mut [u8], slot: usize, channel: usize, code: u8) {
+        let (at, shape, place) = self.strip(slot, channel);
+        put_code(&mut head[at..], self.bits, shape, place, code);
+    }
+
+    /// Reads one code from the head's bytes.
+    pub(super) fn get(&self, head: &[u8], slot: usize, channel: usize) -> u8 {
+        let (at, shape, place) = self.strip(slot, channel);
+        get_code(&head[at..], self.bits, shape, place)
+    }
+
+    /// Channels of a group, cut at the head's end.
+    pub(super) fn group_channels(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (group, dim) = (self.group, self.dim);
+        (0..dim).step_by(group).map(move |c| c..(c + group).min(dim))
+    }
+}

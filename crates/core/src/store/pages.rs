@@ -1,0 +1,112 @@
+//! Blocks of a fixed number of tokens, gathered into shared pages.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::kernels::Line;
+
+/// Blocks are gathered into pages of about this size, so that what an allocation costs beside its contents is small.
+const PAGE_BYTES: usize = 16 << 10;
+const MAX_BLOCKS: usize = 8;
+
+/// A growing row of equal blocks. A clone shares the pages; whoever writes to a shared page copies that page. A page
+/// holds exactly the blocks it has (it is copied when a block joins it), so nothing is allocated in advance.
+#[derive(Clone)]
+pub(super) struct Pages {
+    pages: VecDeque<Arc<[Line]>>,
+    block_lines: usize,
+    per_page: usize,
+    /// Pages dropped at the front.
+    dropped: usize,
+    /// Blocks, dropped ones included.
+    blocks: usize,
+}
+
+impl Pages {
+    pub(super) fn new(block_lines: usize) -> Self {
+        let per_page = (PAGE_BYTES / (block_lines * Line::BYTES).max(1)).clamp(1, MAX_BLOCKS);
+        Self { pages: VecDeque::new(), block_lines, per_page, dropped: 0, blocks: 0 }
+    }
+
+    /// The first block still held.
+    pub(super) fn first(&self) -> usize {
+        (self.dropped * self.per_page).min(self.blocks)
+    }
+
+    /// Appends a block of zeros.
+    pub(super) fn push(&mut self) {
+        let zeros = std::iter::repeat_n(Line::ZERO, self.block_lines);
+        if self.blocks.is_multiple_of(self.per_page) {
+            self.pages.push_back(zeros.collect());
+        } else if let Some(last) = self.pages.back_mut() {
+            *last = last.iter().copied().chain(zeros).collect();
+        }
+        self.blocks += 1;
+    }
+
+    fn place(&self, block: usize) -> (usize, Range<usize>) {
+        let start = block % self.per_page * self.block_lines;
+        (block / self.per_page - self.dropped, start..start + self.block_lines)
+    }
+
+    pub(super) fn block(&self, block: usize) -> &[Line] {
+        let (page, lines) = self.place(block);
+        &self.pages[page][lines]
+    }
+
+    pub(super) fn block_mut(&mut self, block: usize) -> &mut [Line] {
+        let (page, lines) = self.place(block);
+        &mut Arc::make_mut(&mut self.pages[page])[lines]
+    }
+
+    /// Frees the pages of which every block is before `block`.
+    pub(super) fn drop_before(&mut self, block: usize) {
+        while self.dropped < block.min(self.blocks) / self.per_page {
+            self.pages.pop_front();
+            self.dropped += 1;
+        }
+    }
+
+    /// Bytes allocated: pages with their counters, and the list of pages.
+    pub(super) fn bytes(&self) -> usize {
+        let pages: usize = self.pages.iter().map(|p| shared_bytes(p)).sum();
+        pages + self.pages.capacity() * size_of::<Arc<[Line]>>()
+    }
+
+    /// Blocks held.
+    pub(super) fn held(&self) -> usize {
+        self.blocks - self.first()
+    }
+}
+
+/// Bytes that an `Arc` of these lines allocates: two counters, padded to the lines' alignment, and the lines.
+pub(super) fn shared_bytes(lines: &[Line]) -> usize {
+    Line::BYTES.max(2 * size_of::<usize>()) + size_of_val(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{view, view_mut};
+
+    #[test]
+    fn a_clone_shares_until_it_writes_and_dropped_pages_are_freed() {
+        let mut a = Pages::new(16); // 1 KiB: eight to a page
+        for i in 0..20 {
+            a.push();
+            view_mut::<u8>(a.block_mut(i))[5] = i as u8;
+        }
+        let mut b = a.clone();
+        assert!(Arc::ptr_eq(&a.pages[1], &b.pages[1]));
+        view_mut::<u8>(b.block_mut(9))[5] = 99;
+        assert!(Arc::ptr_eq(&a.pages[0], &b.pages[0]) && !Arc::ptr_eq(&a.pages[1], &b.pages[1]));
+        assert_eq!((view::<u8>(a.block(9))[5], view::<u8>(b.block(9))[5]), (9, 99));
+        let before = a.bytes();
+        a.drop_before(15);
+        assert_eq!((a.first(), a.blocks, a.held()), (8, 20, 12));
+        assert_eq!(before - a.bytes(), 8 * 1024 + 64);
+        assert_eq!(view::<u8>(a.block(8))[5], 8);
+        assert_eq!(view::<u8>(b.block(0))[5], 0);
+    }
+}

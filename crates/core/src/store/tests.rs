@@ -1,0 +1,215 @@
+#![allow(clippy::unwrap_used)]
+
+use minicache_config::Axis;
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::kernels::{Isa, with_isa};
+
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-2.0..2.0)).collect()
+}
+
+fn schemes() -> impl Strategy<Value = Scheme> {
+    let axis = prop_oneof![Just(Axis::Channel), Just(Axis::Token)];
+    let bits = prop_oneof![Just(2_u8), Just(3), Just(4), Just(8)];
+    let group = prop_oneof![Just(16_usize), Just(32), Just(64), Just(128)];
+    prop_oneof![
+        1 => Just(Scheme::F32),
+        1 => Just(Scheme::F16),
+        6 => (bits, group, axis, 0_usize..70)
+            .prop_map(|(bits, group, axis, residual)| Scheme::Quant { bits, group, axis, residual }),
+    ]
+}
+
+/// Largest difference, over the root mean square of what is expected.
+fn error(got: &[f32], expected: &[f32]) -> f32 {
+    let scale = (expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32).sqrt().max(1e-3);
+    got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
+}
+
+/// Scores and sums on every instruction set against the vectors that `read` gives.
+fn check(store: &Store, range: Range<usize>, rows: usize, seed: u64) {
+    let (dim, n) = (store.dim(), range.len());
+    let q = random(rows * dim, seed);
+    let p: Vec<f32> = random(rows * n, seed + 1).iter().map(|x| x.abs()).collect();
+    let head = seed as usize % store.heads();
+    let mut x = vec![0.0; n * dim];
+    for (i, x) in range.clone().zip(x.chunks_exact_mut(dim)) {
+        store.read(head, i, x);
+    }
+    let mut scores = vec![0.0; rows * n];
+    let mut sums = vec![1.0; rows * dim];
+    for row in 0..rows {
+        for i in 0..n {
+            let x = &x[i * dim..][..dim];
+            let dot: f64 = x.iter().zip(&q[row * dim..]).map(|(a, b)| f64::from(a * b)).sum();
+            scores[row * n + i] = dot as f32;
+            for c in 0..dim {
+                sums[row * dim + c] += p[row * n + i] * x[c];
+            }
+        }
+    }
+    for isa in Isa::available() {
+        let mut got = vec![f32::NAN; rows * n];
+        with_isa(isa, || store.scores(head, range.clone(), &q, rows, &mut got));
+        assert!(error(&got, &scores) < 1e-5, "scores, {isa:?}: {}", error(&got, &scores));
+        let mut got = vec![1.0; rows * dim];
+        with_isa(isa, || store.accumulate(head, range.clone(), &p, rows, &mut got));
+        assert!(error(&got, &sums) < 1e-5, "sums, {isa:?}: {}", error(&got, &sums));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn scores_and_sums_equal_those_of_the_restored_vectors(
+        scheme in schemes(),
+        keys in any::<bool>(),
+        heads in 1_usize..4,
+        dim in prop_oneof![Just(8_usize), Just(20), Just(64), Just(80), Just(96), Just(128), 1_usize..140],
+        tokens in 1_usize..300,
+        cut in (0.0..1.0_f64, 0.0..1.0_f64),
+        rows in 1_usize..10,
+        seed in 0_u64..1000,
+    ) {
+        let side = if keys { Side::Keys } else { Side::Values };
+        let mut store = Store::new(heads, dim, scheme, side);
+        let x = random(tokens * heads * dim, seed);
+        // Pushed in unequal chunks: the result must not depend on how.
+        let at = (tokens as f64 * cut.0) as usize * heads * dim;
+        store.push(&x[..at]);
+        store.push(&x[at..]);
+        let mut whole = Store::new(heads, dim, scheme, side);
+        whole.push(&x);
+        let (mut a, mut b) = (vec![0.0; dim], vec![0.0; dim]);
+        for i in 0..tokens {
+            store.read(heads - 1, i, &mut a);
+            whole.read(heads - 1, i, &mut b);
+            prop_assert_eq!(&a, &b);
+        }
+        prop_assert_eq!(store.bytes(), whole.bytes());
+        let (low, high) = (cut.0.min(cut.1), cut.0.max(cut.1));
+        let range = (low * tokens as f64) as usize..(high * tokens as f64).ceil() as usize;
+        check(&store, range, rows, seed);
+        check(&store, 0..tokens, rows, seed);
+    }
+
+    #[test]
+    fn quantised_vectors_are_within_half_a_step(
+        bits in prop_oneof![Just(2_u8), Just(3), Just(4), Just(8)],
+        channel in any::<bool>(),
+        residual in 0_usize..40,
+        dim in prop_oneof![Just(8_usize), Just(64), Just(80)],
+        tokens in 1_usize..150,
+        seed in 0_u64..1000,
+    ) {
+        let axis = if channel { Axis::Channel } else { Axis::Token };
+        let group = 32;
+        let mut store = Store::new(2, dim, Scheme::Quant { bits, group, axis, residual }, Side::Keys);
+        let x = random(tokens * 2 * dim, seed);
+        store.push(&x);
+        let waiting = tokens - store.packed;
+        match axis {
+            Axis::Channel => prop_assert!(waiting < residual + group && (store.packed == 0 || waiting >= residual)),
+            Axis::Token => prop_assert_eq!(waiting, tokens.min(residual)),
+        }
+        let at = |head: usize, i: usize, c: usize| x[(i * 2 + head) * dim + c];
+        let mut got = vec![0.0; dim];
+        for head in 0..2 {
+            for i in 0..tokens {
+                store.read(head, i, &mut got);
+                for c in 0..dim {
+                    let group: Vec<f32> = match axis {
+                        Axis::Channel => (i / group * group..tokens.min((i / group + 1) * group))
+                            .map(|i| at(head, i, c)).collect(),
+                        Axis::Token => (c / group * group..dim.min((c / group + 1) * group))
+                            .map(|c| at(head, i, c)).collect(),
+                    };
+                    let low = group.iter().copied().fold(f32::INFINITY, f32::min);
+                    let high = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let step = (high - low) / ((1 << bits) - 1) as f32;
+                    // f16 rounding of the state, the zero and (times the largest code) the scale.
+                    let slack = 3e-3 + (high - low) * 6e-4;
+                    let allowed = if i < store.packed { step / 2.0 + slack } else { 1e-3 };
+                    prop_assert!((got[c] - at(head, i, c)).abs() <= allowed, "{} {}", got[c], at(head, i, c));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fork_is_independent() {
+    for scheme in [
+        Scheme::F16,
+        Scheme::Quant { bits: 3, group: 32, axis: Axis::Channel, residual: 5 },
+        Scheme::Quant { bits: 2, group: 32, axis: Axis::Token, residual: 5 },
+    ] {
+        let mut a = Store::new(2, 24, scheme, Side::Values);
+        a.push(&random(45 * 48, 1));
+        let mut b = a.clone();
+        let (more_a, more_b) = (random(60 * 48, 2), random(60 * 48, 3));
+        a.push(&more_a);
+        b.push(&more_b);
+        for (store, more) in [(&a, &more_a), (&b, &more_b)] {
+            let mut whole = Store::new(2, 24, scheme, Side::Values);
+            whole.push(&random(45 * 48, 1));
+            whole.push(more);
+            let (mut x, mut y) = (vec![0.0; 24], vec![0.0; 24]);
+            for i in 0..105 {
+                store.read(1, i, &mut x);
+                whole.read(1, i, &mut y);
+                assert_eq!(x, y, "{scheme:?} {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_window_leaves_behind_is_freed_and_the_rest_stays() {
+    for scheme in [Scheme::F16, Scheme::Quant { bits: 4, group: 32, axis: Axis::Token, residual: 16 }] {
+        let (heads, dim) = (2, 64);
+        let mut store = Store::new(heads, dim, scheme, Side::Keys);
+        let x = random(1500 * heads * dim, 7);
+        let mut most = 0;
+        for (i, row) in x.chunks_exact(heads * dim).enumerate() {
+            store.push(row);
+            store.drop_before((i + 1).saturating_sub(300));
+            assert!(store.start() <= (i + 1).saturating_sub(300));
+            most = most.max(store.len() - store.start());
+        }
+        assert!(most <= 300 + 256, "{most}");
+        assert_eq!(store.len(), 1500);
+        check(&store, 1200..1500, 3, 1);
+    }
+}
+
+#[test]
+fn odd_numbers_do_no_harm() {
+    let scheme = Scheme::Quant { bits: 4, group: 32, axis: Axis::Token, residual: 0 };
+    let mut store = Store::new(1, 32, scheme, Side::Values);
+    store.push(&[0.0; 32]);
+    store.push(&[1e9; 32]);
+    store.push(&[1e-12; 32]);
+    store.push(&(0..32).map(|i| if i == 3 { -1e9 } else { 1e9 }).collect::<Vec<_>>());
+    let mut x = [0.0; 32];
+    let mut last = |i| {
+        store.read(0, i, &mut x);
+        x
+    };
+    assert_eq!(last(0), [0.0; 32]);
+    assert_eq!(last(1), [65504.0; 32]);
+    assert!(last(3).iter().all(|x| x.is_finite()));
+    let mut out = [0.0; 32];
+    for isa in Isa::available() {
+        with_isa(isa, || store.accumulate(0, 0..3, &[0.0, 0.0, 0.0], 1, &mut out));
+        assert_eq!(out, [0.0; 32]);
+        with_isa(isa, || store.accumulate(0, 0..3, &[1e-38, 0.0, 1e-38], 1, &mut out));
+        assert!(out.iter().all(|x| x.abs() < 1e-30));
+    }
+}
