@@ -26,8 +26,6 @@ pub(crate) trait Lane: Keys + Values + Send {
     fn drop_before(&mut self, position: usize);
     /// First position still held.
     fn start(&self) -> usize;
-    /// Positions pushed.
-    fn len(&self) -> usize;
     /// Bytes held.
     fn footprint(&self) -> Footprint;
     /// A copy that shares storage until written.

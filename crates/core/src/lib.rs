@@ -5,16 +5,32 @@
 //!
 //! Layouts: slices are f32, contiguous and token-major, `(tokens, heads, head_dim)`, as a linear layer writes them.
 
+mod attend;
 mod cache;
+mod dense;
 mod error;
+mod evicting;
 mod footprint;
 pub mod kernels;
+mod lane;
+mod layered;
+mod magnitudes;
+pub mod merge;
+mod merge_pair;
+mod methods;
+mod pair;
+mod plain;
 mod resources;
+mod retain;
+mod scratch;
+mod softmax;
 pub mod store;
 
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;
+pub use merge_pair::{MergedPair, PairStates, merge_pair};
+pub use methods::{build, describe};
 pub use minicache_config::{CacheSpec, ModelShape};
 pub use resources::{Resources, Rotary};
 pub use store::{Scheme, Side, Store, StoreBytes};

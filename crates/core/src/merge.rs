@@ -101,7 +101,8 @@ impl Merge for Slerp {
         let (norm_a, norm_b) = (aa.sqrt(), bb.sqrt());
         let angle = angle(ab, aa, bb);
         let distance = angle as f32 / PI;
-        let merged = Merged { magnitude_a: norm_a as f32, magnitude_b: norm_b as f32, distance, apart: false };
+        let merged =
+            Merged { magnitude_a: norm_a as f32, magnitude_b: norm_b as f32, distance, apart: false };
         if norm_a == 0.0 || norm_b == 0.0 || angle > std::f64::consts::PI - OPPOSITE {
             shared.fill(0.0);
             return Merged { apart: true, ..merged };

@@ -1,0 +1,236 @@
+//! The cache of methods that drop tokens: a bounded set of exact states per layer and KV head.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use minicache_config::ModelShape;
+use rayon::prelude::*;
+
+use crate::cache::{KvCache, Restored};
+use crate::dense::{View, add_product, mul_transposed};
+use crate::layered::{check_layer, check_step};
+use crate::scratch::with_buffer;
+use crate::softmax::exp_sum;
+use crate::{Footprint, Result};
+
+/// Query tokens worked on together.
+const TILE: usize = 32;
+
+/// Which tokens stay when `slots` hold more than the method allows.
+pub(crate) trait Evict: Send + Sync {
+    /// Marks the tokens to keep, given their positions (unordered), the attention they have received so far and the
+    /// number of tokens seen.
+    fn keep(&self, positions: &[u32], attention: &[f32], seen: usize, keep: &mut [bool]);
+    /// Whether received attention has to be accumulated.
+    fn needs_attention(&self) -> bool;
+}
+
+/// The states held for one KV head of one layer, in no particular order.
+#[derive(Clone, Default)]
+struct Slots {
+    positions: Vec<u32>,
+    keys: Vec<f16>,
+    values: Vec<f16>,
+    attention: Vec<f32>,
+}
+
+impl Slots {
+    /// Removes the tokens that are not marked, filling gaps from the end.
+    fn retain(&mut self, keep: &[bool], dim: usize) {
+        let mut next = 0;
+        for (i, _) in keep.iter().enumerate().filter(|(_, k)| **k) {
+            if i != next {
+                self.positions[next] = self.positions[i];
+                self.keys.copy_within(i * dim..(i + 1) * dim, next * dim);
+                self.values.copy_within(i * dim..(i + 1) * dim, next * dim);
+                if !self.attention.is_empty() {
+                    self.attention[next] = self.attention[i];
+                }
+            }
+            next += 1;
+        }
+        self.positions.truncate(next);
+        self.keys.truncate(next * dim);
+        self.values.truncate(next * dim);
+        self.attention.truncate(next);
+        // A prefill's tokens are mostly dropped at once; the room for them goes back, with some left to grow into.
+        if self.positions.capacity() > 2 * next + 64 {
+            self.positions.shrink_to(next + 16);
+            self.keys.shrink_to((next + 16) * dim);
+            self.values.shrink_to((next + 16) * dim);
+            self.attention.shrink_to(next + 16);
+        }
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Evicting<E> {
+    shape: ModelShape,
+    evict: E,
+    /// By layer, then KV head.
+    slots: Vec<Vec<Slots>>,
+    len: usize,
+    step: usize,
+}
+
+impl<E: Evict + Clone + 'static> Evicting<E> {
+    pub(crate) fn new(shape: &ModelShape, evict: E) -> Self {
+        let slots = vec![vec![Slots::default(); shape.kv_heads]; shape.layers];
+        Self { shape: *shape, evict, slots, len: 0, step: 0 }
+    }
+}
+
+/// Columns `head` of `x (tokens, kv_heads, dim)` appended to `to`.
+fn take_head(x: &[f32], head: usize, shape: &ModelShape, to: &mut Vec<f32>) {
+    let dim = shape.head_dim;
+    for token in x.chunks_exact(shape.kv_dim()) {
+        to.extend_from_slice(&token[head * dim..(head + 1) * dim]);
+    }
+}
+
+fn widened(x: &[f16], room: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len() + room);
+    out.resize(x.len(), 0.0);
+    x.convert_to_f32_slice(&mut out);
+    out
+}
+
+/// Attention of the step's queries of one KV head over its slots and the step; gives rows `(tokens, group, dim)` and
+/// adds the attention that each held token receives to `received (slots + tokens)`.
+fn attend_head(
+    shape: &ModelShape,
+    slots: &Slots,
+    (head, len): (usize, usize),
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    received: &mut [f32],
+) -> Vec<f32> {
+    let (dim, group) = (shape.head_dim, shape.group());
+    let tokens = k.len() / shape.kv_dim();
+    let held = slots.positions.len();
+    let mut keys = widened(&slots.keys, tokens * dim);
+    let mut values = widened(&slots.values, tokens * dim);
+    take_head(k, head, shape, &mut keys);
+    take_head(v, head, shape, &mut values);
+    let mut out = vec![0.0; tokens * group * dim];
+    for (tile, out) in out.chunks_mut(TILE * group * dim).enumerate() {
+        let first = tile * TILE;
+        let rows = out.len() / dim;
+        let width = held + (first + TILE).min(tokens);
+        with_buffer(rows * (width + dim), |buffer| {
+            let (scores, queries) = buffer.split_at_mut(rows * width);
+            for (row, query) in queries.chunks_exact_mut(dim).enumerate() {
+                let from = ((first + row / group) * shape.heads + head * group + row % group) * dim;
+                query.iter_mut().zip(&q[from..from + dim]).for_each(|(d, s)| *d = s * shape.scale);
+            }
+            mul_transposed(View::new(queries, rows, dim, dim), View::new(&keys, width, dim, dim), scores);
+            for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+                let token = first + row / group;
+                scores[held + token + 1..].fill(f32::NEG_INFINITY);
+                if let Some(window) = shape.window {
+                    let start = (len + token + 1).saturating_sub(window);
+                    for (s, &p) in scores.iter_mut().zip(&slots.positions) {
+                        if (p as usize) < start {
+                            *s = f32::NEG_INFINITY;
+                        }
+                    }
+                    scores[held..held + start.saturating_sub(len)].fill(f32::NEG_INFINITY);
+                }
+                let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let factor = 1.0 / exp_sum(scores, top);
+                scores.iter_mut().for_each(|s| *s *= factor);
+                received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
+            }
+            add_product(scores, rows, View::new(&values, width, dim, dim), out);
+        });
+    }
+    out
+}
+
+impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
+    fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
+        let (shape, len, evict) = (self.shape, self.len, &self.evict);
+        let tokens = check_step(&shape, layer, len, q, k, v, out)?;
+        let dim = shape.head_dim;
+        let heads = self.slots[layer].par_iter_mut().enumerate().map(|(head, slots)| {
+            let held = slots.positions.len();
+            let mut received = vec![0.0; held + tokens];
+            let rows = attend_head(&shape, slots, (head, len), (q, k, v), &mut received);
+            slots.positions.extend((len..len + tokens).map(|p| p as u32));
+            for (store, x) in [(&mut slots.keys, k), (&mut slots.values, v)] {
+                for token in x.chunks_exact(shape.kv_dim()) {
+                    store.extend(token[head * dim..(head + 1) * dim].iter().map(|&x| f16::from_f32(x)));
+                }
+            }
+            if evict.needs_attention() {
+                slots.attention.resize(held + tokens, 0.0);
+                slots.attention.iter_mut().zip(&received).for_each(|(a, r)| *a += r);
+            }
+            let mut keep = vec![true; held + tokens];
+            evict.keep(&slots.positions, &slots.attention, len + tokens, &mut keep);
+            let start = shape.window.map_or(0, |w| (len + tokens + 1).saturating_sub(w));
+            keep.iter_mut().zip(&slots.positions).for_each(|(k, &p)| *k &= p as usize >= start);
+            slots.retain(&keep, dim);
+            rows
+        });
+        let heads: Vec<Vec<f32>> = heads.collect();
+        let width = shape.group() * dim;
+        for (i, part) in out.chunks_exact_mut(width).enumerate() {
+            let (token, head) = (i / shape.kv_heads, i % shape.kv_heads);
+            part.copy_from_slice(&heads[head][token * width..(token + 1) * width]);
+        }
+        self.step = tokens;
+        Ok(())
+    }
+
+    fn finish_step(&mut self) -> Result<()> {
+        self.len += std::mem::take(&mut self.step);
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn footprint(&self) -> Footprint {
+        let mut total = Footprint::default();
+        for slots in self.slots.iter().flatten() {
+            total.states += (slots.keys.capacity() + slots.values.capacity()) * size_of::<f16>();
+            total.state += (slots.positions.capacity() + slots.attention.capacity()) * size_of::<u32>();
+        }
+        total
+    }
+
+    /// Heads may hold different tokens: the i-th vector of each head is its i-th held token, and `positions` are
+    /// those of head 0. Where a sliding window has left heads with different numbers, the newest of each are given.
+    fn restored(&self, layer: usize) -> Result<Restored> {
+        check_layer(&self.shape, layer)?;
+        let dim = self.shape.head_dim;
+        let order = |slots: &Slots| {
+            let mut order: Vec<usize> = (0..slots.positions.len()).collect();
+            order.sort_by_key(|&i| slots.positions[i]);
+            order
+        };
+        let layer = &self.slots[layer];
+        let orders: Vec<Vec<usize>> = layer.iter().map(order).collect();
+        let common = orders.iter().map(Vec::len).min().unwrap_or(0);
+        let orders: Vec<&[usize]> = orders.iter().map(|o| &o[o.len() - common..]).collect();
+        let mut restored = Restored::default();
+        for i in 0..common {
+            restored.positions.push(layer[0].positions[orders[0][i]] as usize);
+            for (slots, order) in layer.iter().zip(&orders) {
+                let at = order[i] * dim..(order[i] + 1) * dim;
+                restored.keys.extend(slots.keys[at.clone()].iter().map(|x| x.to_f32()));
+                restored.values.extend(slots.values[at].iter().map(|x| x.to_f32()));
+            }
+        }
+        Ok(restored)
+    }
+
+    fn fork(&self) -> Box<dyn KvCache> {
+        Box::new(self.clone())
+    }
+}

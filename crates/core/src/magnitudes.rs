@@ -1,0 +1,115 @@
+//! Magnitudes of merged states: one number per token (or per token and KV head) and member of the pair.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use minicache_config::StoreType;
+
+/// Tokens per page.
+const PAGE: usize = 256;
+
+#[derive(Debug, Clone)]
+enum Page {
+    F16(Vec<f16>),
+    F32(Vec<f32>),
+}
+
+/// A column of numbers per lane (one lane per token vector: 1, or one per KV head), by position. Pages are shared by
+/// clones until written.
+#[derive(Debug, Clone)]
+pub(crate) struct Magnitudes {
+    dtype: StoreType,
+    lanes: usize,
+    /// Each page holds `lanes` runs of `PAGE` numbers.
+    pages: std::collections::VecDeque<Arc<Page>>,
+    first_page: usize,
+    len: usize,
+}
+
+impl Magnitudes {
+    pub(crate) fn new(lanes: usize, dtype: StoreType) -> Self {
+        Self { dtype, lanes, pages: std::collections::VecDeque::new(), first_page: 0, len: 0 }
+    }
+
+    /// Appends one number per lane.
+    pub(crate) fn push(&mut self, values: &[f32]) {
+        let at = self.len % PAGE;
+        if at == 0 {
+            let size = self.lanes * PAGE;
+            self.pages.push_back(Arc::new(match self.dtype {
+                StoreType::F16 => Page::F16(vec![f16::ZERO; size]),
+                StoreType::F32 => Page::F32(vec![0.0; size]),
+            }));
+        }
+        let slots = values.iter().enumerate().map(|(lane, &x)| (lane * PAGE + at, x));
+        match self.pages.back_mut().map(Arc::make_mut) {
+            Some(Page::F16(page)) => slots.for_each(|(i, x)| page[i] = f16::from_f32(x)),
+            Some(Page::F32(page)) => slots.for_each(|(i, x)| page[i] = x),
+            None => unreachable!("a page was pushed above"),
+        }
+        self.len += 1;
+    }
+
+    /// Multiplies `rows (rows, range.len())` column by column with the magnitudes of `lane` at `range`.
+    pub(crate) fn scale(&self, lane: usize, range: Range<usize>, rows: &mut [f32]) {
+        let width = range.len();
+        let mut at = range.start;
+        let mut buffer = [0.0; PAGE];
+        while at < range.end {
+            let (page, offset) = (at / PAGE, at % PAGE);
+            let count = (PAGE - offset).min(range.end - at);
+            let from = lane * PAGE + offset;
+            match &*self.pages[page - self.first_page] {
+                Page::F16(p) => p[from..from + count].convert_to_f32_slice(&mut buffer[..count]),
+                Page::F32(p) => buffer[..count].copy_from_slice(&p[from..from + count]),
+            }
+            let column = at - range.start;
+            for row in rows.chunks_exact_mut(width) {
+                row[column..column + count].iter_mut().zip(&buffer).for_each(|(x, m)| *x *= m);
+            }
+            at += count;
+        }
+    }
+
+    /// The number of `lane` at `position`.
+    pub(crate) fn get(&self, lane: usize, position: usize) -> f32 {
+        let mut one = [1.0];
+        self.scale(lane, position..position + 1, &mut one);
+        one[0]
+    }
+
+    pub(crate) fn drop_before(&mut self, position: usize) {
+        while (self.first_page + 1) * PAGE <= position && self.pages.len() > 1 {
+            self.pages.pop_front();
+            self.first_page += 1;
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.pages.len() * self.lanes * PAGE * self.dtype.bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_hold_what_was_pushed_and_clones_are_independent() {
+        for dtype in [StoreType::F16, StoreType::F32] {
+            let mut m = Magnitudes::new(2, dtype);
+            (0..600).for_each(|i| m.push(&[i as f32, -(i as f32)]));
+            let mut other = m.clone();
+            other.push(&[1000.0, 1000.0]);
+            m.push(&[5.0, 6.0]);
+            assert_eq!((m.get(0, 600), m.get(1, 600), other.get(0, 600)), (5.0, 6.0, 1000.0));
+            let mut rows = vec![1.0; 2 * 300];
+            m.scale(1, 100..400, &mut rows);
+            assert_eq!((rows[0], rows[299], rows[300], rows[599]), (-100.0, -399.0, -100.0, -399.0));
+            m.drop_before(300);
+            assert_eq!((m.get(0, 300), m.bytes()), (300.0, 2 * 2 * 256 * dtype.bytes()));
+        }
+    }
+}

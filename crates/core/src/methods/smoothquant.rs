@@ -1,0 +1,115 @@
+//! Smoothed quantisation, the SmoothQuant row of MiniCache's Table 1 (Xiao et al. 2023, arXiv 2211.10438, applied to
+//! the KV cache): each channel is divided by s_c before per-token quantisation and the query (for keys) or the output
+//! (for values) is multiplied by it.
+//!
+//! SmoothQuant balances activations against the weights that follow; a cache knows no weights, so this variant
+//! divides by s_c = (max_i |x_ic|)^alpha over the tokens of the first step (the prompt), normalised to a geometric
+//! mean of 1 over the channels of a head.
+
+use std::ops::Range;
+
+use minicache_config::{Axis, CacheSpec, ModelShape};
+
+use crate::Footprint;
+use crate::lane::{Keys, Lane, Values};
+use crate::layered::Plan;
+use crate::scratch::with_buffer;
+use crate::store::{Side, Store};
+
+pub(super) const ABOUT: &str =
+    "per-token quantisation of states smoothed per channel (SmoothQuant on the cache)";
+
+pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape) -> Plan {
+    let lane = |scheme, side| {
+        let store = Store::new(shape.kv_heads, shape.head_dim, scheme, side);
+        Box::new(Smoothed { alpha: spec.alpha as f32, head_dim: shape.head_dim, factors: Vec::new(), store })
+    };
+    let [keys, values] = super::schemes(spec, Axis::Token, Axis::Token);
+    Plan::unmerged(lane(keys, Side::Keys), lane(values, Side::Values))
+}
+
+#[derive(Clone)]
+struct Smoothed {
+    alpha: f32,
+    head_dim: usize,
+    /// `(kv_heads, head_dim)`, set by the first step.
+    factors: Vec<f32>,
+    store: Store,
+}
+
+impl Smoothed {
+    fn of_head(&self, head: usize) -> &[f32] {
+        &self.factors[head * self.head_dim..(head + 1) * self.head_dim]
+    }
+}
+
+/// s_c for each channel of `rows (tokens, channels)`.
+fn factors(rows: &[f32], channels: usize, head_dim: usize, alpha: f32) -> Vec<f32> {
+    let mut top = vec![0.0f32; channels];
+    for row in rows.chunks_exact(channels) {
+        top.iter_mut().zip(row).for_each(|(t, x)| *t = t.max(x.abs()));
+    }
+    for head in top.chunks_exact_mut(head_dim) {
+        head.iter_mut().for_each(|t| *t = t.max(1e-5).powf(alpha));
+        let mean = head.iter().map(|t| t.ln()).sum::<f32>() / head_dim as f32;
+        head.iter_mut().for_each(|t| *t /= mean.exp());
+    }
+    top
+}
+
+impl Keys for Smoothed {
+    fn scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+        with_buffer(q.len(), |scaled| {
+            for (to, from) in scaled.chunks_exact_mut(self.head_dim).zip(q.chunks_exact(self.head_dim)) {
+                to.iter_mut().zip(from).zip(self.of_head(head)).for_each(|((t, x), s)| *t = x * s);
+            }
+            self.store.scores(head, range, scaled, rows, out);
+        });
+    }
+}
+
+impl Values for Smoothed {
+    fn accumulate(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+        with_buffer(rows * self.head_dim, |sums| {
+            sums.fill(0.0);
+            self.store.accumulate(head, range, p, rows, sums);
+            for (to, from) in out.chunks_exact_mut(self.head_dim).zip(sums.chunks_exact(self.head_dim)) {
+                to.iter_mut().zip(from).zip(self.of_head(head)).for_each(|((t, x), s)| *t += x * s);
+            }
+        });
+    }
+}
+
+impl Lane for Smoothed {
+    fn push(&mut self, rows: &[f32]) {
+        if self.factors.is_empty() {
+            self.factors = factors(rows, self.store.heads() * self.head_dim, self.head_dim, self.alpha);
+        }
+        let divided: Vec<f32> = rows.iter().zip(self.factors.iter().cycle()).map(|(x, s)| x / s).collect();
+        self.store.push(&divided);
+    }
+    fn read(&self, head: usize, position: usize, out: &mut [f32]) {
+        self.store.read(head, position, out);
+        out.iter_mut().zip(self.of_head(head)).for_each(|(x, s)| *x *= s);
+    }
+    fn drop_before(&mut self, position: usize) {
+        self.store.drop_before(position);
+    }
+    fn start(&self) -> usize {
+        self.store.start()
+    }
+    fn footprint(&self) -> Footprint {
+        let bytes = self.store.bytes();
+        let state = self.factors.capacity() * size_of::<f32>();
+        Footprint {
+            states: bytes.codes,
+            scales: bytes.scales,
+            residual: bytes.residual,
+            state,
+            ..Footprint::default()
+        }
+    }
+    fn fork(&self) -> Box<dyn Lane> {
+        Box::new(self.clone())
+    }
+}

@@ -1,0 +1,56 @@
+//! A layer's own store as a lane.
+
+use std::ops::Range;
+
+use crate::Footprint;
+use crate::lane::{Keys, Lane, Values};
+use crate::store::{Scheme, Side, Store};
+
+/// States of one side of one layer in one [`Store`].
+#[derive(Clone)]
+pub(crate) struct Plain(pub(crate) Store);
+
+impl Plain {
+    pub(crate) fn boxed(heads: usize, dim: usize, scheme: Scheme, side: Side) -> Box<dyn Lane> {
+        Box::new(Self(Store::new(heads, dim, scheme, side)))
+    }
+}
+
+impl Keys for Plain {
+    fn scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+        self.0.scores(head, range, q, rows, out);
+    }
+}
+
+impl Values for Plain {
+    fn accumulate(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+        self.0.accumulate(head, range, p, rows, out);
+    }
+}
+
+impl Lane for Plain {
+    fn push(&mut self, rows: &[f32]) {
+        self.0.push(rows);
+    }
+    fn read(&self, head: usize, position: usize, out: &mut [f32]) {
+        self.0.read(head, position, out);
+    }
+    fn drop_before(&mut self, position: usize) {
+        self.0.drop_before(position);
+    }
+    fn start(&self) -> usize {
+        self.0.start()
+    }
+    fn footprint(&self) -> Footprint {
+        let bytes = self.0.bytes();
+        Footprint {
+            states: bytes.codes,
+            scales: bytes.scales,
+            residual: bytes.residual,
+            ..Footprint::default()
+        }
+    }
+    fn fork(&self) -> Box<dyn Lane> {
+        Box::new(self.clone())
+    }
+}
