@@ -27,10 +27,11 @@ impl Retainer {
             self.min = self.min.min(d);
             self.max = self.max.max(d);
         }
+        // Compared as differences, so that gamma = 1 keeps all but the extreme itself whatever the rounding.
         let span = self.gamma * (self.max - self.min);
         match self.rule {
-            RetentionRule::MostDistinct => mark(distances, out, |d| d > self.max - span),
-            RetentionRule::AsPrinted => mark(distances, out, |d| d < self.min + span),
+            RetentionRule::MostDistinct => mark(distances, out, |d| self.max - d < span),
+            RetentionRule::AsPrinted => mark(distances, out, |d| d - self.min < span),
             RetentionRule::TopFraction if distances.len() == 1 => {
                 out[0] = self.gamma > 0.0 && distances[0] > self.least;
             }
