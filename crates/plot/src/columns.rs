@@ -1,0 +1,151 @@
+//! What the columns of `cells.csv` mean: names and units for readers. A column that is not listed is shown under
+//! its own name.
+
+/// A column for readers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Meaning {
+    /// Name, such as `KL from the full cache`.
+    pub(crate) label: String,
+    /// Unit, such as `nats`; empty for plain numbers.
+    pub(crate) unit: String,
+}
+
+impl Meaning {
+    /// Label with the unit in brackets.
+    pub(crate) fn with_unit(&self) -> String {
+        if self.unit.is_empty() { self.label.clone() } else { format!("{} ({})", self.label, self.unit) }
+    }
+}
+
+/// Names that tell rows apart although they stand after the `cache` column.
+const KEYS: &[&str] = &[
+    "model",
+    "task",
+    "variant",
+    "pair",
+    "side",
+    "position",
+    "batch",
+    "context",
+    "step",
+    "layer",
+    "method",
+    "bits",
+    "length",
+    "pair_index",
+    "depth",
+    "merged_layers",
+    "merged_share",
+];
+
+/// What is counted about a run rather than measured of the model.
+const COUNTS: &[&str] = &["samples", "ratio", "bytes", "seconds"];
+
+/// Columns of use to programs only.
+const INTERNAL: &[&str] = &["cache", "cell", "key", "hash", "settings"];
+
+/// Whether the column names what was run rather than what came out.
+pub(crate) fn is_key(name: &str) -> bool {
+    KEYS.contains(&name) || name.starts_with("cache.") || name.starts_with("model.")
+}
+
+/// Whether the column is for programs only.
+pub(crate) fn is_internal(name: &str) -> bool {
+    INTERNAL.contains(&name)
+}
+
+/// Whether the column is a result of the model: not a key, a count, a bound or a spread of another one.
+pub(crate) fn is_metric(name: &str) -> bool {
+    !is_key(name) && !is_internal(name) && !COUNTS.contains(&name) && spread_of(name).is_none()
+}
+
+/// For `x_lo`, `x_hi` and `x_std`: `x`.
+pub(crate) fn spread_of(name: &str) -> Option<&str> {
+    ["_lo", "_hi", "_std"].iter().find_map(|suffix| name.strip_suffix(suffix))
+}
+
+/// Whether the numbers of the column are bytes, shown with a binary unit.
+pub(crate) fn is_bytes(name: &str) -> bool {
+    name == "bytes" || name.ends_with("_bytes")
+}
+
+/// The column for readers.
+pub(crate) fn meaning(name: &str) -> Meaning {
+    let (label, unit) = match name {
+        "variant" => ("cache", ""),
+        "pair" => ("layer pair, by its first layer", ""),
+        "pair_index" => ("layer pair, counted from the input", ""),
+        "depth" => ("relative depth of the layer pair", ""),
+        "merged_layers" => ("merged layers", ""),
+        "merged_share" => ("share of layers merged", ""),
+        "position" => ("token position", "tokens"),
+        "token_cosine" => ("cosine of adjacent layers, per token", ""),
+        "head_cosine" => ("cosine of adjacent layers, per KV head", ""),
+        "hidden_cosine" => ("cosine of hidden states", ""),
+        "cka" => ("linear CKA of adjacent layers", ""),
+        "kl" => ("KL from the full cache", "nats"),
+        "perplexity_full" => ("perplexity, full cache", ""),
+        "agreement" => ("top-1 agreement with the full cache", ""),
+        "ratio" => ("compression ratio", "FP16 bytes / stored bytes"),
+        "bytes" => ("cache size", ""),
+        "peak_bytes" => ("peak memory", ""),
+        "seconds" => ("time", "s"),
+        "tokens_per_s" => ("throughput", "tokens/s"),
+        "decode_tokens_per_s" => ("decode speed", "tokens/s"),
+        "prefill_tokens_per_s" => ("prefill speed", "tokens/s"),
+        "batch" => ("batch size", "sequences"),
+        "context" | "length" => ("context length", "tokens"),
+        "em" => ("exact match", ""),
+        "f1" => ("F1", ""),
+        "acc" => ("accuracy", ""),
+        "acc_norm" => ("accuracy, length-normalised", ""),
+        "cache.start_layer" => ("start layer", ""),
+        "cache.t" => ("interpolation parameter t", ""),
+        "cache.retention.gamma" => ("retention threshold γ", ""),
+        "cache.retention.fraction" => ("retained fraction", ""),
+        "cache.quant.bits" => ("bits", ""),
+        "cache.quant.group" => ("group size", ""),
+        "cache.quant.residual" => ("residual window", "tokens"),
+        "cache.calibration.tokens" | "model.align.tokens" => ("calibration text", "tokens"),
+        _ => return guess(name),
+    };
+    Meaning { label: label.into(), unit: unit.into() }
+}
+
+/// Names with a unit at their end, and dotted keys.
+fn guess(name: &str) -> Meaning {
+    let plain = name.strip_prefix("cache.").unwrap_or(name);
+    let units = [
+        ("_tokens_per_s", "tokens/s"),
+        ("_per_s", "1/s"),
+        ("_gb_s", "GB/s"),
+        ("_seconds", "s"),
+        ("_ms", "ms"),
+        ("_us", "µs"),
+        ("_bytes", ""),
+    ];
+    let found = units.iter().find_map(|(suffix, unit)| plain.strip_suffix(suffix).map(|p| (p, *unit)));
+    let (stem, unit) = found.unwrap_or((plain, ""));
+    Meaning { label: stem.replace(['_', '.'], " "), unit: unit.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_for_readers() {
+        assert_eq!(meaning("kl").with_unit(), "KL from the full cache (nats)");
+        assert_eq!(meaning("attend_ms").with_unit(), "attend (ms)");
+        assert_eq!(meaning("cache.k.rank").with_unit(), "k rank");
+        assert_eq!(meaning("something_new").with_unit(), "something new");
+    }
+
+    #[test]
+    fn kinds_of_columns() {
+        assert!(is_key("cache.k.rank") && is_key("pair") && !is_key("cka"));
+        assert!(is_metric("cka") && !is_metric("cka_std") && !is_metric("ratio") && !is_metric("cache"));
+        assert_eq!(spread_of("exact_match_hi"), Some("exact_match"));
+        assert!(is_bytes("peak_bytes") && !is_bytes("bytes_per_token"));
+    }
+}

@@ -1,0 +1,148 @@
+//! One experiment's results folder in memory: rows, what made them, the paper's figures.
+
+use std::path::Path;
+
+use minicache_config::{Kind, Method, RunInfo};
+
+use crate::error::Result;
+use crate::paper::{self, PaperTable};
+use crate::table::Table;
+
+/// Everything that a report is made from.
+#[derive(Debug, Clone)]
+pub(crate) struct Data {
+    /// Name of the results folder.
+    pub(crate) id: String,
+    /// What made the rows; absent where `run.json` is.
+    pub(crate) info: Option<RunInfo>,
+    /// The rows of `cells.csv`, with derived columns.
+    pub(crate) cells: Table,
+    /// The columns that stand in the file, without derived ones.
+    pub(crate) written: usize,
+    /// The paper's figures.
+    pub(crate) papers: Vec<PaperTable>,
+    /// What a reader has to know about missing parts.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Whether `dir` is an experiment's results folder.
+pub(crate) fn is_experiment(dir: &Path) -> bool {
+    dir.join("cells.csv").is_file() || dir.join(RunInfo::FILE).is_file()
+}
+
+impl Data {
+    /// Reads the results folder `dir`.
+    pub(crate) fn load(dir: &Path, paper_dir: Option<&Path>) -> Result<Self> {
+        let mut notes = Vec::new();
+        let info = if dir.join(RunInfo::FILE).is_file() { Some(RunInfo::read(dir)?) } else { None };
+        if info.is_none() {
+            notes.push("`run.json` is missing, so command, settings and figures are not known.".to_string());
+        }
+        let mut cells = Table::read_growing(&dir.join("cells.csv"))?;
+        let written = cells.columns.len();
+        derive(&mut cells, info.as_ref());
+        let mut papers = Vec::new();
+        for wanted in info.iter().flat_map(|i| &i.experiment.paper) {
+            match paper::load(wanted, paper_dir)? {
+                Some(table) => papers.push(table),
+                None => notes.push(format!("The paper's figures `{}` were not found.", wanted.csv)),
+            }
+        }
+        let id = match &info {
+            Some(i) => i.experiment.id.clone(),
+            None => dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        };
+        Ok(Self { id, info, cells, written, papers, notes })
+    }
+
+    /// Title for readers.
+    pub(crate) fn title(&self) -> &str {
+        self.info.as_ref().map(|i| i.experiment.title.as_str()).filter(|t| !t.is_empty()).unwrap_or(&self.id)
+    }
+
+    /// Kind of the experiment.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        self.info.as_ref().map(|i| i.experiment.kind)
+    }
+
+    /// Why the results are not complete; `None` if they are.
+    pub(crate) fn incomplete(&self) -> Option<String> {
+        let rows = self.cells.rows.len();
+        if rows == 0 {
+            return Some("No cell has finished yet.".into());
+        }
+        let torn = if self.cells.torn { " The last row was cut off and is left out." } else { "" };
+        let Some(info) = &self.info else {
+            return self.cells.torn.then(|| format!("The run was stopped.{torn}"));
+        };
+        match (info.finished, self.kind()) {
+            (true, _) if !self.cells.torn => None,
+            // similarity writes several rows per cell
+            (_, Some(Kind::Similarity)) => {
+                Some(format!("The run has not finished: {rows} rows so far.{torn}"))
+            }
+            _ if info.planned > 0 => {
+                Some(format!("The run has not finished: {rows} of {} cells so far.{torn}", info.planned))
+            }
+            _ => Some(format!("The run has not finished: {rows} cells so far.{torn}")),
+        }
+    }
+
+    /// Name of a model for readers.
+    pub(crate) fn model_label<'a>(&'a self, name: &'a str) -> &'a str {
+        let label = self.info.as_ref().and_then(|i| i.models.get(name)).map(|m| m.label.as_str());
+        label.filter(|l| !l.is_empty()).unwrap_or(name)
+    }
+
+    /// Where a task's data came from; empty if not known.
+    pub(crate) fn origin(&self, task: &str) -> &str {
+        self.info.as_ref().and_then(|i| i.origins.get(task)).map_or("", String::as_str)
+    }
+
+    /// Decoder layers of the model of a row.
+    pub(crate) fn layers(&self, row: usize) -> Option<f64> {
+        layers(&self.cells, row, self.info.as_ref())
+    }
+
+    /// The method of a row's cache, such as `minicache`; empty if not known.
+    pub(crate) fn method(&self, row: usize) -> &str {
+        self.cells.text(row, "method")
+    }
+}
+
+fn layers(cells: &Table, row: usize, info: Option<&RunInfo>) -> Option<f64> {
+    let known = || info?.models.get(cells.text(row, "model"))?.layers.map(|n| n as f64);
+    cells.number(row, "layers").or_else(known)
+}
+
+/// Adds what plots may name although the runner does not write it: `method` and `bits` of the cache,
+/// `merged_layers` (the paper's x axis: L - S), `merged_share` = (L - S)/L, and for layer pairs `pair_index` (the
+/// paper's x axis: half the first layer) and `depth`, the border between the two layers over L.
+fn derive(cells: &mut Table, info: Option<&RunInfo>) {
+    let cache = |t: &Table, row| serde_json::from_str::<serde_json::Value>(t.text(row, "cache")).ok();
+    cells.derive("method", |t, row| Some(cache(t, row)?.get("method")?.as_str()?.to_string()));
+    cells.derive("bits", |t, row| Some(cache(t, row)?.get("quant")?.get("bits")?.to_string()));
+    let start = |t: &Table, row| {
+        let spec = cache(t, row);
+        let method =
+            spec.as_ref().and_then(|s| serde_json::from_value::<Method>(s.get("method")?.clone()).ok());
+        if method.is_some_and(|m| !m.merges()) {
+            return None;
+        }
+        let total = layers(t, row, info)?;
+        let text = match t.text(row, "cache.start_layer") {
+            "" => spec?.get("start_layer")?.to_string(),
+            swept => swept.to_string(),
+        };
+        let start =
+            if text.trim_matches('"') == "half" { (total / 2.0).floor() } else { text.parse().ok()? };
+        Some((total - start, total))
+    };
+    cells.derive("merged_layers", |t, row| start(t, row).map(|(merged, _)| merged.to_string()));
+    cells.derive("merged_share", |t, row| start(t, row).map(|(merged, total)| (merged / total).to_string()));
+    cells.derive("pair_index", |t, row| t.number(row, "pair").map(|p| (p / 2.0).to_string()));
+    cells.derive("depth", |t, row| {
+        let total = layers(t, row, info)?;
+        t.number(row, "pair").map(|p| ((p + 1.0) / total).to_string())
+    });
+}

@@ -1,0 +1,44 @@
+//! Colours: Okabe and Ito's palette, told apart with every common colour vision, and greys.
+
+use plotters::style::RGBColor;
+
+use crate::figure::MUTED_HUE;
+
+/// Text and axes.
+pub(crate) const INK: RGBColor = RGBColor(0x1C, 0x20, 0x26);
+/// Labels of lesser weight.
+pub(crate) const MUTED: RGBColor = RGBColor(0x5F, 0x68, 0x75);
+/// Grid lines.
+pub(crate) const GRID: RGBColor = RGBColor(0xE3, 0xE6, 0xEA);
+/// Background.
+pub(crate) const PAPER: RGBColor = RGBColor(0xFF, 0xFF, 0xFE);
+
+/// Okabe and Ito 2008, without black (ink takes its part) and with the yellow darkened for white paper.
+const HUES: [RGBColor; 7] = [
+    RGBColor(0x00, 0x72, 0xB2),
+    RGBColor(0xD5, 0x5E, 0x00),
+    RGBColor(0x00, 0x9E, 0x73),
+    RGBColor(0xCC, 0x79, 0xA7),
+    RGBColor(0xE6, 0x9F, 0x00),
+    RGBColor(0x56, 0xB4, 0xE9),
+    RGBColor(0xA8, 0x96, 0x00),
+];
+
+/// The colour of a series.
+pub(crate) fn hue(index: usize) -> RGBColor {
+    match index {
+        0 => INK,
+        MUTED_HUE => MUTED,
+        n => HUES[(n - 1) % HUES.len()],
+    }
+}
+
+/// The colours of a figure as SVG writes them, and the CSS variables that stand for them in the page, where a dark
+/// theme has other values.
+pub(crate) fn variables() -> Vec<(String, String)> {
+    let named = [("ink", INK), ("muted", MUTED), ("grid", GRID), ("paper", PAPER)];
+    let hues = HUES.iter().enumerate().map(|(i, c)| (format!("hue-{}", i + 1), *c));
+    let all = named.into_iter().map(|(n, c)| (n.to_string(), c)).chain(hues);
+    all.map(|(name, RGBColor(r, g, b))| (format!("#{r:02X}{g:02X}{b:02X}"), format!("var(--fig-{name})")))
+        .collect()
+}

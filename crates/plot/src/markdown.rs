@@ -1,0 +1,134 @@
+//! `report.md`: one experiment for readers of the repository.
+
+use std::fmt::Write;
+
+use crate::data::Data;
+use crate::report::Report;
+use crate::verdict::Outcome;
+use crate::views::{View, of_paper};
+
+/// Tables with more rows than this are folded.
+const OPEN_ROWS: usize = 40;
+
+/// The report as Markdown.
+pub(crate) fn render(report: &Report) -> String {
+    let data = &report.data;
+    let mut out = format!("# {}\n", data.title());
+    let mut paragraph = |text: &str| {
+        if !text.trim().is_empty() {
+            let _ = write!(out, "\n{}\n", text.trim());
+        }
+    };
+    if let Some(reason) = data.incomplete() {
+        paragraph(&format!("**Incomplete.** {reason}"));
+    }
+    if let Some(info) = &data.info {
+        paragraph(&info.experiment.notes);
+    }
+    for note in data.notes.iter().chain(&report.notes) {
+        paragraph(&format!("Note: {note}"));
+    }
+    for paper in &data.papers {
+        if !paper.claim.is_empty() {
+            paragraph(&format!("**The paper's claim.** {}", paper.claim));
+        }
+    }
+    if let Some(verdict) = &report.verdict {
+        let judged = match verdict.outcome {
+            Outcome::Open => String::new(),
+            outcome => format!(" **{}**.", capital(outcome.label())),
+        };
+        paragraph(&format!("**Measured here.** {}{judged}", verdict.text));
+    }
+    for (figure, alt) in &report.figures {
+        paragraph(&format!("![{}]({}.png)", alt.replace(['[', ']'], ""), figure.name));
+        paragraph(&figure.notes.iter().map(|n| format!("Note: {n}")).collect::<Vec<_>>().join("\n"));
+    }
+    for view in &report.views {
+        table(&mut out, view);
+    }
+    for paper in &data.papers {
+        table(&mut out, &of_paper(paper));
+    }
+    out += "\n## What was run\n\n";
+    out += &facts(data).iter().map(|(name, value)| format!("* {name}: {value}\n")).collect::<String>();
+    if let Some(info) = &data.info
+        && !info.command.is_empty()
+    {
+        let _ = write!(out, "\n```sh\n{}\n```\n", info.command.trim());
+    }
+    out
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
+}
+
+/// Model, data, samples, machine: name and value.
+pub(crate) fn facts(data: &Data) -> Vec<(String, String)> {
+    let cells = &data.cells;
+    let mut out = Vec::new();
+    for model in cells.distinct("model", &cells.all()) {
+        let mut parts = vec![data.model_label(&model).to_string()];
+        if let Some(m) = data.info.as_ref().and_then(|i| i.models.get(&model)) {
+            if !m.weights.is_empty() {
+                parts.push(format!("weights {}", m.weights));
+            }
+            parts.extend(m.layers.map(|n| format!("{n} layers")));
+            parts.extend(m.kv_heads.zip(m.head_dim).map(|(h, d)| format!("{h} KV heads of {d}")));
+        }
+        out.push(("Model".to_string(), parts.join(", ")));
+    }
+    for task in cells.distinct("task", &cells.all()) {
+        let rows: Vec<usize> = cells.all().into_iter().filter(|&r| cells.text(r, "task") == task).collect();
+        let mut parts: Vec<String> =
+            Some(data.origin(&task).to_string()).filter(|o| !o.is_empty()).into_iter().collect();
+        match &cells.distinct("samples", &rows)[..] {
+            [] => {}
+            [one] => parts.push(format!("{one} samples")),
+            many => parts.push(format!("{} samples by cell", many.join(", "))),
+        }
+        let parts = if parts.is_empty() { "origin not recorded".into() } else { parts.join(", ") };
+        out.push((format!("Data, {task}"), parts));
+    }
+    if let Some(info) = &data.info {
+        for (name, value) in [("Machine", &info.machine), ("Date", &info.date)] {
+            if !value.is_empty() {
+                out.push((name.to_string(), value.clone()));
+            }
+        }
+        out.push(("Seed".to_string(), info.experiment.seed.to_string()));
+    }
+    out
+}
+
+fn table(out: &mut String, view: &View) {
+    if view.rows.is_empty() {
+        return;
+    }
+    if !view.title.is_empty() {
+        let _ = write!(out, "\n### {}\n", view.title);
+    }
+    if !view.caption.is_empty() {
+        let _ = write!(out, "\n{}\n", view.caption);
+    }
+    let folded = view.rows.len() > OPEN_ROWS;
+    if folded {
+        let _ = write!(out, "\n<details><summary>{} rows</summary>\n", view.rows.len());
+    }
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    out.push('\n');
+    *out += &line(view.columns.iter().map(|c| escaped(&c.label)).collect());
+    *out += &line(view.columns.iter().map(|c| if c.numeric { "--:" } else { "---" }.to_string()).collect());
+    for row in &view.rows {
+        *out += &line(row.iter().map(|v| escaped(&v.text)).collect());
+    }
+    if folded {
+        *out += "\n</details>\n";
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}

@@ -1,0 +1,58 @@
+//! One experiment's figures, tables and verdict, and the files they make.
+
+use std::path::Path;
+
+use crate::alt;
+use crate::data::Data;
+use crate::draw;
+use crate::error::Result;
+use crate::figure::{self, Figure};
+use crate::markdown;
+use crate::verdict::{self, Verdict};
+use crate::views::{self, View};
+use crate::write;
+
+/// Everything that the reports show of one experiment.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    /// What was read.
+    pub(crate) data: Data,
+    /// Figures with their descriptions.
+    pub(crate) figures: Vec<(Figure, String)>,
+    /// Tables.
+    pub(crate) views: Vec<View>,
+    /// What the rows say about the paper's claim.
+    pub(crate) verdict: Option<Verdict>,
+    /// Figures that could not be made, and why.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Report {
+    /// Reads the results folder `dir`.
+    pub(crate) fn of(dir: &Path, paper_dir: Option<&Path>) -> Result<Self> {
+        let data = Data::load(dir, paper_dir)?;
+        let mut figures = Vec::new();
+        let mut notes = Vec::new();
+        for plot in data.info.iter().flat_map(|i| &i.experiment.plots) {
+            match figure::build(plot, &data) {
+                Ok(figure) => {
+                    let alt = alt::describe(&figure);
+                    figures.push((figure, alt));
+                }
+                Err(reason) => notes.push(format!("The figure `{}` is left out: {reason}.", plot.name)),
+            }
+        }
+        let views = views::of(&data);
+        let verdict = verdict::of(&data);
+        Ok(Self { data, figures, views, verdict, notes })
+    }
+
+    /// Writes figures and `report.md` into `dir`.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        for (figure, _) in &self.figures {
+            write::atomically(&dir.join(format!("{}.svg", figure.name)), draw::svg(figure)?.as_bytes())?;
+            write::atomically(&dir.join(format!("{}.png", figure.name)), &draw::png(figure)?)?;
+        }
+        write::atomically(&dir.join("report.md"), markdown::render(self).as_bytes())
+    }
+}
