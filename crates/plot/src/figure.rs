@@ -118,6 +118,11 @@ pub(crate) fn build(plot: &Plot, data: &Data) -> Result<Figure, String> {
         return Err("none of its values can be drawn".into());
     }
     merge_paper_keys(&mut figure);
+    for (i, key) in figure.legend.iter_mut().enumerate() {
+        let stands_for_others = key.paper && !key.hidden;
+        let drawn = figure.panels.iter().flat_map(|p| &p.series).any(|s| s.key == i);
+        key.hidden |= !drawn && !stands_for_others;
+    }
     figure.notes.dedup();
     if facets == ["side"] {
         share_y(&mut figure);
@@ -212,7 +217,7 @@ fn subtitle(plot: &Plot, data: &Data, rows: &[usize], facets: &[&str], series: &
         }
     }
     for (name, wanted) in &plot.filter {
-        if !["model", "task", "side"].contains(&name.as_str()) {
+        if !["model", "task", "side"].contains(&name.as_str()) && !said(name) {
             parts.push(value_label(data, name, &wanted.replace('|', " or ")));
         }
     }
@@ -249,12 +254,17 @@ fn panel(
 ) -> Result<Option<Panel>, String> {
     let cells = &data.cells;
     let mut categories = axis::categories(plot, data, rows);
+    let compares = rows.iter().any(|&r| data.method(r) != "full");
     let mut series: Vec<Series> = Vec::new();
     for members in curves::group(cells, columns, rows) {
         let parts = columns.iter().map(|c| (c, cells.text(members[0], c))).filter(|(_, v)| !v.is_empty());
         let label = parts.map(|(c, v)| value_label(data, c, v)).collect::<Vec<_>>().join(", ");
-        let label = if label.is_empty() { meaning(&plot.y).label } else { label };
-        let full = members.iter().all(|&r| data.method(r) == "full");
+        let label = match &cells.distinct("variant", &members)[..] {
+            [only] if label.is_empty() => only.clone(),
+            _ if label.is_empty() => meaning(&plot.y).label,
+            _ => label,
+        };
+        let full = compares && members.iter().all(|&r| data.method(r) == "full");
         let key = measured_key(figure, label, full);
         let curve = curves::of(plot, cells, &members, categories.as_deref());
         if curve.averaged > 0 {
@@ -281,6 +291,7 @@ fn panel(
         series.push(Series { key, points, level: false });
     }
     let unit = if columns::is_bytes(&plot.y) { scale_bytes(&mut series) } else { "" };
+    let zero = if plot.log_x { place_zero(&mut series) } else { None };
     drop_unfit(figure, plot, &mut series);
     if series.is_empty() {
         return Ok(None);
@@ -289,9 +300,17 @@ fn panel(
     if !unit.is_empty() {
         y.label = format!("{} ({unit})", meaning(&plot.y).label);
     }
+    if let Some(zero) = zero {
+        x.ticks.retain(|(at, _)| *at > zero);
+        x.ticks.insert(0, (zero, "0".into()));
+    }
     if x.categories {
+        let family = common_family(&x.ticks);
         for (_, name) in &mut x.ticks {
-            *name = category_label(data, &plot.x, name);
+            *name = category_label(data, &plot.x, &name[family..]);
+        }
+        if ["model", "task", "variant", "side"].contains(&plot.x.as_str()) {
+            x.label.clear();
         }
     }
     let front = if plot.kind == PlotKind::Scatter {
@@ -301,6 +320,20 @@ fn panel(
         Vec::new()
     };
     Ok(Some(Panel { title, x, y, series, front }))
+}
+
+/// A sweep that starts at 0 keeps it on a logarithmic axis: left of the smallest other value, marked as 0.
+fn place_zero(series: &mut [Series]) -> Option<f64> {
+    let points = || series.iter().filter(|s| !s.level).flat_map(|s| &s.points);
+    let smallest = points().map(|p| p.x).filter(|x| *x > 0.0).fold(f64::INFINITY, f64::min);
+    if !smallest.is_finite() || points().all(|p| p.x != 0.0) {
+        return None;
+    }
+    let place = smallest / 3.0;
+    for p in series.iter_mut().filter(|s| !s.level).flat_map(|s| &mut s.points).filter(|p| p.x == 0.0) {
+        p.x = place;
+    }
+    Some(place)
 }
 
 /// On logarithmic axes there is no place for zero and below.
@@ -335,6 +368,14 @@ fn scale_bytes(series: &mut [Series]) -> &'static str {
     unit
 }
 
+/// Length of the family that all names begin with, such as `longbench/`.
+fn common_family(names: &[number::Tick]) -> usize {
+    let family = |name: &str| name.split_once('/').map_or(0, |(f, _)| f.len() + 1);
+    let Some((_, first)) = names.first() else { return 0 };
+    let length = family(first);
+    if names.iter().all(|(_, n)| n.starts_with(&first[..length])) { length } else { 0 }
+}
+
 /// A category for readers.
 fn category_label(data: &Data, column: &str, value: &str) -> String {
     if matches!(column, "model" | "side") { value_label(data, column, value) } else { value.to_string() }
@@ -351,8 +392,13 @@ fn measured_key(figure: &mut Figure, label: String, full: bool) -> usize {
         return i;
     }
     let hue = if full { 0 } else { next_hue(figure) };
-    figure.legend.push(Key { label, hue, marker: hue, paper: false, hidden: false });
+    figure.legend.push(Key { label, hue, marker: marker(hue), paper: false, hidden: false });
     figure.legend.len() - 1
+}
+
+/// When the palette begins again, every colour gets another shape.
+fn marker(hue: usize) -> usize {
+    hue + 3 * (hue.saturating_sub(1) / 7)
 }
 
 fn next_hue(figure: &Figure) -> usize {
@@ -376,7 +422,7 @@ fn paper_key(figure: &mut Figure, curve: &curves::PaperCurve) -> usize {
         Some(key) => (key.hue, true),
         None => (next_hue(figure), false),
     };
-    figure.legend.push(Key { label, hue, marker: hue, paper: true, hidden });
+    figure.legend.push(Key { label, hue, marker: marker(hue), paper: true, hidden });
     figure.legend.len() - 1
 }
 

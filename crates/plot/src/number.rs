@@ -56,7 +56,7 @@ pub(crate) fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<Tick> {
     }
     let raw = span / count.max(1) as f64;
     let power = 10f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * 0.999);
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * 0.85);
     let step = step.unwrap_or(10.0 * power);
     let decimals = decimals_of(step);
     let first = (low / step - 1e-9).ceil() as i64;
@@ -74,7 +74,11 @@ pub(crate) fn log_ticks(low: f64, high: f64) -> Vec<Tick> {
     if decades < 0.6 {
         return linear_ticks(low, high, 5);
     }
-    let steps: &[f64] = if decades <= 2.2 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+    let steps: &[f64] = match decades {
+        d if d <= 1.2 => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
+        d if d <= 2.2 => &[1.0, 2.0, 5.0],
+        _ => &[1.0],
+    };
     let every = (decades / 7.0).ceil().max(1.0) as i32;
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let mut out = Vec::new();
@@ -128,7 +132,7 @@ mod tests {
         assert_eq!(texts(linear_ticks(0.0, 1.0, 5)), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(texts(linear_ticks(-0.19, 0.18, 4)), ["−0.1", "0", "0.1"]);
         assert_eq!(texts(log_ticks(0.001, 1.0)), ["0.001", "0.01", "0.1", "1"]);
-        assert_eq!(texts(log_ticks(1.0, 8.0)), ["1", "2", "5"]);
+        assert_eq!(texts(log_ticks(1.0, 8.0)), ["1", "1.5", "2", "3", "5", "7"]);
         assert_eq!(texts(linear_ticks(3.0, 3.0, 5)), ["3"]);
     }
 }

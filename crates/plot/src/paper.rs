@@ -10,8 +10,6 @@ use crate::table::Table;
 /// One of the paper's tables or digitised figures.
 #[derive(Debug, Clone)]
 pub(crate) struct PaperTable {
-    /// File name.
-    pub(crate) file: String,
     /// What the paper claims.
     pub(crate) claim: String,
     /// The model that the whole table is about; empty where a column says it, or nothing does.
@@ -54,13 +52,7 @@ pub(crate) fn load(paper: &Paper, dir: Option<&Path>) -> Result<Option<PaperTabl
         });
     }
     let model = if table.column("model").is_some() { "" } else { known.map_or("", |(_, label, _)| label) };
-    Ok(Some(PaperTable {
-        file: paper.csv.clone(),
-        claim: paper.claim.clone(),
-        model: model.into(),
-        table,
-        written,
-    }))
+    Ok(Some(PaperTable { claim: paper.claim.clone(), model: model.into(), table, written }))
 }
 
 /// `experiments/paper` beside the results folder, or below the working directory.

@@ -131,7 +131,8 @@ fn detail(data: &Data, rows: &[usize], alone: bool) -> View {
     let mut shown: Vec<&String> = Vec::new();
     for name in &cells.columns[..data.written.min(cells.columns.len())] {
         let folded = spread_of(name).is_some_and(|of| cells.column(of).is_some());
-        if is_internal(name) || folded {
+        let in_title = !alone && (name == "model" || name == "task");
+        if is_internal(name) || folded || in_title {
             continue;
         }
         let values = cells.distinct(name, rows);

@@ -31,7 +31,7 @@ pub(crate) fn paint<B: DrawingBackend>(
     let left = room.left + widest + 9.0;
     let names = category_lines(panel, room.right - left);
     let lines = names.iter().map(Vec::len).max().unwrap_or(1).max(1);
-    let bottom = room.bottom - 22.0 - 13.0 * lines as f64;
+    let bottom = room.bottom - 26.0 - 13.0 * lines as f64;
     let inner = Frame { left, top: top + 22.0, right: room.right - 2.0, bottom };
     for (y, label) in &panel.y.ticks {
         let at = inner.bottom - panel.y.place(*y) * inner.height();

@@ -179,11 +179,11 @@ mod tests {
 
     #[test]
     fn dashes_add_up() {
-        let pieces = dashes(&[(0.0, 0.0), (10.0, 0.0), (10.0, 10.0)], 4.0, 2.0);
+        let pieces = dashes(&[(0.0, 0.0), (9.0, 0.0), (9.0, 11.0)], 4.0, 2.0);
         let length =
             |p: &Vec<Xy>| p.windows(2).map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1)).sum::<f64>();
         let lengths: Vec<f64> = pieces.iter().map(length).collect();
         assert_eq!(lengths, [4.0, 4.0, 4.0, 2.0]);
-        assert_eq!(pieces[1], [(6.0, 0.0), (10.0, 0.0)]);
+        assert_eq!(pieces[1], [(6.0, 0.0), (9.0, 0.0), (9.0, 1.0)]);
     }
 }

@@ -103,6 +103,9 @@ pub(crate) fn of(figure: &Figure) -> Layout {
     let legend = if entries.len() <= 1 {
         for entry in &entries {
             let label = entry_label(figure, entry);
+            if figure.panels[0].y.label == label {
+                continue;
+            }
             let apart = if subtitle.is_empty() { "" } else { " · " };
             subtitle = format!("{subtitle}{apart}{label}");
         }

@@ -5,15 +5,17 @@ use plotters_backend::text_anchor::{HPos, VPos};
 
 use super::canvas::{Canvas, Drawn, Lettering, Xy};
 use super::layout::Frame;
-use super::palette::{INK, MUTED, hue};
+use super::palette::{INK, MUTED, area_hue, hue};
 use super::text;
 use crate::figure::{Figure, Key, Panel, Point};
 use crate::number;
 
 /// Drawn and left pixels of the paper's curves.
 pub(crate) const DASH: Xy = (6.0, 4.0);
+/// Em of the values above bars.
+const VALUE: f64 = 9.5;
 /// Lines with more points than this have no markers.
-const MARKED: usize = 40;
+const MARKED: usize = 16;
 
 fn place(panel: &Panel, inner: Frame, x: f64, y: f64) -> Xy {
     let x = inner.left + panel.x.place(x) * inner.width();
@@ -125,6 +127,9 @@ pub(crate) fn bars<B: DrawingBackend>(
     let most = categories.iter().map(|&x| in_category(x).len()).max().unwrap_or(1).max(1);
     let slot = inner.width() / categories.len().max(1) as f64;
     let width = (slot * 0.82 / most as f64).min(64.0);
+    let value = |p: &Point| number::significant(p.y, 3);
+    let all = panel.series.iter().flat_map(|s| &s.points);
+    let labelled = all.map(|p| text::width(&value(p), VALUE, false)).fold(0.0, f64::max) <= width + 2.0;
     for x in categories {
         let here = in_category(x);
         let middle = inner.left + panel.x.place(x) * inner.width();
@@ -143,10 +148,9 @@ pub(crate) fn bars<B: DrawingBackend>(
                 whisker(canvas, (center, low), (center, high), INK)?;
                 above = above.min(high);
             }
-            let label = number::significant(point.y, 3);
-            if text::width(&label, 9.5, false) <= width {
-                let look = Lettering::new(9.5, MUTED).held(HPos::Center, VPos::Center);
-                canvas.text(&label, (center, above - 7.5), look)?;
+            if labelled {
+                let look = Lettering::new(VALUE, MUTED).held(HPos::Center, VPos::Center);
+                canvas.text(&value(&point), (center, above - 7.5), look)?;
             }
         }
     }
@@ -160,7 +164,7 @@ pub(crate) fn bar<B: DrawingBackend>(
     (left, top): Xy,
     (right, bottom): Xy,
 ) -> Drawn {
-    let color = hue(key.hue);
+    let color = area_hue(key.hue);
     if !key.paper {
         return canvas.block((left, top), (right, bottom), color, 1.0);
     }

@@ -107,7 +107,11 @@ fn paint<B: DrawingBackend>(mut canvas: Canvas<B>, figure: &Figure, layout: &Lay
 fn entry_heights(figure: &Figure, panel: &Panel, inner: Frame, entries: &[Entry]) -> Vec<f64> {
     let end = |entry: &Entry| {
         let Entry::Series(key) = entry else { return None };
-        let series = panel.series.iter().find(|s| s.key == *key)?;
+        // the entry that stands for all curves of the paper goes beside the first of them
+        let stands_for =
+            |i: usize| figure.legend[*key].paper && figure.legend[i].paper && figure.legend[i].hidden;
+        let own = panel.series.iter().find(|s| s.key == *key);
+        let series = own.or_else(|| panel.series.iter().find(|s| stands_for(s.key)))?;
         let last = series.points.last()?;
         Some(inner.bottom - panel.y.place(last.y) * inner.height())
     };
@@ -142,7 +146,10 @@ fn legend_entry<B: DrawingBackend>(
                 _ if key.paper => canvas.dashed(&[(x, y), (end, y)], color, 1.8, marks::DASH)?,
                 _ => {
                     canvas.line(&[(x, y), (end, y)], color, 2.2)?;
-                    canvas.marker((middle, y), key.marker, 3.4, color, false)?;
+                    let all = figure.panels.iter().flat_map(|p| &p.series);
+                    if all.clone().any(|s| s.key == *i && !s.level) {
+                        canvas.marker((middle, y), key.marker, 3.4, color, false)?;
+                    }
                 }
             }
         }

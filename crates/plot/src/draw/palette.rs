@@ -33,6 +33,11 @@ pub(crate) fn hue(index: usize) -> RGBColor {
     }
 }
 
+/// The colour of a bar: ink is too heavy for areas.
+pub(crate) fn area_hue(index: usize) -> RGBColor {
+    if index == 0 { MUTED } else { hue(index) }
+}
+
 /// The colours of a figure as SVG writes them, and the CSS variables that stand for them in the page, where a dark
 /// theme has other values.
 pub(crate) fn variables() -> Vec<(String, String)> {

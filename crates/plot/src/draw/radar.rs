@@ -66,7 +66,7 @@ pub(crate) fn paint<B: DrawingBackend>(
             canvas.dashed(&path, color, 1.8, DASH)?;
             continue;
         }
-        if closed {
+        if closed && key.hue > 0 {
             canvas.area(&path, color, 0.07)?;
         }
         canvas.line(&path, color, 2.2)?;

@@ -1,0 +1,322 @@
+//! Reports of made-up results: what is drawn, what is written, what happens to files that are not whole.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use minicache_config::{Experiment, ModelInfo, RunInfo};
+use minicache_plot::report;
+
+const SIMILARITY: &str = r#"
+id = "fig1a"
+title = "Similarity of adjacent layers"
+kind = "similarity"
+models = ["tiny"]
+tasks = ["coqa", "gsm8k"]
+notes = "What adjacent layers share."
+[[paper]]
+csv = "paper_figure_similarity_llama3_70b.csv"
+claim = "Deep layers are alike."
+[[plots]]
+name = "cosine"
+x = "depth"
+y = "token_cosine"
+series = ["task"]
+band = "token_cosine_std"
+filter = { side = "key|value" }
+paper_x = "depth"
+paper_y = ["coqa", "gsm8k"]
+[[plots]]
+name = "absent"
+x = "pair"
+y = "no_such_column"
+"#;
+
+const SWEEP: &str = r#"
+id = "fig1b"
+title = "Merged layers"
+kind = "accuracy"
+models = ["tiny"]
+tasks = ["gsm8k"]
+variants = [{ name = "full", cache = { method = "full" } }, { cache = { method = "minicache" } }, { cache = { method = "mean" } }]
+[[plots]]
+name = "merged"
+x = "merged_layers"
+y = "exact_match"
+series = ["variant"]
+[[plots]]
+name = "bars"
+kind = "bar"
+x = "task"
+y = "exact_match"
+series = ["variant"]
+"#;
+
+const FIDELITY: &str = r#"
+id = "fidelity"
+kind = "fidelity"
+models = ["tiny"]
+tasks = ["text"]
+[[plots]]
+name = "frontier"
+kind = "scatter"
+x = "ratio"
+y = "kl"
+series = ["variant"]
+log_y = true
+"#;
+
+fn info(toml: &str, planned: usize, finished: bool) -> RunInfo {
+    let model = ModelInfo { label: "Tiny-8".into(), layers: Some(8), ..ModelInfo::default() };
+    RunInfo {
+        command: "minicache run experiments/x.toml".into(),
+        experiment: Experiment::from_toml(toml, &[], None).unwrap(),
+        origins: [("gsm8k".to_string(), "bundled sample".to_string())].into_iter().collect(),
+        models: [("tiny".to_string(), model)].into_iter().collect(),
+        machine: "2 cores".into(),
+        date: "2025-01-31".into(),
+        planned,
+        finished,
+    }
+}
+
+/// A results folder with one experiment.
+fn experiment(root: &Path, toml: &str, csv: &str, planned: usize, finished: bool) -> PathBuf {
+    let info = info(toml, planned, finished);
+    let dir = root.join(&info.experiment.id);
+    fs::create_dir_all(&dir).unwrap();
+    info.write(&dir).unwrap();
+    fs::write(dir.join("cells.csv"), csv).unwrap();
+    dir
+}
+
+fn similarity_rows(cosine: f64) -> String {
+    let mut csv =
+        "model,task,variant,cache,pair,side,token_cosine,token_cosine_std,cka,samples,seconds\n".to_string();
+    for task in ["coqa", "gsm8k"] {
+        for pair in 0..7 {
+            for side in ["key", "value", "hidden"] {
+                let y = cosine + f64::from(pair) * 0.001;
+                writeln!(
+                    csv,
+                    "tiny,{task},full,\"{{\"\"method\"\":\"\"full\"\"}}\",{pair},{side},{y},0.02,0.7,24,1.5"
+                )
+                .unwrap();
+            }
+        }
+    }
+    csv
+}
+
+const SWEEP_ROWS: &str = r#"model,task,variant,cache.start_layer,cache,exact_match,exact_match_lo,exact_match_hi,samples,ratio,bytes,seconds
+tiny,gsm8k,full,,"{""method"":""full""}",0.40,0.30,0.50,24,1,4096,2
+tiny,gsm8k,minicache,4,"{""method"":""minicache"",""start_layer"":4}",0.39,0.29,0.49,24,1.3,3150,2
+tiny,gsm8k,minicache,6,"{""method"":""minicache"",""start_layer"":6}",0.40,0.30,0.50,24,1.1,3700,2
+tiny,gsm8k,mean,4,"{""method"":""mean"",""start_layer"":4}",0.20,0.12,0.30,24,1.33,3072,2
+tiny,gsm8k,mean,6,"{""method"":""mean"",""start_layer"":6}",0.30,0.20,0.40,24,1.14,3600,2
+"#;
+
+const FIDELITY_ROWS: &str = r#"model,task,variant,cache,kl,perplexity,samples,ratio,bytes,seconds
+tiny,text,full,"{""method"":""full""}",0,12,8,1,9000,2
+tiny,text,kivi-2,"{""method"":""kivi""}",0.2,14,8,5.3,1700,2
+tiny,text,latent-4,"{""method"":""latent""}",0.03,12.2,8,6.4,1400,2
+"#;
+
+fn paper() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/paper")
+}
+
+fn text(dir: &Path, name: &str) -> String {
+    fs::read_to_string(dir.join(name)).unwrap()
+}
+
+#[test]
+fn similarity_beside_the_paper() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), SIMILARITY, &similarity_rows(0.05), 2, true);
+    let summary = report(root.path(), Some(&paper())).unwrap();
+    assert_eq!(summary.experiments.len(), 1);
+    let one = &summary.experiments[0];
+    assert_eq!((one.id.as_str(), one.figures, one.complete), ("fig1a", 1, true));
+    assert!(
+        one.notes[0].contains("`absent`") && one.notes[0].contains("`no_such_column`"),
+        "{:?}",
+        one.notes
+    );
+
+    let svg = text(&dir, "cosine.svg");
+    for part in ["keys", "values", "coqa", "gsm8k", "paper, LLaMA-3-70B", "relative depth"] {
+        assert!(svg.contains(part), "{part}");
+    }
+    assert!(fs::read(dir.join("cosine.png")).unwrap().starts_with(b"\x89PNG"));
+
+    let md = text(&dir, "report.md");
+    // deep half: pairs 4, 5, 6
+    assert!(md.contains("Here (Tiny-8): keys 0.05 to 0.06, values 0.05 to 0.06."), "{md}");
+    assert!(
+        md.contains("mean cosine of adjacent layers 0.77 to 0.90") && md.contains("**Not reproduced**"),
+        "{md}"
+    );
+    for part in
+        ["# Similarity of adjacent layers", "bundled sample", "24 samples", "minicache run", "0.05 ± 0.02"]
+    {
+        assert!(md.contains(part), "{part}\n{md}");
+    }
+    assert!(md.contains("| pair index | coqa | gsm8k | truthfulqa |"), "{md}");
+}
+
+#[test]
+fn the_verdict_follows_the_rows() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), SIMILARITY, &similarity_rows(0.9), 2, true);
+    report(&dir, Some(&paper())).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(md.contains("**Reproduced**") && md.contains("keys 0.90 to 0.91"), "{md}");
+
+    let dir = experiment(root.path(), SWEEP, SWEEP_ROWS, 5, true);
+    report(&dir, Some(&paper())).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(
+        md.contains("full 0.4, MiniCache 0.39, the mean 0.2 with 50 % of the layers merged. **Reproduced**"),
+        "{md}"
+    );
+    let worse = SWEEP_ROWS.replace("0.39,0.29", "0.15,0.10");
+    let dir = experiment(root.path(), SWEEP, &worse, 5, true);
+    report(&dir, Some(&paper())).unwrap();
+    assert!(text(&dir, "report.md").contains("**Not reproduced**"));
+}
+
+#[test]
+fn intervals_levels_and_derived_columns() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), SWEEP, SWEEP_ROWS, 5, true);
+    report(&dir, None).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(md.contains("0.39 [0.29, 0.49]") && md.contains("3.08 KiB"), "{md}");
+    let svg = text(&dir, "merged.svg");
+    // two bands of the swept caches and one of the level of the full cache
+    assert!(svg.matches("<polygon opacity=\"0.13\"").count() == 3, "{svg}");
+    assert!(svg.contains("merged layers") && svg.contains("\nfull\n") && svg.contains("\nmean\n"));
+    assert!(text(&dir, "bars.svg").contains("start layer = 4"), "swept keys tell bars apart");
+}
+
+#[test]
+fn the_front_of_the_frontier() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), FIDELITY, FIDELITY_ROWS, 3, true);
+    let summary = report(root.path(), None).unwrap();
+    assert_eq!(summary.experiments[0].notes.len(), 1, "KL 0 has no place on a logarithmic axis");
+    let md = text(&dir, "report.md");
+    assert!(md.contains("lowest KL 0.03 nats at 6.4x (latent-4)"), "{md}");
+    assert!(!md.contains("eproduced**"), "the paper claims nothing here");
+    assert!(!text(&dir, "frontier.svg").contains("\nfull\n"), "a series without a point is not in the legend");
+}
+
+#[test]
+fn same_rows_same_bytes_and_untouched_files() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), SIMILARITY, &similarity_rows(0.05), 2, true);
+    report(root.path(), Some(&paper())).unwrap();
+    let names = ["cosine.png", "cosine.svg", "report.md", "../index.html"];
+    let read = || {
+        names
+            .map(|n| (fs::read(dir.join(n)).unwrap(), fs::metadata(dir.join(n)).unwrap().modified().unwrap()))
+    };
+    let first = read();
+    report(root.path(), Some(&paper())).unwrap();
+    assert!(first == read(), "nothing is written again");
+    for name in names {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    report(&dir, Some(&paper())).unwrap();
+    assert!(
+        first.map(|(bytes, _)| bytes) == read().map(|(bytes, _)| bytes),
+        "one experiment's folder makes the same"
+    );
+}
+
+#[test]
+fn a_run_that_was_killed_is_reported_as_far_as_it_went() {
+    let root = tempfile::tempdir().unwrap();
+    let cut = &SWEEP_ROWS[..SWEEP_ROWS.len() - 30];
+    let dir = experiment(root.path(), SWEEP, cut, 5, false);
+    let summary = report(root.path(), None).unwrap();
+    assert!(!summary.experiments[0].complete);
+    let md = text(&dir, "report.md");
+    assert!(
+        md.contains(
+            "**Incomplete.** The run has not finished: 4 of 5 cells so far. The last row was cut off"
+        ),
+        "{md}"
+    );
+
+    for csv in ["", "model,task\n"] {
+        let dir = experiment(root.path(), SWEEP, csv, 5, false);
+        report(root.path(), None).unwrap();
+        assert!(text(&dir, "report.md").contains("No cell has finished yet"));
+    }
+    fs::remove_file(dir.join("cells.csv")).unwrap();
+    report(root.path(), None).unwrap();
+    assert!(text(&dir, "report.md").contains("No cell has finished yet"));
+}
+
+#[test]
+fn bad_files_are_one_clear_line() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), SWEEP, "model,task,kl\ntiny,x,1\ntiny,x\ntiny,x,2\n", 5, true);
+    let error = report(&dir, None).unwrap_err().to_string();
+    assert!(error.contains("cells.csv: line 3: 2 fields where the header has 3"), "{error}");
+    assert!(!error.contains('\n'));
+
+    // beside a good one, the page shows the good one and says what is wrong with the other
+    experiment(root.path(), FIDELITY, FIDELITY_ROWS, 3, true);
+    let summary = report(root.path(), None).unwrap();
+    assert_eq!((summary.experiments.len(), summary.problems.len()), (1, 1));
+    let page = text(root.path(), "index.html");
+    assert!(page.contains("fig1b/cells.csv: line 3") && !page.contains(&*root.path().to_string_lossy()));
+
+    fs::write(dir.join("run.json"), "{").unwrap();
+    let error = report(&dir, None).unwrap_err().to_string();
+    assert!(error.contains("run.json") && !error.contains('\n'), "{error}");
+
+    let empty = tempfile::tempdir().unwrap();
+    let error = report(empty.path(), None).unwrap_err().to_string();
+    assert!(error.contains("no results here"), "{error}");
+    let error = report(&empty.path().join("none"), None).unwrap_err().to_string();
+    assert!(error.contains("cannot list"), "{error}");
+}
+
+#[test]
+fn rows_without_run_json_are_still_tables() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("mine");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("cells.csv"), "model,odd,cache\nm|1,<b>,x\nm|1,2,x\n").unwrap();
+    report(root.path(), None).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(md.contains("# mine") && md.contains("`run.json` is missing") && md.contains("m|1"), "{md}");
+    assert!(text(root.path(), "index.html").contains("&lt;b&gt;"));
+}
+
+#[test]
+fn the_page_needs_nothing_but_itself() {
+    let root = tempfile::tempdir().unwrap();
+    experiment(root.path(), SIMILARITY, &similarity_rows(0.05), 2, true);
+    experiment(root.path(), SWEEP, SWEEP_ROWS, 5, true);
+    experiment(root.path(), FIDELITY, FIDELITY_ROWS, 3, false);
+    report(root.path(), Some(&paper())).unwrap();
+    let page = text(root.path(), "index.html");
+    for outside in ["src=\"", "@import", "url(", "href=\"http"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    assert_eq!(page.matches("<svg role=\"img\" aria-label=\"").count(), 4);
+    assert!(
+        page.contains("var(--fig-hue-1)") && !page.contains("#0072B2\""),
+        "figures take the theme's colours"
+    );
+    assert!(page.contains("prefers-color-scheme") || page.contains("light-dark("));
+    let place = |id: &str| page.find(&format!("<section id=\"{id}\"")).unwrap();
+    assert!(place("fig1a") < place("fig1b") && place("fig1b") < place("fidelity"));
+    assert!(page.contains("<th scope=\"col\"") && page.contains("method = ") && page.contains("incomplete"));
+}
