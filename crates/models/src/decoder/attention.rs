@@ -1,0 +1,128 @@
+//! From projected queries, keys and values to the attention output: rotation, then each sequence's cache.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Step;
+use crate::rope::{self, Rope};
+use crate::{ModelConfig, Result};
+
+/// Rows below which spreading over threads does not pay.
+const SERIAL_ROWS: usize = 16;
+
+/// Where each step's tokens lie among all new tokens, and their rotations.
+pub(crate) struct Positions {
+    ranges: Vec<Range<usize>>,
+    /// Cosines, then sines, for every new token: `(tokens, rotary_dim)`.
+    angles: Vec<f32>,
+    rotary_dim: usize,
+}
+
+impl Positions {
+    pub(crate) fn new(steps: &[Step<'_>], rope: &Rope, rotary_dim: usize) -> Self {
+        let mut ranges = Vec::with_capacity(steps.len());
+        let mut total = 0;
+        for step in steps {
+            ranges.push(total..total + step.tokens.len());
+            total += step.tokens.len();
+        }
+        let mut angles = vec![0.0; total * rotary_dim];
+        for (step, range) in steps.iter().zip(&ranges) {
+            let start = step.cache.len();
+            let planned = step.planned_len.max(start + range.len());
+            let frequencies = rope.for_length(planned);
+            let rows = angles[range.start * rotary_dim..range.end * rotary_dim].chunks_exact_mut(rotary_dim);
+            for (i, row) in rows.enumerate() {
+                frequencies.angles_into(start + i, row);
+            }
+        }
+        Self { ranges, angles, rotary_dim }
+    }
+
+    pub(crate) fn ranges(&self) -> &[Range<usize>] {
+        &self.ranges
+    }
+
+    fn angles(&self, row: usize) -> &[f32] {
+        &self.angles[row * self.rotary_dim..(row + 1) * self.rotary_dim]
+    }
+}
+
+/// Room for queries, keys and values apart.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// Attention of one layer. `qkv` holds rows of queries, keys and values side by side, `(tokens, q_dim + 2 kv_dim)`, and
+/// is overwritten; `out` is `(tokens, q_dim)`.
+pub(crate) fn attend(
+    config: &ModelConfig,
+    layer: usize,
+    qkv: &mut [f32],
+    steps: &mut [Step<'_>],
+    positions: &Positions,
+    buffers: &mut Buffers,
+    out: &mut [f32],
+) -> Result<()> {
+    let (q_dim, kv_dim, head_dim) = (config.q_dim(), config.kv_dim(), config.head_dim);
+    let width = q_dim + 2 * kv_dim;
+    // One new token: its row is already q, k and v, each contiguous.
+    if qkv.len() == width {
+        let (qk, v) = qkv.split_at_mut(q_dim + kv_dim);
+        qk.chunks_exact_mut(head_dim).for_each(|head| rope::rotate(positions.angles(0), head));
+        let (q, k) = qk.split_at(q_dim);
+        return Ok(steps[0].cache.attend_into(layer, q, k, v, out)?);
+    }
+
+    let rows = qkv.len() / width;
+    let Buffers { q, k, v } = buffers;
+    q.resize(rows * q_dim, 0.0);
+    k.resize(rows * kv_dim, 0.0);
+    v.resize(rows * kv_dim, 0.0);
+    let row = |row: usize, qkv: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]| {
+        let angles = positions.angles(row);
+        let (from_q, rest) = qkv.split_at(q_dim);
+        let (from_k, from_v) = rest.split_at(kv_dim);
+        for (from, to) in [(from_q, q), (from_k, k)] {
+            for (from, to) in from.chunks_exact(head_dim).zip(to.chunks_exact_mut(head_dim)) {
+                rope::rotate_into(angles, from, to);
+            }
+        }
+        v.copy_from_slice(from_v);
+    };
+    if rows < SERIAL_ROWS {
+        qkv.chunks_exact(width)
+            .zip(q.chunks_exact_mut(q_dim))
+            .zip(k.chunks_exact_mut(kv_dim))
+            .zip(v.chunks_exact_mut(kv_dim))
+            .enumerate()
+            .for_each(|(i, (((qkv, q), k), v))| row(i, qkv, q, k, v));
+    } else {
+        qkv.par_chunks_exact(width)
+            .zip(q.par_chunks_exact_mut(q_dim))
+            .zip(k.par_chunks_exact_mut(kv_dim))
+            .zip(v.par_chunks_exact_mut(kv_dim))
+            .enumerate()
+            .for_each(|(i, (((qkv, q), k), v))| row(i, qkv, q, k, v));
+    }
+
+    if let [step] = steps {
+        return Ok(step.cache.attend_into(layer, q, k, v, out)?);
+    }
+    let mut jobs = Vec::with_capacity(steps.len());
+    let mut rest = out;
+    for (step, range) in steps.iter_mut().zip(positions.ranges()) {
+        let (own, others) = rest.split_at_mut(range.len() * q_dim);
+        rest = others;
+        jobs.push((step, range, own));
+    }
+    jobs.into_par_iter().try_for_each(|(step, range, out)| {
+        let part = |dim: usize| range.start * dim..range.end * dim;
+        let (q, k, v) = (&q[part(q_dim)], &k[part(kv_dim)], &v[part(kv_dim)]);
+        Ok(step.cache.attend_into(layer, q, k, v, out)?)
+    })
+}

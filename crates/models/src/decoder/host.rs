@@ -1,0 +1,254 @@
+//! A layer on the CPU: slices, fused elementwise loops, no tensor operations.
+
+use rayon::prelude::*;
+
+use super::Step;
+use super::attention::{self, Buffers, Positions};
+use crate::linear::{Linear, Loader, simd};
+use crate::moe::Routing;
+use crate::{ModelConfig, Result};
+
+/// Rows below which spreading elementwise loops over threads does not pay.
+const SERIAL_ROWS: usize = 16;
+
+/// Rows that go through the feed-forward block at a time: bounds the memory of long prefills, whose inner activations
+/// are several times as wide as the residual stream.
+const MLP_ROWS: usize = 1024;
+
+/// Buffers of one forward pass, shared by all layers.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    projected: Vec<f32>,
+    mlp: MlpScratch,
+    buffers: Buffers,
+}
+
+/// Buffers of the feed-forward block.
+#[derive(Default)]
+struct MlpScratch {
+    /// Gate and up side by side.
+    wide: Vec<f32>,
+    inner: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+/// One decoder layer.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    input_norm: Vec<f32>,
+    qkv: Linear,
+    output: Linear,
+    mlp_norm: Vec<f32>,
+    mlp: Mlp,
+}
+
+/// The feed-forward block.
+#[derive(Debug)]
+enum Mlp {
+    Dense(SwiGlu),
+    Sparse { router: Linear, experts: Vec<SwiGlu> },
+}
+
+/// down(silu(gate(x)) * up(x)).
+#[derive(Debug)]
+struct SwiGlu {
+    gate_up: Linear,
+    down: Linear,
+}
+
+impl Layer {
+    pub(crate) fn load(loader: &Loader<'_>, config: &ModelConfig, index: usize) -> Result<Self> {
+        let names = LayerNames::new(config, index);
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let swiglu = |gate_up: &[(String, usize)], down: &str| -> Result<SwiGlu> {
+            Ok(SwiGlu {
+                gate_up: loader.linear(&pieces(gate_up), hidden, config.mlp_bias)?,
+                down: loader.linear(&[(down, hidden)], inner, config.mlp_bias)?,
+            })
+        };
+        let mlp = match config.experts {
+            None => Mlp::Dense(swiglu(&names.gate_up, &names.down)?),
+            Some(experts) => Mlp::Sparse {
+                router: loader.linear(&[(&names.router, experts.count)], hidden, false)?,
+                experts: (0..experts.count)
+                    .map(|e| {
+                        let (gate_up, down) = names.expert(config, e);
+                        swiglu(&gate_up, &down)
+                    })
+                    .collect::<Result<_>>()?,
+            },
+        };
+        Ok(Self {
+            input_norm: loader.vector(&names.input_norm, hidden)?,
+            qkv: loader.linear(&pieces(&names.qkv), hidden, config.qkv_bias)?,
+            output: loader.linear(&[(&names.output, hidden)], config.q_dim(), config.out_bias)?,
+            mlp_norm: loader.vector(&names.mlp_norm, hidden)?,
+            mlp,
+        })
+    }
+
+    /// Bytes of the weights.
+    pub(crate) fn bytes(&self) -> usize {
+        let swiglu = |m: &SwiGlu| m.gate_up.bytes() + m.down.bytes();
+        let mlp = match &self.mlp {
+            Mlp::Dense(m) => swiglu(m),
+            Mlp::Sparse { router, experts } => router.bytes() + experts.iter().map(swiglu).sum::<usize>(),
+        };
+        (self.input_norm.len() + self.mlp_norm.len()) * 4 + self.qkv.bytes() + self.output.bytes() + mlp
+    }
+
+    /// Takes the residual stream `x` (tokens, hidden) through the layer, in place.
+    pub(crate) fn forward(
+        &self,
+        config: &ModelConfig,
+        index: usize,
+        x: &mut [f32],
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let hidden = config.hidden;
+        let rows = x.len() / hidden;
+        let Scratch { normed, qkv, attended, projected, mlp, buffers } = scratch;
+        normed.resize(rows * hidden, 0.0);
+        qkv.resize(rows * self.qkv.outputs(), 0.0);
+        attended.resize(rows * config.q_dim(), 0.0);
+        projected.resize(rows * hidden, 0.0);
+
+        rms_norm(x, &self.input_norm, config.rms_eps, normed);
+        self.qkv.apply(normed, rows, qkv)?;
+        attention::attend(config, index, qkv, steps, positions, buffers, attended)?;
+        self.output.apply(attended, rows, projected)?;
+        add_rows(projected, x, hidden);
+
+        rms_norm(x, &self.mlp_norm, config.rms_eps, normed);
+        match &self.mlp {
+            Mlp::Dense(swiglu) => swiglu.apply(normed, rows, hidden, projected, mlp)?,
+            Mlp::Sparse { router, experts } => {
+                let mut scores = std::mem::take(&mut mlp.scores);
+                scores.resize(rows * experts.len(), 0.0);
+                router.apply(normed, rows, &mut scores)?;
+                projected.fill(0.0);
+                if let Some(numbers) = config.experts {
+                    Routing::new(&scores, numbers).apply(normed, hidden, projected, |e, x, n, out| {
+                        experts[e].apply(x, n, hidden, out, mlp)
+                    })?;
+                }
+                mlp.scores = scores;
+            }
+        }
+        add_rows(projected, x, hidden);
+        Ok(())
+    }
+}
+
+impl SwiGlu {
+    /// `out` (n, hidden) = the block applied to `x` (n, hidden).
+    fn apply(
+        &self,
+        x: &[f32],
+        n: usize,
+        hidden: usize,
+        out: &mut [f32],
+        scratch: &mut MlpScratch,
+    ) -> Result<()> {
+        let width = self.gate_up.outputs();
+        let inner = width / 2;
+        let most = n.min(MLP_ROWS);
+        scratch.wide.resize(most * width, 0.0);
+        scratch.inner.resize(most * inner, 0.0);
+        for (x, out) in x.chunks(MLP_ROWS * hidden).zip(out.chunks_mut(MLP_ROWS * hidden)) {
+            let n = x.len() / hidden;
+            let (wide, act) = (&mut scratch.wide[..n * width], &mut scratch.inner[..n * inner]);
+            self.gate_up.apply(x, n, wide)?;
+            let row = |(wide, act): (&[f32], &mut [f32])| simd::silu_mul(&wide[..inner], &wide[inner..], act);
+            if n < SERIAL_ROWS {
+                wide.chunks_exact(width).zip(act.chunks_exact_mut(inner)).for_each(row);
+            } else {
+                wide.par_chunks_exact(width).zip(act.par_chunks_exact_mut(inner)).for_each(row);
+            }
+            self.down.apply(act, n, out)?;
+        }
+        Ok(())
+    }
+}
+
+/// x / sqrt(mean(x^2) + eps) * weight for one row.
+pub(crate) fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = simd::sum_squares(x) / x.len() as f32;
+    simd::scale_mul(x, 1.0 / (mean + eps).sqrt(), weight, out);
+}
+
+/// [`rms_norm_row`] of every row.
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    let row = |(x, out): (&[f32], &mut [f32])| rms_norm_row(x, weight, eps, out);
+    if x.len() < SERIAL_ROWS * width {
+        x.chunks_exact(width).zip(out.chunks_exact_mut(width)).for_each(row);
+    } else {
+        x.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).for_each(row);
+    }
+}
+
+/// `out` += `x`, both `(tokens, width)`.
+fn add_rows(x: &[f32], out: &mut [f32], width: usize) {
+    if x.len() < SERIAL_ROWS * width {
+        simd::add(x, out);
+    } else {
+        x.par_chunks(width).zip(out.par_chunks_mut(width)).for_each(|(x, out)| simd::add(x, out));
+    }
+}
+
+/// Names with numbers of outputs, as [`Loader::linear`] takes them.
+pub(super) fn pieces(named: &[(String, usize)]) -> Vec<(&str, usize)> {
+    named.iter().map(|(name, outputs)| (name.as_str(), *outputs)).collect()
+}
+
+/// Tensor names of a layer.
+pub(super) struct LayerNames {
+    prefix: String,
+    pub(super) input_norm: String,
+    pub(super) qkv: Vec<(String, usize)>,
+    pub(super) output: String,
+    pub(super) mlp_norm: String,
+    pub(super) gate_up: Vec<(String, usize)>,
+    pub(super) down: String,
+    pub(super) router: String,
+}
+
+impl LayerNames {
+    pub(super) fn new(config: &ModelConfig, index: usize) -> Self {
+        let prefix = format!("model.layers.{index}");
+        let (q, kv, inner) = (config.q_dim(), config.kv_dim(), config.intermediate);
+        let attention = |name: &str, outputs| (format!("{prefix}.self_attn.{name}"), outputs);
+        let mlp = |name: &str, outputs| (format!("{prefix}.mlp.{name}"), outputs);
+        let (qkv, gate_up) = if config.fused_projections {
+            (vec![attention("qkv_proj", q + 2 * kv)], vec![mlp("gate_up_proj", 2 * inner)])
+        } else {
+            (
+                vec![attention("q_proj", q), attention("k_proj", kv), attention("v_proj", kv)],
+                vec![mlp("gate_proj", inner), mlp("up_proj", inner)],
+            )
+        };
+        Self {
+            input_norm: format!("{prefix}.input_layernorm.weight"),
+            qkv,
+            output: format!("{prefix}.self_attn.o_proj"),
+            mlp_norm: format!("{prefix}.post_attention_layernorm.weight"),
+            gate_up,
+            down: format!("{prefix}.mlp.down_proj"),
+            router: format!("{prefix}.block_sparse_moe.gate"),
+            prefix,
+        }
+    }
+
+    /// Gate and up, and down of an expert.
+    pub(super) fn expert(&self, config: &ModelConfig, expert: usize) -> (Vec<(String, usize)>, String) {
+        let name = |w: &str| format!("{}.block_sparse_moe.experts.{expert}.{w}", self.prefix);
+        let inner = config.intermediate;
+        (vec![(name("w1"), inner), (name("w3"), inner)], name("w2"))
+    }
+}

@@ -1,0 +1,248 @@
+//! Matrices of floats on the CPU, kept in the type that the file has.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::simd;
+use crate::{Error, Result};
+
+/// Rows of input up to which the weights are streamed past them once for every few rows; above, a blocked matrix
+/// product is faster.
+const FEW_ROWS: usize = 12;
+
+/// Columns widened at a time: a block of f32 that stays in the first-level cache.
+const BLOCK: usize = 1024;
+
+/// Multiplications below which spreading over threads costs more than it saves.
+const SERIAL: usize = 1 << 15;
+
+#[derive(Debug, Clone)]
+enum Data {
+    F32(Arc<Vec<f32>>),
+    F16(Arc<Vec<f16>>),
+    Bf16(Arc<Vec<bf16>>),
+}
+
+/// A matrix `(rows, columns)` of floats; shared, not copied, when cloned.
+#[derive(Debug, Clone)]
+pub(crate) struct FloatMatrix {
+    data: Data,
+    rows: usize,
+    columns: usize,
+}
+
+impl FloatMatrix {
+    /// Takes a two-dimensional f32, f16 or bf16 tensor.
+    pub(crate) fn new(tensor: &Tensor) -> Result<Self> {
+        let (rows, columns) = tensor.dims2()?;
+        let flat = tensor.flatten_all()?;
+        let data = match tensor.dtype() {
+            DType::F16 => Data::F16(Arc::new(flat.to_vec1()?)),
+            DType::BF16 => Data::Bf16(Arc::new(flat.to_vec1()?)),
+            DType::F32 => Data::F32(Arc::new(flat.to_vec1()?)),
+            other => return Err(Error::Weights(format!("a matrix of {} is not supported", other.as_str()))),
+        };
+        Ok(Self { data, rows, columns })
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        let width = if matches!(self.data, Data::F32(_)) { 4 } else { 2 };
+        self.rows * self.columns * width
+    }
+
+    /// Writes one row to `out`.
+    pub(crate) fn row_into(&self, row: usize, out: &mut [f32]) {
+        self.widen(row * self.columns, out);
+    }
+
+    /// Writes the numbers from `from` on, in row-major order, to `out`.
+    fn widen(&self, from: usize, out: &mut [f32]) {
+        let range = from..from + out.len();
+        match &self.data {
+            Data::F32(data) => out.copy_from_slice(&data[range]),
+            Data::F16(data) => simd::widen_f16(&data[range], out),
+            Data::Bf16(data) => simd::widen_bf16(&data[range], out),
+        }
+    }
+
+    /// `out` (n, rows) = `x` (n, columns) times this matrix, transposed.
+    pub(crate) fn matmul(&self, x: &[f32], n: usize, out: &mut [f32]) {
+        debug_assert_eq!((x.len(), out.len()), (n * self.columns, n * self.rows));
+        if n <= FEW_ROWS { self.stream(x, n, out) } else { self.blocked(x, n, out) }
+    }
+
+    /// Every weight is read once per four rows of `x`.
+    fn stream(&self, x: &[f32], n: usize, out: &mut [f32]) {
+        let x: Vec<&[f32]> = x.chunks_exact(self.columns).collect();
+        let (rows, out) = (self.rows, Columns(out.as_mut_ptr()));
+        let job = |weights: std::ops::Range<usize>| {
+            for w in weights {
+                let mut first = 0;
+                let mut write = |values: &[f32]| {
+                    for value in values {
+                        // SAFETY: column w of `out`, which has n rows, is written by this job alone.
+                        unsafe { out.at(first * rows + w).write(*value) };
+                        first += 1;
+                    }
+                };
+                for some in x.chunks(4) {
+                    match *some {
+                        [a, b, c, d] => write(&self.dots(w, [a, b, c, d])),
+                        [a, b, c] => {
+                            write(&self.dots(w, [a, b]));
+                            write(&self.dots(w, [c]));
+                        }
+                        [a, b] => write(&self.dots(w, [a, b])),
+                        [a] => write(&self.dots(w, [a])),
+                        _ => {}
+                    }
+                }
+            }
+        };
+        if rows * self.columns * n < SERIAL {
+            return job(0..rows);
+        }
+        let chunk = rows.div_ceil(4 * rayon::current_num_threads()).max(8);
+        (0..rows.div_ceil(chunk)).into_par_iter().for_each(|i| job(i * chunk..((i + 1) * chunk).min(rows)));
+    }
+
+    #[inline]
+    fn dots<const M: usize>(&self, row: usize, x: [&[f32]; M]) -> [f32; M] {
+        let start = row * self.columns;
+        if let Data::F32(data) = &self.data {
+            return simd::dots(&data[start..start + self.columns], x);
+        }
+        let mut block = [0f32; BLOCK];
+        let mut sums = [0f32; M];
+        for from in (0..self.columns).step_by(BLOCK) {
+            let to = self.columns.min(from + BLOCK);
+            let w = &mut block[..to - from];
+            self.widen(start + from, w);
+            for (sum, part) in sums.iter_mut().zip(simd::dots(w, x.map(|x| &x[from..to]))) {
+                *sum += part;
+            }
+        }
+        sums
+    }
+
+    /// Blocked matrix product; half-precision weights are widened a panel at a time.
+    fn blocked(&self, x: &[f32], n: usize, out: &mut [f32]) {
+        if let Data::F32(data) = &self.data {
+            return product(x, data, n, self.columns, self.rows, out, self.rows);
+        }
+        // A panel of 2^20 numbers: small beside the weights, large enough for the product to run at full speed.
+        let height = ((1 << 20) / self.columns).clamp(1, self.rows);
+        let mut panel = vec![0f32; height * self.columns];
+        for from in (0..self.rows).step_by(height) {
+            let height = height.min(self.rows - from);
+            let panel = &mut panel[..height * self.columns];
+            panel
+                .par_chunks_mut(self.columns)
+                .enumerate()
+                .for_each(|(i, row)| self.widen((from + i) * self.columns, row));
+            product(x, panel, n, self.columns, height, &mut out[from..], self.rows);
+        }
+    }
+}
+
+/// Where jobs write their own columns of a shared output.
+#[derive(Clone, Copy)]
+struct Columns(*mut f32);
+
+// SAFETY: every job writes other elements.
+unsafe impl Send for Columns {}
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    /// # Safety
+    /// `index` lies within the output.
+    unsafe fn at(self, index: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(index) }
+    }
+}
+
+/// `out` (n, outputs), its rows `stride` apart, = `x` (n, inputs) times `w` (outputs, inputs), transposed.
+fn product(x: &[f32], w: &[f32], n: usize, inputs: usize, outputs: usize, out: &mut [f32], stride: usize) {
+    assert!(x.len() >= n * inputs && w.len() >= outputs * inputs && out.len() >= (n - 1) * stride + outputs);
+    let parallel =
+        if n * inputs * outputs < SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
+    // SAFETY: the assertion above is what the strides ask for; `out` does not overlap the inputs.
+    unsafe {
+        gemm::gemm(
+            n,
+            outputs,
+            inputs,
+            out.as_mut_ptr(),
+            1,
+            stride as isize,
+            false,
+            x.as_ptr(),
+            1,
+            inputs as isize,
+            w.as_ptr(),
+            inputs as isize,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallel,
+        );
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn products_of_every_type_and_row_count() {
+        for (rows, columns) in [(5, 3), (40, 33), (130, 1100)] {
+            let w: Vec<f32> = (0..rows * columns).map(|i| ((i * 7919) % 1013) as f32 / 506.0 - 1.0).collect();
+            let w = Tensor::from_vec(w, (rows, columns), &Device::Cpu).unwrap();
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let stored = w.to_dtype(dtype).unwrap();
+                let matrix = FloatMatrix::new(&stored).unwrap();
+                assert_eq!(matrix.bytes(), rows * columns * dtype.size_in_bytes());
+                let exact: Vec<f32> =
+                    stored.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                let mut row = vec![0.0; columns];
+                matrix.row_into(rows - 1, &mut row);
+                assert_eq!(row, exact[(rows - 1) * columns..]);
+                for n in [1, 2, 3, 4, 5, 11, 12, 13, 40] {
+                    let x: Vec<f32> =
+                        (0..n * columns).map(|i| ((i * 104_729) % 997) as f32 / 498.0 - 1.0).collect();
+                    let mut out = vec![f32::NAN; n * rows];
+                    matrix.matmul(&x, n, &mut out);
+                    for (i, got) in out.iter().enumerate() {
+                        let (x, w) =
+                            (&x[i / rows * columns..][..columns], &exact[i % rows * columns..][..columns]);
+                        let want: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                        assert!(
+                            (f64::from(*got) - want).abs() < 1e-4,
+                            "{dtype:?} {rows}x{columns}, {n}: {got} {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

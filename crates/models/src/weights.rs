@@ -1,0 +1,424 @@
+//! Where weights come from: the [`WeightSource`] seam, and safetensors files behind it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
+
+use crate::{Error, ModelConfig, Result};
+
+/// Where weights come from, by Hugging Face tensor name. Matrices are `(out, in)`; query and key projections are in
+/// the half-split rotary order.
+pub trait WeightSource: Send + Sync {
+    /// What errors call it: the file or folder.
+    fn origin(&self) -> String;
+
+    /// Names of all tensors.
+    fn names(&self) -> Vec<String>;
+
+    /// Shape of a tensor; `None` where there is none of that name.
+    fn shape_of(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// A tensor in f32 on the CPU, dequantised if need be.
+    ///
+    /// # Errors
+    /// No such tensor, another shape than `shape`, an unreadable type, numbers that are not finite.
+    fn dense(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
+
+    /// A tensor on the CPU in the float type it is stored in (f32, f16 or bf16); block-quantised ones in f32.
+    ///
+    /// # Errors
+    /// As [`WeightSource::dense`].
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.dense(name, shape)
+    }
+
+    /// A block-quantised tensor as stored, on the CPU; `None` where it is stored as floats.
+    ///
+    /// # Errors
+    /// As [`WeightSource::dense`].
+    fn quantized(&self, name: &str, shape: &[usize]) -> Result<Option<QTensor>> {
+        let _ = (name, shape);
+        Ok(None)
+    }
+}
+
+/// Checks names and shapes of a whole model before anything is loaded.
+///
+/// Buffers that some tools save besides weights (rotary frequencies, masks) and a redundant `lm_head.weight` of a
+/// model with tied embeddings are let through.
+///
+/// # Errors
+/// One line that names missing, unexpected and misshaped tensors.
+pub fn check(config: &ModelConfig, source: &dyn WeightSource) -> Result<()> {
+    let wanted: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+    let mut missing = Vec::new();
+    let mut misshaped = Vec::new();
+    for (name, shape) in &wanted {
+        match source.shape_of(name) {
+            None => missing.push(name.clone()),
+            Some(got) if got != *shape => {
+                misshaped.push(format!("{name} is {got:?} where the configuration says {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let tolerated = |name: &str| {
+        name.ends_with("rotary_emb.inv_freq")
+            || name.ends_with("attn.masked_bias")
+            || (config.tied && name == "lm_head.weight")
+    };
+    let mut unexpected: Vec<String> = source.names();
+    unexpected.retain(|name| !wanted.contains_key(name) && !tolerated(name));
+    unexpected.sort_unstable();
+
+    let mut problems = Vec::new();
+    for (what, names) in [("missing", missing), ("misshaped", misshaped), ("unexpected", unexpected)] {
+        if !names.is_empty() {
+            problems.push(format!("{what}: {}", listed(&names)));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Weights(format!(
+        "{} does not hold a {} model of this configuration; {}",
+        source.origin(),
+        config.family.name(),
+        problems.join("; ")
+    )))
+}
+
+/// The first few names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
+}
+
+/// One safetensors file, or the shards of a `model.safetensors.index.json`; memory-mapped.
+#[derive(Debug)]
+pub struct Safetensors {
+    origin: PathBuf,
+    shards: Vec<Shard>,
+    /// Tensor name to index of its shard.
+    places: HashMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    /// Where tensor data starts in the file.
+    start: usize,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+impl Safetensors {
+    /// Opens a `.safetensors` file, an index, or a folder with either.
+    ///
+    /// # Errors
+    /// No weights there; a file that is truncated or is not safetensors; an index that names shards or tensors that
+    /// are not there.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return match path.extension().is_some_and(|e| e == "json") {
+                true => Self::open_index(path),
+                false => Self::open_single(path),
+            };
+        }
+        let (index, single) = (path.join(INDEX), path.join(SINGLE));
+        if index.is_file() {
+            Self::open_index(&index)
+        } else if single.is_file() {
+            Self::open_single(&single)
+        } else {
+            Err(Error::file(path, format!("holds neither {SINGLE} nor {INDEX}")))
+        }
+    }
+
+    fn open_single(path: &Path) -> Result<Self> {
+        let shard = Shard::open(path)?;
+        let places = shard.tensors.keys().map(|name| (name.clone(), 0)).collect();
+        Ok(Self { origin: path.to_owned(), shards: vec![shard], places })
+    }
+
+    fn open_index(path: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let index: Index = serde_json::from_str(&text)
+            .map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut shards: Vec<Shard> = Vec::new();
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        let mut places = HashMap::new();
+        for (tensor, file) in &index.weight_map {
+            let number = match numbers.get(file.as_str()) {
+                Some(number) => *number,
+                None => {
+                    if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
+                        return Err(Error::file(
+                            path,
+                            format!("{file:?} is not the name of a shard beside it"),
+                        ));
+                    }
+                    let shard = folder.join(file);
+                    if !shard.is_file() {
+                        return Err(Error::file(
+                            path,
+                            format!("names the shard {file}, which is not beside it; download it again"),
+                        ));
+                    }
+                    shards.push(Shard::open(&shard)?);
+                    numbers.insert(file, shards.len() - 1);
+                    shards.len() - 1
+                }
+            };
+            if !shards[number].tensors.contains_key(tensor) {
+                return Err(Error::file(path, format!("places {tensor} in {file}, which does not hold it")));
+            }
+            places.insert(tensor.clone(), number);
+        }
+        Ok(Self { origin: path.to_owned(), shards, places })
+    }
+
+    /// Bytes, type and file of a tensor after the checks of [`WeightSource::dense`].
+    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], Dtype, &Path)> {
+        let missing = || Error::file(&self.origin, format!("holds no tensor {name}"));
+        let shard = &self.shards[*self.places.get(name).ok_or_else(missing)?];
+        let info = shard.tensors.get(name).ok_or_else(missing)?;
+        if info.shape != shape {
+            let message = format!("{name} is {:?} where {shape:?} is needed", info.shape);
+            return Err(Error::file(&shard.path, message));
+        }
+        let (from, to) = info.data_offsets;
+        Ok((&shard.map[shard.start + from..shard.start + to], info.dtype, &shard.path))
+    }
+
+    fn read(&self, name: &str, shape: &[usize], as_f32: bool) -> Result<Tensor> {
+        let (bytes, dtype, path) = self.bytes(name, shape)?;
+        let finite = |broken: Option<usize>| match broken {
+            None => Ok(()),
+            Some(at) => Err(Error::file(
+                path,
+                format!(
+                    "{name} holds NaN or infinity (number {at} of {}); the file is broken",
+                    shape.iter().product::<usize>()
+                ),
+            )),
+        };
+        // Files are little-endian; mapped bytes need not be aligned.
+        let tensor = match dtype {
+            Dtype::F32 => {
+                let data: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                finite(data.iter().position(|x| !x.is_finite()))?;
+                Tensor::from_vec(data, shape, &Device::Cpu)?
+            }
+            Dtype::F16 => {
+                let data: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+                finite(data.iter().position(|x| !x.is_finite()))?;
+                Tensor::from_vec(data, shape, &Device::Cpu)?
+            }
+            Dtype::BF16 => {
+                let data: Vec<bf16> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+                finite(data.iter().position(|x| !x.is_finite()))?;
+                Tensor::from_vec(data, shape, &Device::Cpu)?
+            }
+            other => {
+                let message = format!("{name} has the type {other}; F32, F16 and BF16 are read");
+                return Err(Error::file(path, message));
+            }
+        };
+        if as_f32 { Ok(tensor.to_dtype(DType::F32)?) } else { Ok(tensor) }
+    }
+}
+
+impl WeightSource for Safetensors {
+    fn origin(&self) -> String {
+        self.origin.display().to_string()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.places.keys().cloned().collect()
+    }
+
+    fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.shards[*self.places.get(name)?].tensors.get(name)?.shape.clone())
+    }
+
+    fn dense(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.read(name, shape, true)
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.read(name, shape, false)
+    }
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        // SAFETY: the map is only read; a file that is cut or overwritten by someone else while it is in use may end
+        // the process, which every reader of mapped weights accepts.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let (start, data, tensors) = header(&map).map_err(|message| Error::file(path, message))?;
+        let have = map.len() - start;
+        if have != data {
+            let message = format!(
+                "{} {} bytes of tensors where its header announces {data}; download it again",
+                if have < data { "is truncated: it holds" } else { "holds" },
+                have
+            );
+            return Err(Error::file(path, message));
+        }
+        Ok(Self { path: path.to_owned(), map, start, tensors })
+    }
+}
+
+/// Where data starts, how many bytes of it there are to be, and the tensors.
+fn header(map: &[u8]) -> std::result::Result<(usize, usize, HashMap<String, TensorInfo>), String> {
+    const PREFIX: usize = 8;
+    let not = "is not a safetensors file";
+    let prefix = map.first_chunk::<PREFIX>().ok_or_else(|| format!("is truncated, or {not}"))?;
+    let length = u64::from_le_bytes(*prefix);
+    // The library refuses larger headers too; more is a sign of another format.
+    if length > 100_000_000 {
+        return Err(not.into());
+    }
+    let start = PREFIX + length as usize;
+    if map.len() < start {
+        return Err("is truncated within its header; download it again".into());
+    }
+    // Reading the header alone lets a truncated file be told from a wrong one.
+    let metadata: safetensors::tensor::Metadata =
+        serde_json::from_slice(&map[PREFIX..start]).map_err(|e| format!("{not}: {e}"))?;
+    let data = metadata.data_len();
+    if map.len() - start == data {
+        SafeTensors::read_metadata(map).map_err(|e| format!("{not}: {e}"))?;
+    }
+    Ok((start, data, metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, tensors: &[(&str, Tensor)]) {
+        let map: HashMap<_, _> = tensors.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
+        candle_core::safetensors::save(&map, path).unwrap();
+    }
+
+    fn message<T>(result: Result<T>) -> String {
+        match result {
+            Ok(_) => panic!("expected an error"),
+            Err(e) => {
+                let text = e.to_string();
+                assert!(!text.contains('\n'), "one line: {text}");
+                text
+            }
+        }
+    }
+
+    #[test]
+    fn types_shapes_and_nan() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SINGLE);
+        let x = Tensor::new(&[[1f32, -2.5], [0.25, 3.0]], &Device::Cpu).unwrap();
+        write(
+            &path,
+            &[
+                ("f32", x.clone()),
+                ("f16", x.to_dtype(DType::F16).unwrap()),
+                ("bf16", x.to_dtype(DType::BF16).unwrap()),
+                ("u8", x.to_dtype(DType::U8).unwrap()),
+                ("nan", Tensor::new(&[0f32, f32::NAN], &Device::Cpu).unwrap()),
+            ],
+        );
+        let source = Safetensors::open(dir.path()).unwrap();
+        for (name, dtype) in [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)] {
+            let dense = source.dense(name, &[2, 2]).unwrap();
+            assert_eq!(dense.to_vec2::<f32>().unwrap(), x.to_vec2::<f32>().unwrap());
+            assert_eq!(source.stored(name, &[2, 2]).unwrap().dtype(), dtype);
+        }
+        let path = path.display();
+        assert_eq!(
+            message(source.dense("u8", &[2, 2])),
+            format!("{path}: u8 has the type U8; F32, F16 and BF16 are read")
+        );
+        assert_eq!(message(source.dense("f32", &[4])), format!("{path}: f32 is [2, 2] where [4] is needed"));
+        assert_eq!(message(source.dense("w", &[4])), format!("{path}: holds no tensor w"));
+        let nan = message(source.dense("nan", &[2]));
+        assert_eq!(nan, format!("{path}: nan holds NaN or infinity (number 1 of 2); the file is broken"));
+    }
+
+    #[test]
+    fn broken_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        assert!(message(Safetensors::open(dir.path())).contains("holds neither model.safetensors nor"));
+        assert!(message(Safetensors::open(&path)).contains("w.safetensors: No such file"));
+        write(&path, &[("x", Tensor::zeros((8, 8), DType::F32, &Device::Cpu).unwrap())]);
+        let whole = std::fs::read(&path).unwrap();
+        for (bytes, wanted) in [
+            (
+                &whole[..whole.len() - 10],
+                "is truncated: it holds 246 bytes of tensors where its header announces 256",
+            ),
+            (&whole[..20], "is truncated within its header"),
+            (&whole[..5], "is truncated, or is not a safetensors file"),
+            (&b"GGUF\x03\0\0\0\0\0\0\0"[..], "is not a safetensors file"),
+            (&b"<html><body>Not found</body></html>"[..], "is not a safetensors file"),
+            (&[whole.clone(), vec![0; 8]].concat()[..], "holds 264 bytes of tensors where"),
+            (&b"\x02\0\0\0\0\0\0\0[]"[..], "is not a safetensors file"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let got = message(Safetensors::open(&path));
+            assert!(got.contains(wanted), "{got}");
+        }
+    }
+
+    #[test]
+    fn shards() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = |v: f32| Tensor::new(&[v], &Device::Cpu).unwrap();
+        write(&dir.path().join("a.safetensors"), &[("x", one(1.0))]);
+        write(&dir.path().join("b.safetensors"), &[("y", one(2.0))]);
+        let index = |text: &str| {
+            std::fs::write(dir.path().join(INDEX), text).unwrap();
+            Safetensors::open(dir.path())
+        };
+        let source = index(r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}"#).unwrap();
+        assert_eq!(source.dense("y", &[1]).unwrap().to_vec1::<f32>().unwrap(), [2.0]);
+        for (text, wanted) in [
+            (
+                r#"{"weight_map": {"x": "b.safetensors"}}"#,
+                "places x in b.safetensors, which does not hold it",
+            ),
+            (
+                r#"{"weight_map": {"x": "c.safetensors"}}"#,
+                "names the shard c.safetensors, which is not beside it",
+            ),
+            (r#"{"weight_map": {"x": "../c.safetensors"}}"#, "is not the name of a shard beside it"),
+            (r#"{"weights": 3}"#, "not an index of safetensors shards: missing field `weight_map`"),
+        ] {
+            let got = message(index(text));
+            assert!(got.contains(wanted) && got.contains(INDEX), "{got}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The decoder against logits and KV states that transformers computed, on tiny models of every family.
+#![allow(clippy::unwrap_used)]
+
+mod reference;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use minicache_core::KvCache;
+use minicache_models::{Decoder, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step};
+use reference::ReferenceCache;
+
+const MODELS: [&str; 9] = [
+    "llama2",
+    "llama3",
+    "llama-tied",
+    "mistral",
+    "mistral-sliding",
+    "phi3",
+    "phi3-longrope",
+    "mixtral",
+    "qwen2",
+];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+struct Golden {
+    decoder: Decoder,
+    tokens: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+    tensors: HashMap<String, Tensor>,
+}
+
+fn golden(name: &str) -> Golden {
+    golden_in(&fixture(name), &LoadOptions::default())
+}
+
+fn golden_in(dir: &Path, options: &LoadOptions) -> Golden {
+    let config = ModelConfig::from_json(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+    let decoder = Decoder::load(&config, &Safetensors::open(dir).unwrap(), options).unwrap();
+    let tensors = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu).unwrap();
+    let tokens = tensors["tokens"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+    let logits = tensors["logits"].to_vec2().unwrap();
+    Golden { decoder, tokens, logits, tensors }
+}
+
+impl Golden {
+    fn cache(&self) -> ReferenceCache {
+        ReferenceCache::new(*self.decoder.shape())
+    }
+
+    /// Runs one chunk of tokens and gives the logits of all of them.
+    fn step(&self, tokens: &[u32], cache: &mut dyn KvCache) -> Vec<Vec<f32>> {
+        let step = Step { tokens, cache, planned_len: self.tokens.len(), logits: LogitsFor::All };
+        self.decoder.forward(&mut [step]).unwrap()[0].to_vec2().unwrap()
+    }
+
+    /// Logits within 1e-4 of the largest golden logit.
+    fn check_logits(&self, what: &str, from: usize, got: &[Vec<f32>]) {
+        let largest = self.logits.iter().flatten().fold(0f32, |m, x| m.max(x.abs()));
+        for (i, got) in got.iter().enumerate() {
+            for (a, b) in got.iter().zip(&self.logits[from + i]) {
+                assert!((a - b).abs() <= 1e-4 * largest, "{what}, token {}: {a} instead of {b}", from + i);
+            }
+        }
+    }
+
+    /// KV states within 1e-4 of each tensor's largest; a golden file of fewer tokens holds the newest.
+    fn check_states(&self, what: &str, cache: &dyn KvCache) {
+        let shape = *self.decoder.shape();
+        for layer in 0..shape.layers {
+            let restored = cache.restored(layer).unwrap();
+            for (side, got) in [("key", &restored.keys), ("value", &restored.values)] {
+                let want = &self.tensors[&format!("layer.{layer}.{side}")];
+                let tokens = want.dim(1).unwrap();
+                let want: Vec<f32> = want.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                let got = &got[got.len() - tokens * shape.kv_dim()..];
+                let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= 1e-4 * largest, "{what}, layer {layer} {side}: {worst} of {largest}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_prefill_equals_golden() {
+    for name in MODELS {
+        let golden = golden(name);
+        let mut cache = golden.cache();
+        let logits = golden.step(&golden.tokens, &mut cache);
+        assert_eq!(logits.len(), golden.tokens.len());
+        golden.check_logits(name, 0, &logits);
+        golden.check_states(name, &cache);
+    }
+}
+
+#[test]
+fn token_by_token_equals_golden() {
+    for name in MODELS {
+        let golden = golden(name);
+        let mut cache = golden.cache();
+        for (i, token) in golden.tokens.iter().enumerate() {
+            golden.check_logits(name, i, &golden.step(&[*token], &mut cache));
+        }
+        golden.check_states(name, &cache);
+    }
+}
+
+#[test]
+fn ragged_batches_equal_golden() {
+    for name in MODELS {
+        let golden = golden(name);
+        // Four copies of the sequence advance by unequal chunks; they end at different times.
+        let chunks = [1, 5, 17, 48];
+        let mut caches: Vec<ReferenceCache> = chunks.iter().map(|_| golden.cache()).collect();
+        let total = golden.tokens.len();
+        while caches.iter().any(|c| c.len() < total) {
+            let mut starts = Vec::new();
+            let mut steps = Vec::new();
+            for (cache, chunk) in caches.iter_mut().zip(chunks) {
+                let start = cache.len();
+                if start == total {
+                    continue;
+                }
+                // A sequence of one token at a time asks for all, the others in turn for none, last, all.
+                let logits =
+                    [LogitsFor::All, LogitsFor::None, LogitsFor::Last, LogitsFor::All][steps.len() % 4];
+                starts.push((start, logits));
+                steps.push(Step {
+                    tokens: &golden.tokens[start..total.min(start + chunk)],
+                    cache,
+                    planned_len: total,
+                    logits,
+                });
+            }
+            let counts: Vec<usize> = steps.iter().map(|s| s.tokens.len()).collect();
+            let out = golden.decoder.forward(&mut steps).unwrap();
+            assert_eq!(out.len(), starts.len());
+            for ((out, (start, logits)), n) in out.iter().zip(starts).zip(counts) {
+                let rows: Vec<Vec<f32>> = out.to_vec2().unwrap();
+                match logits {
+                    LogitsFor::None => assert_eq!(out.dims(), [0, 200]),
+                    LogitsFor::Last => {
+                        assert_eq!(rows.len(), 1);
+                        golden.check_logits(name, start + n - 1, &rows);
+                    }
+                    LogitsFor::All => {
+                        assert_eq!(rows.len(), n);
+                        golden.check_logits(name, start, &rows);
+                    }
+                }
+            }
+        }
+        for cache in &caches {
+            golden.check_states(name, cache);
+        }
+    }
+}
