@@ -1,3 +1,6 @@
 //! Tasks, metrics, runners and the results store.
 
+pub mod data;
+pub mod metrics;
 pub mod store;
+pub mod tasks;

@@ -1,0 +1,21 @@
+//! The sample data sets that ship inside the program: small, written for this project, in the original formats.
+
+use super::dataset::{Dataset, Part};
+use super::read::{Blob, Source};
+
+/// Path below `sample/` and content of every file there, listed by `build.rs`.
+static FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/sample_files.rs"));
+
+/// The sample's file for `part`, found under the same names as in a data folder.
+pub(crate) fn find(dataset: &Dataset, part: &Part) -> Vec<Source> {
+    let file = |pattern: &&str| {
+        let wanted = pattern.replace("{}", dataset.name);
+        FILES.iter().find(|(path, _)| *path == wanted)
+    };
+    let found = part.local.iter().find_map(file);
+    let source = |(path, bytes): &(&str, &'static [u8])| Source {
+        name: format!("bundled sample {path}"),
+        blob: Blob::Embedded(bytes),
+    };
+    found.map(source).into_iter().collect()
+}
