@@ -66,7 +66,9 @@ fn texts_of_every_data_set_at_hand() {
 #[test]
 fn the_bundled_sample_has_every_task_it_should() {
     let source = DataSource::sample_only();
-    for name in ["gsm8k", "coqa", "truthfulqa", "longbench", "openbookqa", "mathqa", "piqa", "rte", "winogrande"] {
+    for name in
+        ["gsm8k", "coqa", "truthfulqa", "longbench", "openbookqa", "mathqa", "piqa", "rte", "winogrande"]
+    {
         let documents = Suite::find(name).unwrap().documents(&source, None).unwrap();
         assert_eq!(documents.origin.label(), "bundled sample");
         assert!(documents.docs.len() >= 5, "{name}: {}", documents.docs.len());
