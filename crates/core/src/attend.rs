@@ -50,10 +50,7 @@ pub(crate) fn attend(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &m
     out.par_chunks_mut(tile * shape.heads * shape.head_dim).enumerate().for_each(|(i, out)| {
         let tokens = i * tile..((i + 1) * tile).min(step.tokens);
         for head in 0..shape.kv_heads {
-            let rows = tokens.len() * shape.group();
-            with_tile(rows, shape.head_dim, |t| {
-                tile_attention(shape, past, step, head, tokens.clone(), t, out)
-            });
+            tile_attention(shape, past, step, head, tokens.clone(), out);
         }
     });
 }
@@ -97,22 +94,6 @@ impl<'a> Online<'a> {
     }
 }
 
-/// Working memory of one tile, cut from one buffer.
-struct Tile<'a> {
-    q: &'a mut [f32],
-    scores: &'a mut [f32],
-    online: Online<'a>,
-}
-
-fn with_tile<R>(rows: usize, dim: usize, work: impl FnOnce(Tile<'_>) -> R) -> R {
-    with_buffer(rows * (2 * dim + BLOCK + 2), |buffer| {
-        let (q, rest) = buffer.split_at_mut(rows * dim);
-        let (scores, rest) = rest.split_at_mut(rows * BLOCK);
-        let online = Online::new(rest, rows);
-        work(Tile { q, scores, online })
-    })
-}
-
 /// Copies the query heads of KV head `head` for `tokens` as rows (token, head within the group), scaled.
 fn gather(shape: &ModelShape, q: &[f32], head: usize, tokens: Range<usize>, rows: &mut [f32]) {
     let width = shape.group() * shape.head_dim;
@@ -135,126 +116,154 @@ fn tile_attention(
     step: Step<'_>,
     head: usize,
     tokens: Range<usize>,
-    tile: Tile<'_>,
     out: &mut [f32],
 ) {
     let (dim, group) = (shape.head_dim, shape.group());
     let rows = tokens.len() * group;
-    let Tile { q, scores, mut online } = tile;
-    gather(shape, step.q, head, tokens.clone(), q);
-    let limit = |row: usize| window_start(shape, past.end + tokens.start + row / group);
+    let (query, sum) = (past.keys.query_dim(dim), past.values.sum_dim(dim));
+    with_buffer(rows * (dim + query + BLOCK + sum + 2), |buffer| {
+        let (q, rest) = buffer.split_at_mut(rows * dim);
+        let (mapped, rest) = rest.split_at_mut(rows * query);
+        let (scores, rest) = rest.split_at_mut(rows * BLOCK);
+        let mut online = Online::new(rest, rows);
+        gather(shape, step.q, head, tokens.clone(), q);
+        past.keys.map_queries(head..head + 1, q, mapped);
+        let limit = |row: usize| window_start(shape, past.end + tokens.start + row / group);
 
-    let mut at = past.start.max(limit(0));
-    while at < past.end {
-        let range = at..(at + BLOCK).min(past.end);
-        let width = range.len();
-        let block = &mut scores[..rows * width];
-        past.keys.scores(head, range.clone(), q, rows, block);
-        for (r, row) in block.chunks_exact_mut(width).enumerate() {
-            let hidden = limit(r).saturating_sub(range.start).min(width);
-            row[..hidden].fill(f32::NEG_INFINITY);
+        let mut at = past.start.max(limit(0));
+        while at < past.end {
+            let range = at..(at + BLOCK).min(past.end);
+            let width = range.len();
+            let block = &mut scores[..rows * width];
+            past.keys.scores(head..head + 1, range.clone(), mapped, rows, block);
+            for (r, row) in block.chunks_exact_mut(width).enumerate() {
+                let hidden = limit(r).saturating_sub(range.start).min(width);
+                row[..hidden].fill(f32::NEG_INFINITY);
+            }
+            online.absorb(block, width);
+            past.values.accumulate(head..head + 1, range, block, rows, online.acc);
+            at += width;
         }
-        online.absorb(block, width);
-        past.values.accumulate(head, range, block, rows, online.acc);
-        at += width;
-    }
 
-    let kv_dim = shape.kv_dim();
-    let mut at = limit(0).saturating_sub(past.end);
-    while at < tokens.end {
-        let range = at..(at + BLOCK).min(tokens.end);
-        let width = range.len();
-        let block = &mut scores[..rows * width];
-        let from = range.start * kv_dim + head * dim;
-        let [keys, values] = [step.k, step.v].map(|x| View::new(&x[from..], width, dim, kv_dim));
-        mul_transposed(View::new(q, rows, dim, dim), keys, block);
-        for (r, row) in block.chunks_exact_mut(width).enumerate() {
-            let hidden = limit(r).saturating_sub(past.end + range.start).min(width);
-            row[..hidden].fill(f32::NEG_INFINITY);
-            let seen = (tokens.start + r / group + 1).saturating_sub(range.start).min(width);
-            row[seen..].fill(f32::NEG_INFINITY);
+        let kv_dim = shape.kv_dim();
+        let mut at = limit(0).saturating_sub(past.end);
+        while at < tokens.end {
+            let range = at..(at + BLOCK).min(tokens.end);
+            let width = range.len();
+            let block = &mut scores[..rows * width];
+            let from = range.start * kv_dim + head * dim;
+            let [keys, values] = [step.k, step.v].map(|x| View::new(&x[from..], width, dim, kv_dim));
+            mul_transposed(View::new(q, rows, dim, dim), keys, block);
+            for (r, row) in block.chunks_exact_mut(width).enumerate() {
+                let hidden = limit(r).saturating_sub(past.end + range.start).min(width);
+                row[..hidden].fill(f32::NEG_INFINITY);
+                let seen = (tokens.start + r / group + 1).saturating_sub(range.start).min(width);
+                row[seen..].fill(f32::NEG_INFINITY);
+            }
+            online.absorb(block, width);
+            add_product(block, rows, values, online.acc, sum);
+            at += width;
         }
-        online.absorb(block, width);
-        add_product(block, rows, values, online.acc);
-        at += width;
-    }
 
-    for (r, acc) in online.acc.chunks_exact(dim).enumerate() {
-        let at = ((r / group) * shape.heads + head * group + r % group) * dim;
-        for (o, a) in out[at..at + dim].iter_mut().zip(acc) {
-            *o = a / online.sum[r];
+        for (r, acc) in online.acc.chunks_exact_mut(sum).enumerate() {
+            let at = ((r / group) * shape.heads + head * group + r % group) * dim;
+            acc.iter_mut().for_each(|a| *a /= online.sum[r]);
+            past.values.map_sum(head, acc, &mut out[at..at + dim]);
         }
-    }
+    });
 }
 
 /// One new token: the past is split into parts, over KV heads and, where long, over positions; parts are joined by
 /// their maxima and sums.
 fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
     let (dim, group) = (shape.head_dim, shape.group());
+    let heads_per_task = if past.keys.joint() { shape.kv_heads } else { 1 };
+    let rows = heads_per_task * group;
     let start = past.start.max(window_start(shape, past.end));
     let held = past.end - start.min(past.end);
     let parts = held.div_ceil(SPLIT).clamp(1, 4 * rayon::current_num_threads());
     // Parts end on multiples of the block, so that packed pages are not split between tasks.
     let length = held.div_ceil(parts).next_multiple_of(BLOCK);
-    let record = group * (dim + 2);
-    let work = |task: usize, partial: &mut [f32]| {
-        let (head, part) = (task / parts, task % parts);
+    let (query, sum) = (past.keys.query_dim(dim), past.values.sum_dim(dim));
+    let record = rows * (sum + 2);
+    let work = |queries: &[f32], mapped: &[f32], task: usize, partial: &mut [f32]| {
+        let (lane, part) = (task / parts, task % parts);
+        let heads = lane * heads_per_task..(lane + 1) * heads_per_task;
+        let mapped = &mapped[lane * rows * query..(lane + 1) * rows * query];
         let from = if part == 0 { start } else { (start / BLOCK * BLOCK + part * length).min(past.end) };
         let to = (start / BLOCK * BLOCK + (part + 1) * length).clamp(from, past.end);
         let to = if part + 1 == parts { past.end } else { to };
-        let mut online = Online::new(partial, group);
-        with_buffer(group * (dim + BLOCK), |buffer| {
-            let (q, scores) = buffer.split_at_mut(group * dim);
-            gather(shape, step.q, head, 0..1, q);
+        let mut online = Online::new(partial, rows);
+        with_buffer(rows * BLOCK, |scores| {
             let mut at = from;
             while at < to {
                 let range = at..((at / BLOCK + 1) * BLOCK).min(to);
                 let width = range.len();
-                let block = &mut scores[..group * width];
-                past.keys.scores(head, range.clone(), q, group, block);
+                let block = &mut scores[..rows * width];
+                past.keys.scores(heads.clone(), range.clone(), mapped, rows, block);
                 online.absorb(block, width);
-                past.values.accumulate(head, range, block, group, online.acc);
+                past.values.accumulate(heads.clone(), range, block, rows, online.acc);
                 at += width;
             }
             if part + 1 == parts {
-                let own = head * dim..(head + 1) * dim;
-                let block = &mut scores[..group];
-                for (s, q) in block.iter_mut().zip(q.chunks_exact(dim)) {
-                    *s = q.iter().zip(&step.k[own.clone()]).map(|(a, b)| a * b).sum();
+                let own =
+                    |row: usize| (heads.start + row / group) * dim..(heads.start + row / group + 1) * dim;
+                let block = &mut scores[..rows];
+                let queries = queries[lane * rows * dim..].chunks_exact(dim);
+                for (row, (s, q)) in block.iter_mut().zip(queries).enumerate() {
+                    *s = q.iter().zip(&step.k[own(row)]).map(|(a, b)| a * b).sum();
                 }
                 online.absorb(block, 1);
-                for (p, acc) in block.iter().zip(online.acc.chunks_exact_mut(dim)) {
-                    acc.iter_mut().zip(&step.v[own.clone()]).for_each(|(a, v)| *a += p * v);
+                for (row, (p, acc)) in block.iter().zip(online.acc.chunks_exact_mut(sum)).enumerate() {
+                    acc.iter_mut().zip(&step.v[own(row)]).for_each(|(a, v)| *a += p * v);
                 }
             }
         });
     };
-    let tasks = shape.kv_heads * parts;
-    with_buffer(tasks * record, |partials| {
-        if held * shape.kv_heads * dim < SMALL {
-            partials.chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(t, p));
-        } else {
-            partials.par_chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(t, p));
+    let lanes = shape.kv_heads / heads_per_task;
+    let tasks = lanes * parts;
+    with_buffer(shape.heads * (dim + query) + tasks * record, |buffer| {
+        let (queries, rest) = buffer.split_at_mut(shape.heads * dim);
+        let (mapped, partials) = rest.split_at_mut(shape.heads * query);
+        for head in 0..shape.kv_heads {
+            gather(shape, step.q, head, 0..1, &mut queries[head * group * dim..(head + 1) * group * dim]);
         }
-        for (head, records) in partials.chunks_exact(record * parts).enumerate() {
-            join(records, group, dim, &mut out[head * group * dim..(head + 1) * group * dim]);
+        for lane in 0..lanes {
+            let heads = lane * heads_per_task..(lane + 1) * heads_per_task;
+            let from = &queries[lane * rows * dim..(lane + 1) * rows * dim];
+            past.keys.map_queries(heads, from, &mut mapped[lane * rows * query..(lane + 1) * rows * query]);
+        }
+        let (queries, mapped) = (&*queries, &*mapped);
+        if held * shape.kv_heads * dim < SMALL {
+            partials.chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(queries, mapped, t, p));
+        } else {
+            partials.par_chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(queries, mapped, t, p));
+        }
+        for (lane, records) in partials.chunks_exact_mut(record * parts).enumerate() {
+            for row in 0..rows {
+                join(records, rows, row, sum);
+                let head = lane * heads_per_task + row / group;
+                let to = (lane * rows + row) * dim;
+                past.values.map_sum(head, &records[2 * rows + row * sum..][..sum], &mut out[to..to + dim]);
+            }
         }
     });
 }
 
-/// Joins the parts' accumulated values by their maxima and sums.
-fn join(records: &[f32], group: usize, dim: usize, out: &mut [f32]) {
-    let record = group * (dim + 2);
-    for (g, row) in out.chunks_exact_mut(dim).enumerate() {
-        let top = records.chunks_exact(record).map(|r| r[g]).fold(f32::NEG_INFINITY, f32::max);
-        row.fill(0.0);
-        let mut total = 0.0;
-        for r in records.chunks_exact(record) {
-            let weight = (r[g] - top).exp();
-            total += weight * r[group + g];
-            let acc = &r[2 * group + g * dim..2 * group + (g + 1) * dim];
-            row.iter_mut().zip(acc).for_each(|(o, a)| *o += weight * a);
-        }
-        row.iter_mut().for_each(|o| *o /= total);
+/// Joins what the parts accumulated for `row` into the first part's record, by their maxima and sums.
+fn join(records: &mut [f32], rows: usize, row: usize, sum: usize) {
+    let record = rows * (sum + 2);
+    let acc = 2 * rows + row * sum;
+    let top = records.chunks_exact(record).map(|r| r[row]).fold(f32::NEG_INFINITY, f32::max);
+    let (first, others) = records.split_at_mut(record);
+    let weight = (first[row] - top).exp();
+    let mut total = weight * first[rows + row];
+    first[acc..acc + sum].iter_mut().for_each(|a| *a *= weight);
+    for other in others.chunks_exact(record) {
+        let weight = (other[row] - top).exp();
+        total += weight * other[rows + row];
+        let theirs = &other[acc..acc + sum];
+        first[acc..acc + sum].iter_mut().zip(theirs).for_each(|(a, b)| *a += weight * b);
     }
+    first[acc..acc + sum].iter_mut().for_each(|a| *a /= total);
 }

@@ -47,9 +47,10 @@ pub(crate) fn mul_transposed(a: View<'_>, b: View<'_>, out: &mut [f32]) {
     }
 }
 
-/// `out += p x`, with `p` contiguous `(rows, x.rows)` and `out` contiguous `(rows, x.cols)`.
-pub(crate) fn add_product(p: &[f32], rows: usize, x: View<'_>, out: &mut [f32]) {
-    assert!(p.len() >= rows * x.rows && out.len() >= rows * x.cols);
+/// `out += p x`, with `p` contiguous `(rows, x.rows)` and `out` `(rows, x.cols)` with row stride `stride`.
+pub(crate) fn add_product(p: &[f32], rows: usize, x: View<'_>, out: &mut [f32], stride: usize) {
+    assert!(stride >= x.cols && p.len() >= rows * x.rows);
+    assert!(rows == 0 || out.len() >= (rows - 1) * stride + x.cols);
     // SAFETY: as above; `out` is read and written, `alpha = 1` keeps what it holds.
     unsafe {
         gemm::gemm(
@@ -58,7 +59,7 @@ pub(crate) fn add_product(p: &[f32], rows: usize, x: View<'_>, out: &mut [f32]) 
             x.rows,
             out.as_mut_ptr(),
             1,
-            x.cols as isize,
+            stride as isize,
             true,
             p.as_ptr(),
             1,
@@ -94,7 +95,7 @@ mod tests {
             }
         }
         let mut acc = vec![1.0; 24];
-        add_product(&out, 4, vb, &mut acc);
+        add_product(&out, 4, vb, &mut acc, 6);
         for i in 0..4 {
             for c in 0..6 {
                 let want: f32 = 1.0 + (0..5).map(|j| out[i * 5 + j] * b[j * 12 + c]).sum::<f32>();

@@ -140,7 +140,7 @@ fn attend_head(
                 scores.iter_mut().for_each(|s| *s *= factor);
                 received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
             }
-            add_product(scores, rows, View::new(&values, width, dim, dim), out);
+            add_product(scores, rows, View::new(&values, width, dim, dim), out, dim);
         });
     }
     out

@@ -6,14 +6,42 @@ use crate::Footprint;
 
 /// Past keys of one layer, by position.
 pub(crate) trait Keys: Sync {
-    /// `out (rows, range.len()) = q (rows, head_dim) . k_i` for the positions `range` of KV head `head`.
-    fn scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]);
+    /// Numbers of a query as [`Keys::scores`] takes it, `head_dim` of them unless it is mapped first.
+    fn query_dim(&self, head_dim: usize) -> usize {
+        head_dim
+    }
+
+    /// Whether all KV heads read the same storage, of keys and of values, so that one call may serve several of them.
+    fn joint(&self) -> bool {
+        false
+    }
+
+    /// Maps the queries `q (rows, head_dim)`, rows spread evenly over the KV heads `heads`, once per step, to
+    /// `out (rows, query_dim)`.
+    fn map_queries(&self, _heads: Range<usize>, q: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(q);
+    }
+
+    /// `out (rows, range.len())`: the scores of mapped queries `q (rows, query_dim)` against the positions `range` of
+    /// the KV heads `heads`: one, or, where storage is joint, several with the rows spread evenly over them.
+    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]);
 }
 
 /// Past values of one layer, by position.
 pub(crate) trait Values: Sync {
-    /// `out (rows, head_dim) += sum_i p_i v_i` over the positions `range` of KV head `head`, `p (rows, range.len())`.
-    fn accumulate(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]);
+    /// Numbers of an accumulated row. The first `head_dim` of them are in the space of values.
+    fn sum_dim(&self, head_dim: usize) -> usize {
+        head_dim
+    }
+
+    /// `out (rows, sum_dim) +=` the sum of the positions `range`, weighed by `p (rows, range.len())`; `heads` as in
+    /// [`Keys::scores`].
+    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]);
+
+    /// Maps one accumulated row of KV head `head`, once per step, to values `out (head_dim)`, overwritten.
+    fn map_sum(&self, _head: usize, sum: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(sum);
+    }
 }
 
 /// One side (keys or values) of one layer, stored by position.

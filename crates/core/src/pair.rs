@@ -249,7 +249,8 @@ impl Member<'_> {
 
 impl Keys for Member<'_> {
     /// <q, x_a> = ||x_a|| <q, e>, and exact scores for retained tokens.
-    fn scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
         if self.side.settings.rotary.is_some() {
             return self.rotated_scores(head, range, q, out);
         }
@@ -277,7 +278,8 @@ impl Keys for Member<'_> {
 
 impl Values for Member<'_> {
     /// sum_i p_i x_a,i = sum_i (p_i ||x_a,i||) e_i over merged tokens, plus the retained ones.
-    fn accumulate(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
         let width = range.len();
         let (lane, inner) = self.lane(head);
         match &self.side.magnitudes {

@@ -17,13 +17,15 @@ impl Plain {
 }
 
 impl Keys for Plain {
-    fn scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
         self.0.scores(head, range, q, rows, out);
     }
 }
 
 impl Values for Plain {
-    fn accumulate(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
         self.0.accumulate(head, range, p, rows, out);
     }
 }

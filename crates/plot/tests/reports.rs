@@ -210,7 +210,10 @@ fn the_front_of_the_frontier() {
     let md = text(&dir, "report.md");
     assert!(md.contains("lowest KL 0.03 nats at 6.4x (latent-4)"), "{md}");
     assert!(!md.contains("eproduced**"), "the paper claims nothing here");
-    assert!(!text(&dir, "frontier.svg").contains("\nfull\n"), "a series without a point is not in the legend");
+    assert!(
+        !text(&dir, "frontier.svg").contains("\nfull\n"),
+        "a series without a point is not in the legend"
+    );
 }
 
 #[test]

@@ -58,7 +58,8 @@ fn factors(rows: &[f32], channels: usize, head_dim: usize, alpha: f32) -> Vec<f3
 }
 
 impl Keys for Smoothed {
-    fn scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
         with_buffer(q.len(), |scaled| {
             for (to, from) in scaled.chunks_exact_mut(self.head_dim).zip(q.chunks_exact(self.head_dim)) {
                 to.iter_mut().zip(from).zip(self.of_head(head)).for_each(|((t, x), s)| *t = x * s);
@@ -69,7 +70,8 @@ impl Keys for Smoothed {
 }
 
 impl Values for Smoothed {
-    fn accumulate(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
         with_buffer(rows * self.head_dim, |sums| {
             sums.fill(0.0);
             self.store.accumulate(head, range, p, rows, sums);
