@@ -15,7 +15,8 @@ const ROWS: usize = 4;
 /// Activations of a block of rows are to stay in the second-level cache while panel after panel passes over them.
 const ROW_BLOCK_BYTES: usize = 512 << 10;
 
-/// Multiplications in the smallest piece that is worth another thread: waking one costs some ten microseconds.
+/// Multiplications in the smallest piece that is worth another thread: a few microseconds of work, about what it
+/// takes to hand a piece to a thread of the pool that is awake (one that sleeps takes ten).
 const PIECE_FLOOR: usize = 128 << 10;
 
 /// Multiplications in a piece of a large product; more pieces than threads level out unequal progress.
@@ -71,7 +72,7 @@ impl PackedMatrix {
     fn multiply<K: Kernel, L: Layout>(&self, x: &Activations, out: &mut [f32]) {
         let work = x.rows() * self.in_features * self.panels() * PANEL;
         let threads = rayon::current_num_threads();
-        let pieces = if work < 2 * PIECE_FLOOR { 1 } else { threads.max((work / PIECE).min(4 * threads)) };
+        let pieces = (work / PIECE_FLOOR).min(threads).max((work / PIECE).min(4 * threads));
         let out = Output { data: out.as_mut_ptr(), row_length: self.out_features, slice: PhantomData };
         split(0..self.panels(), pieces, &|panels| self.multiply_panels::<K, L>(x, panels, &out));
     }
@@ -82,9 +83,11 @@ impl PackedMatrix {
         let row_block = (ROW_BLOCK_BYTES / row_bytes.max(1)).max(1).next_multiple_of(ROWS);
         for start in (0..x.rows()).step_by(row_block) {
             let rows = start..(start + row_block).min(x.rows());
+            // A single row is bound by memory, which likes one stream better than two.
+            let pairs = K::PANELS == 2 && x.rows() > 1;
             let mut panel = panels.start;
             while panel < panels.end {
-                if K::PANELS == 2 && panel + 2 <= panels.end {
+                if pairs && panel + 2 <= panels.end {
                     self.multiply_rows::<K, L, 2>(x, rows.clone(), panel, out);
                     panel += 2;
                 } else {

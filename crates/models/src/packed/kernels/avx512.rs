@@ -46,6 +46,21 @@ fn broadcast4(x: &ActivationBlock, input: usize) -> __m512i {
     ))
 }
 
+/// Asks for what lies `distance` elements after `data`: the same block of the panels that come next. The hardware
+/// prefetcher alone loses its way from panel to panel (measured: 1.4 times the time for 2 to 8 rows).
+#[inline]
+#[target_feature(enable = "sse")]
+// The intrinsic has become safe since the minimum version of Rust.
+#[allow(unused_unsafe)]
+fn prefetch_ahead<T>(data: &[T], distance: usize) {
+    // One request per cache line, and for a shorter piece all the same.
+    let step = (64 / size_of::<T>()).max(1);
+    for i in (0..data.len()).step_by(step) {
+        // SAFETY: prefetching an address never faults; at the end of the matrix it is that of something else.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(data.as_ptr().wrapping_add(i + distance).cast()) };
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn tile<L: Layout, const R: usize, const P: usize>(
     panels: [Panel<'_>; P],
@@ -69,6 +84,10 @@ fn tile<L: Layout, const R: usize, const P: usize>(
                 128 => _mm512_slli_epi32::<7>(start),
                 zero => _mm512_mullo_epi32(start, _mm512_set1_epi32(zero)),
             }; P];
+        }
+        for p in 0..P {
+            prefetch_ahead(&lines[p][b * L::LINES..(b + 1) * L::LINES], P * lines[p].len());
+            prefetch_ahead(&scales[p][b * L::SCALES..(b + 1) * L::SCALES], P * scales[p].len());
         }
         for g in 0..L::LINES {
             let mut codes = [_mm512_setzero_si512(); P];
