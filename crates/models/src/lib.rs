@@ -1,18 +1,28 @@
 //! Model files to one configuration-driven decoder, with tokenizers, chat templates and the hub.
 
+pub mod chat;
 mod config;
 mod decoder;
 mod devices;
 mod error;
+pub mod gguf;
+pub mod hub;
 mod linear;
 mod moe;
 pub mod packed;
+pub mod registry;
 mod rope;
+pub mod tokenizer;
 mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use config::{Experts, Family, ModelConfig};
 pub use decoder::{Decoder, LoadOptions, LogitsFor, Progress, Step};
 pub use devices::{DeviceMap, parse_devices, split_layers};
 pub use error::{Error, Result};
+pub use gguf::Gguf;
+pub use hub::{Hub, HubId};
+pub use registry::{Entry, Registry};
 pub use rope::{Frequencies, RopeConfig, RopeScaling};
+pub use tokenizer::{DecodeStream, Tokenizer};
 pub use weights::{Safetensors, WeightSource, check};

@@ -1,0 +1,7 @@
+//! Model files end to end: GGUF, tokenizers, chat templates, the registry and the hub.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod files {
+    pub(crate) mod default_model;
+    pub(crate) mod hub;
+}
