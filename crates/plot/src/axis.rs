@@ -76,7 +76,11 @@ pub(crate) fn of(
         }
     };
     let points = || series.iter().flat_map(|s| &s.points);
-    let ends = points().flat_map(|p| p.spread.map_or([p.y, p.y], |(low, high)| [low, high]));
+    let ends = points().flat_map(|p| {
+        let (low, high) = p.spread.unwrap_or((p.y, p.y));
+        // on a logarithmic axis an interval that nearly reaches zero would squash everything else
+        [if plot.log_y && low < p.y / 10.0 { p.y } else { low }, high]
+    });
     let (low, high) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), y| (a.min(y), b.max(y)));
     Ok((x, numeric_y(plot, low, high, points().map(|p| p.y).fold(0.0, f64::max))))
 }
@@ -118,7 +122,8 @@ fn numeric_y(plot: &Plot, low: f64, high: f64, top: f64) -> Axis {
     let touches_zero = low == 0.0 && !plot.log_y;
     let (padded_low, padded_high) = pad(low, high, plot.log_y, 0.06);
     let low = if touches_zero { 0.0 } else { padded_low };
-    let high = if plot.kind == PlotKind::Radar { top.max(f64::MIN_POSITIVE) * 1.02 } else { padded_high };
+    let high =
+        if plot.kind == PlotKind::Radar { (if top > 0.0 { top } else { 1.0 }) * 1.02 } else { padded_high };
     let ticks = if plot.log_y { number::log_ticks(low, high) } else { number::linear_ticks(low, high, 5) };
     Axis { label, log: plot.log_y, low, high, ticks, categories: false }
 }

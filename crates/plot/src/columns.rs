@@ -39,7 +39,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// What is counted about a run rather than measured of the model.
-const COUNTS: &[&str] = &["samples", "ratio", "bytes", "seconds"];
+const COUNTS: &[&str] = &["samples", "tokens", "ratio", "bytes", "seconds"];
 
 /// Columns of use to programs only.
 const INTERNAL: &[&str] = &["cache", "cell", "key", "hash", "settings"];
@@ -67,6 +67,12 @@ pub(crate) fn spread_of(name: &str) -> Option<&str> {
 /// Whether the numbers of the column are bytes, shown with a binary unit.
 pub(crate) fn is_bytes(name: &str) -> bool {
     name == "bytes" || name.ends_with("_bytes")
+}
+
+/// Whether less is more in this column.
+pub(crate) fn lower_is_better(name: &str) -> bool {
+    ["kl", "perplexity", "seconds", "bytes", "loss"].contains(&name)
+        || ["_bytes", "_ms", "_us", "_seconds"].iter().any(|s| name.ends_with(s))
 }
 
 /// The column for readers.

@@ -48,6 +48,12 @@ impl Data {
                 None => notes.push(format!("The paper's figures `{}` were not found.", wanted.csv)),
             }
         }
+        for task in cells.distinct("task", &cells.all()) {
+            let origin = info.as_ref().and_then(|i| i.origins.get(&task)).map_or("", String::as_str);
+            if origin.contains("bundled sample") {
+                notes.push(format!("`{task}` is the bundled sample, not the original data set."));
+            }
+        }
         let id = match &info {
             Some(i) => i.experiment.id.clone(),
             None => dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -92,6 +98,25 @@ impl Data {
     pub(crate) fn model_label<'a>(&'a self, name: &'a str) -> &'a str {
         let label = self.info.as_ref().and_then(|i| i.models.get(name)).map(|m| m.label.as_str());
         label.filter(|l| !l.is_empty()).unwrap_or(name)
+    }
+
+    /// A value of a key column for readers.
+    pub(crate) fn value_label(&self, column: &str, value: &str) -> String {
+        match column {
+            "model" => self.model_label(value).to_string(),
+            "side" => match value {
+                "key" => "keys".into(),
+                "value" => "values".into(),
+                "hidden" => "hidden states".into(),
+                other => other.into(),
+            },
+            "variant" | "task" | "method" => value.to_string(),
+            _ => {
+                let short = column.rsplit('.').next().unwrap_or(column);
+                let name = if short == "gamma" { "γ" } else { short };
+                format!("{} = {value}", name.replace('_', " "))
+            }
+        }
     }
 
     /// Where a task's data came from; empty if not known.

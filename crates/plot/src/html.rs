@@ -14,6 +14,8 @@ const JS: &str = include_str!("../assets/page.js");
 
 /// Tables with more rows than this scroll in a box of their own.
 const TALL: usize = 24;
+/// Longer tables are for programs.
+const MOST_ROWS: usize = 600;
 
 /// The page over `reports`, in their order; `problems` are experiments that could not be read.
 pub(crate) fn render(reports: &[Report], problems: &[String]) -> Result<String> {
@@ -172,7 +174,8 @@ fn table(out: &mut String, view: &View, open: bool) {
         let _ = write!(out, "<th scope=\"col\"{class}>{}</th>", escaped(&column.label));
     }
     *out += "</tr></thead>\n<tbody>\n";
-    for row in &view.rows {
+    let (rows, more) = view.head(MOST_ROWS);
+    for row in rows {
         *out += "<tr>";
         for (i, (value, column)) in row.iter().zip(&view.columns).enumerate() {
             let (tag, scope) = if i == 0 { ("th", " scope=\"row\"") } else { ("td", "") };
@@ -182,7 +185,11 @@ fn table(out: &mut String, view: &View, open: bool) {
         }
         *out += "</tr>\n";
     }
-    *out += "</tbody></table></div></details>\n";
+    *out += "</tbody></table></div>\n";
+    if let Some(more) = more {
+        let _ = writeln!(out, "<p class=\"caption\">{}</p>", inline(&more));
+    }
+    *out += "</details>\n";
 }
 
 /// The figure with the page's colours and its description.

@@ -24,6 +24,7 @@
 
 mod alt;
 mod axis;
+mod build;
 mod columns;
 mod curves;
 mod data;
@@ -31,6 +32,7 @@ mod draw;
 mod error;
 mod figure;
 mod html;
+mod legend;
 mod markdown;
 mod number;
 mod paper;

@@ -10,6 +10,9 @@ use crate::views::{View, of_paper};
 /// Tables with more rows than this are folded.
 const OPEN_ROWS: usize = 40;
 
+/// Longer tables are for programs.
+const MOST_ROWS: usize = 250;
+
 /// The report as Markdown.
 pub(crate) fn render(report: &Report) -> String {
     let data = &report.data;
@@ -121,8 +124,12 @@ fn table(out: &mut String, view: &View) {
     out.push('\n');
     *out += &line(view.columns.iter().map(|c| escaped(&c.label)).collect());
     *out += &line(view.columns.iter().map(|c| if c.numeric { "--:" } else { "---" }.to_string()).collect());
-    for row in &view.rows {
+    let (rows, more) = view.head(MOST_ROWS);
+    for row in rows {
         *out += &line(row.iter().map(|v| escaped(&v.text)).collect());
+    }
+    if let Some(more) = more {
+        let _ = write!(out, "\n{more}\n");
     }
     if folded {
         *out += "\n</details>\n";

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use crate::alt;
+use crate::build;
 use crate::data::Data;
 use crate::draw;
 use crate::error::Result;
-use crate::figure::{self, Figure};
+use crate::figure::Figure;
 use crate::markdown;
 use crate::verdict::{self, Verdict};
 use crate::views::{self, View};
@@ -34,7 +35,7 @@ impl Report {
         let mut figures = Vec::new();
         let mut notes = Vec::new();
         for plot in data.info.iter().flat_map(|i| &i.experiment.plots) {
-            match figure::build(plot, &data) {
+            match build::build(plot, &data) {
                 Ok(figure) => {
                     let alt = alt::describe(&figure);
                     figures.push((figure, alt));

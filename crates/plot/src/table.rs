@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use indexmap::IndexSet;
+
 use crate::error::{PlotError, Result, io};
 
 /// Rows of text under named columns.
@@ -110,14 +112,9 @@ impl Table {
 
     /// The different non-empty values of a column over `rows`, in order of first appearance.
     pub(crate) fn distinct(&self, name: &str, rows: &[usize]) -> Vec<String> {
-        let mut out: Vec<String> = Vec::new();
-        for &row in rows {
-            let value = self.text(row, name);
-            if !value.is_empty() && !out.iter().any(|v| v == value) {
-                out.push(value.to_string());
-            }
-        }
-        out
+        let Some(column) = self.column(name) else { return Vec::new() };
+        let values = rows.iter().map(|&row| self.rows[row][column].as_str()).filter(|v| !v.is_empty());
+        values.collect::<IndexSet<_>>().into_iter().map(str::to_string).collect()
     }
 
     /// All row indices.

@@ -1,8 +1,8 @@
 //! Whether the paper's claims hold here: sentences computed from the rows and the paper's tables.
 
+use crate::columns::lower_is_better;
 use crate::curves::group;
 use crate::data::Data;
-use crate::figure::lower_is_better;
 use crate::number::significant;
 use crate::paper::plain;
 use crate::table::number;
@@ -85,12 +85,15 @@ fn span((low, high): (f64, f64)) -> String {
     if low == high { low } else { format!("{low} to {high}") }.replace('-', "\u{2212}")
 }
 
-/// Rows of one side in the deeper half of a model.
-fn deep<'a>(data: &'a Data, side: &'a str) -> impl Iterator<Item = usize> + 'a {
+/// Rows of one side in the deeper half of a model, for all tokens together or for bins of them.
+fn deep<'a>(data: &'a Data, side: &'a str, by_position: bool) -> impl Iterator<Item = usize> + 'a {
     let cells = &data.cells;
+    let mixed = cells.column("position").is_some_and(|c| cells.rows.iter().any(|r| r[c].is_empty()));
     cells.all().into_iter().filter(move |&row| {
         let half = data.layers(row).map(|l| (l / 2.0).floor());
-        cells.text(row, "side") == side
+        let all_tokens = !mixed || cells.text(row, "position").is_empty() != by_position;
+        all_tokens
+            && cells.text(row, "side") == side
             && half.is_some_and(|h| cells.number(row, "pair").is_some_and(|p| p >= h))
     })
 }
@@ -104,7 +107,7 @@ fn models(data: &Data) -> String {
 fn similarity(data: &Data) -> Option<Verdict> {
     let cells = &data.cells;
     let of = |side: &str, column: &str| {
-        range(&deep(data, side).filter_map(|r| cells.number(r, column)).collect::<Vec<_>>())
+        range(&deep(data, side, false).filter_map(|r| cells.number(r, column)).collect::<Vec<_>>())
     };
     let (keys, values) = (of("key", "token_cosine")?, of("value", "token_cosine")?);
     let paper = data.papers.iter().find(|p| p.table.column("depth").is_some())?;
@@ -135,6 +138,9 @@ fn similarity(data: &Data) -> Option<Verdict> {
             text.truncate(text.find(": what they").unwrap_or(text.len()));
             text.push('.');
         }
+        if let Some(hidden) = of("key", "hidden_cosine") {
+            text += &format!(" The hidden states that enter the layers have a cosine of {}.", span(hidden));
+        }
     }
     let held = [keys, values].iter().filter(|(low, _)| *low >= theirs.0 - 0.1).count();
     Some(Verdict { text, outcome: Outcome::of(held, 2) })
@@ -145,9 +151,10 @@ fn positions(data: &Data) -> Option<Verdict> {
     let cells = &data.cells;
     let (mut parts, mut held) = (Vec::new(), 0);
     for (side, name) in [("key", "keys"), ("value", "values")] {
-        let rows: Vec<usize> = deep(data, side).filter(|&r| cells.number(r, "position").is_some()).collect();
-        let at = |row: usize| cells.number(row, "position").unwrap_or(0.0);
-        let (first, _) = range(&rows.iter().map(|&r| at(r)).collect::<Vec<_>>())?;
+        let rows: Vec<usize> =
+            deep(data, side, true).filter(|&r| !cells.text(r, "position").is_empty()).collect();
+        let first = cells.distinct("position", &rows).into_iter().next()?;
+        let at = |row: usize| cells.text(row, "position");
         let mean = |start: bool| {
             let chosen = rows.iter().filter(|&&r| (at(r) == first) == start);
             let all: Vec<f64> = chosen.filter_map(|&r| cells.number(r, "token_cosine")).collect();

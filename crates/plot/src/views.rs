@@ -6,7 +6,6 @@ use minicache_config::Kind;
 use crate::columns::{self, is_bytes, is_internal, is_key, is_metric, meaning, spread_of};
 use crate::curves::group;
 use crate::data::Data;
-use crate::figure::value_label;
 use crate::number::{bytes, significant};
 use crate::paper::PaperTable;
 use crate::table::number;
@@ -22,6 +21,16 @@ pub(crate) struct View {
     pub(crate) columns: Vec<Heading>,
     /// One value per column.
     pub(crate) rows: Vec<Vec<Value>>,
+}
+
+impl View {
+    /// The first `most` rows, and what to say about the others.
+    pub(crate) fn head(&self, most: usize) -> (&[Vec<Value>], Option<String>) {
+        let total = self.rows.len();
+        let note =
+            (total > most).then(|| format!("The first {most} of {total} rows; all are in `cells.csv`."));
+        (&self.rows[..total.min(most)], note)
+    }
 }
 
 /// A column's heading.
@@ -118,7 +127,7 @@ fn plain_value(x: Option<f64>) -> Value {
 fn key_value(data: &Data, column: &str, text: &str) -> Value {
     let sort = number(text);
     let shown = match column {
-        "model" | "side" => value_label(data, column, text),
+        "model" | "side" => data.value_label(column, text),
         _ => text.to_string(),
     };
     Value { text: if shown.is_empty() { "–".into() } else { shown }, sort }
@@ -139,11 +148,7 @@ fn detail(data: &Data, rows: &[usize], alone: bool) -> View {
         let everywhere = rows.iter().all(|&r| !cells.text(r, name).is_empty());
         match &values[..] {
             [] => {}
-            [only]
-                if everywhere
-                    && (rows.len() > 1 || name == "model" || name == "task")
-                    && name != "variant" =>
-            {
+            [only] if everywhere && (rows.len() > 1 || name == "model" || name == "task") => {
                 let (meaning, value) = (meaning(name), value(data, name, rows[0]));
                 let value = if value.text.is_empty() { only.clone() } else { value.text };
                 let unit = if meaning.unit.is_empty() || name == "ratio" {

@@ -139,8 +139,9 @@ fn similarity_beside_the_paper() {
     assert_eq!(summary.experiments.len(), 1);
     let one = &summary.experiments[0];
     assert_eq!((one.id.as_str(), one.figures, one.complete), ("fig1a", 1, true));
+    assert!(one.notes[0].contains("`gsm8k` is the bundled sample"), "{:?}", one.notes);
     assert!(
-        one.notes[0].contains("`absent`") && one.notes[0].contains("`no_such_column`"),
+        one.notes[1].contains("`absent`") && one.notes[1].contains("`no_such_column`"),
         "{:?}",
         one.notes
     );
@@ -322,4 +323,152 @@ fn the_page_needs_nothing_but_itself() {
     let place = |id: &str| page.find(&format!("<section id=\"{id}\"")).unwrap();
     assert!(place("fig1a") < place("fig1b") && place("fig1b") < place("fidelity"));
     assert!(page.contains("<th scope=\"col\"") && page.contains("method = ") && page.contains("incomplete"));
+}
+
+/// An accuracy experiment over `variants` (name, cache, score, ratio) on four tasks.
+fn accuracy(id: &str, plots: &str, variants: &[(&str, &str, f64, f64)]) -> (String, String) {
+    let toml = format!(
+        "id = \"{id}\"\nkind = \"accuracy\"\nmodels = [\"tiny\"]\ntasks = [\"a\"]\n\
+         [[paper]]\ncsv = \"paper_table_longbench.csv\"\n[[paper]]\ncsv = \"paper_headline.csv\"\n{plots}"
+    );
+    let mut csv = "model,task,variant,cache,score,score_lo,score_hi,samples,ratio\n".to_string();
+    for task in ["set/a", "set/b", "set/c", "set/d"] {
+        for (name, cache, score, ratio) in variants {
+            let cache = cache.replace('"', "\"\"");
+            let (low, high) = (score - 2.0, score + 2.0);
+            writeln!(csv, "tiny,{task},{name},\"{cache}\",{score},{low},{high},50,{ratio}").unwrap();
+        }
+    }
+    (toml, csv)
+}
+
+const FULL: (&str, &str, f64, f64) = ("full", r#"{"method":"full"}"#, 40.0, 1.0);
+const KIVI: (&str, &str, f64, f64) = ("kivi-2", r#"{"method":"kivi"}"#, 36.0, 5.3);
+
+#[test]
+fn scores_kept_or_lost() {
+    let plots = r#"
+[[plots]]
+name = "radar"
+kind = "radar"
+x = "task"
+y = "score"
+series = ["variant"]
+[[plots]]
+name = "../up"
+x = "task"
+y = "score"
+"#;
+    let merged = r#"{"method":"minicache","quant":{"bits":4}}"#;
+    for (score, label) in [(39.5, "**Reproduced**"), (30.0, "**Not reproduced**")] {
+        let root = tempfile::tempdir().unwrap();
+        let (toml, csv) = accuracy("table1", plots, &[FULL, KIVI, ("minicache-4", merged, score, 5.0)]);
+        let dir = experiment(root.path(), &toml, &csv, 12, true);
+        let summary = report(root.path(), Some(&paper())).unwrap();
+        let md = text(&dir, "report.md");
+        assert!(md.contains(label), "{md}");
+        assert!(md.contains("Paper: MiniCache loses 0.3 to 4.2 % of the baseline's average."), "{md}");
+        assert!(md.contains("full 40 ± 1 at 1x, kivi-2 36 ± 1 at 5.3x"), "{md}");
+        assert!(md.contains("| full | 40 | 40 | 40 | 40 | 40 | 1 |"), "one column for each task: {md}");
+        assert!(summary.experiments[0].notes.iter().any(|n| n.contains("`../up` is left out: its name")));
+        let svg = text(&dir, "radar.svg");
+        assert!(svg.contains("\na\n") && !svg.contains("set/a"), "what all tasks share is not repeated");
+    }
+    let root = tempfile::tempdir().unwrap();
+    let zero = [("full", FULL.1, 0.0, 1.0), ("minicache-4", merged, 0.0, 5.0)];
+    let (toml, csv) = accuracy("table1", "", &zero);
+    let dir = experiment(root.path(), &toml, &csv, 8, true);
+    report(root.path(), Some(&paper())).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(md.contains("not to be judged, the full cache scores 0") && !md.contains("eproduced**"), "{md}");
+}
+
+#[test]
+fn best_setting_and_throughput() {
+    let root = tempfile::tempdir().unwrap();
+    let toml = r#"
+id = "table2"
+kind = "accuracy"
+models = ["tiny"]
+[[plots]]
+name = "gamma"
+x = "cache.retention.gamma"
+y = "em"
+log_x = true
+"#;
+    let csv = "model,task,variant,cache.retention.gamma,cache,em\n\
+               t,x,minicache,0.0,{},0.1\nt,x,minicache,0.05,{},0.2\nt,x,minicache,1.0,{},0.3\n";
+    let dir = experiment(root.path(), toml, csv, 3, true);
+    report(&dir, None).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(md.contains("best em 0.3 at gamma = 1, 0.2 at 0.05. **Not reproduced**"), "{md}");
+    assert!(text(&dir, "gamma.svg").contains("\n0.05\n"), "zero does not push the others off the axis");
+    assert!(!md.contains("no place"), "zero has a place left of them: {md}");
+
+    let toml = r#"
+id = "fig5"
+kind = "throughput"
+models = ["tiny"]
+[[paper]]
+csv = "paper_headline.csv"
+[[plots]]
+name = "memory"
+x = "batch"
+y = "peak_bytes"
+series = ["variant"]
+log_x = true
+"#;
+    let csv = "model,task,variant,cache,batch,tokens_per_s,peak_bytes\n\
+               tiny,,full,\"{\"\"method\"\":\"\"full\"\"}\",8,100,4294967296\n\
+               tiny,,mini,\"{\"\"method\"\":\"\"minicache\"\"}\",32,240,1073741824\n";
+    let dir = experiment(root.path(), toml, csv, 2, true);
+    report(&dir, Some(&paper())).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(
+        md.contains("240 tokens/s (mini at batch 32) against 100 (full at batch 8), 2.4 times. **Partly"),
+        "{md}"
+    );
+    assert!(text(&dir, "memory.svg").contains("peak memory (GiB)"));
+}
+
+#[test]
+fn bins_of_tokens_beside_all_tokens() {
+    let toml = r#"
+id = "fig2b"
+kind = "similarity"
+models = ["tiny"]
+[[plots]]
+name = "by_position"
+x = "position"
+y = "token_cosine"
+series = ["model", "pair"]
+filter = { side = "key" }
+[[plots]]
+name = "by_depth"
+x = "depth"
+y = "token_cosine"
+series = ["model", "side"]
+"#;
+    let mut csv = "model,task,variant,cache,pair,side,position,token_cosine\n".to_string();
+    for side in ["key", "value"] {
+        for pair in 0..7 {
+            writeln!(csv, "tiny,t,full,{{}},{pair},{side},,0.5").unwrap();
+            for (position, cosine) in [(0, 0.2), (32, 0.9), (64, 0.9)] {
+                writeln!(csv, "tiny,t,full,{{}},{pair},{side},{position},{cosine}").unwrap();
+            }
+        }
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), toml, &csv, 1, true);
+    let summary = report(&dir, None).unwrap();
+    assert!(summary.experiments[0].notes.is_empty(), "{:?}", summary.experiments[0].notes);
+    let md = text(&dir, "report.md");
+    assert!(
+        md.contains("keys 0.20 in the first bin and 0.90 after it") && md.contains("**Reproduced**"),
+        "{md}"
+    );
+    // the line of the bins does not go through the value of all tokens, nor the other way round
+    assert!(md.contains("pair = 0 0.2 to 0.9") && md.contains("keys 0.5; values 0.5"), "{md}");
+    let svg = text(&dir, "by_position.svg");
+    assert!(svg.contains("#2C6FBB") && svg.contains("#C8553D"), "an ordered series has ordered colours");
 }

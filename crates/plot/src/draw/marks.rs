@@ -7,7 +7,7 @@ use super::canvas::{Canvas, Drawn, Lettering, Xy};
 use super::layout::Frame;
 use super::palette::{INK, MUTED, area_hue, hue};
 use super::text;
-use crate::figure::{Figure, Key, Panel, Point};
+use crate::figure::{Figure, Key, Panel, Point, Series};
 use crate::number;
 
 /// Drawn and left pixels of the paper's curves.
@@ -22,6 +22,11 @@ fn place(panel: &Panel, inner: Frame, x: f64, y: f64) -> Xy {
     let y = inner.bottom - panel.y.place(y) * inner.height();
     // far outside of a range that was chosen for other values
     (x.clamp(inner.left - 2.0, inner.right + 2.0), y.clamp(inner.top - 2.0, inner.bottom + 2.0))
+}
+
+/// Whether the points of a line have markers.
+pub(crate) fn marked(series: &Series) -> bool {
+    !series.level && series.points.len() <= MARKED
 }
 
 /// Lines, dashed for the paper's, with bands where there are any. Bands lie below all lines.
@@ -57,7 +62,7 @@ pub(crate) fn lines<B: DrawingBackend>(
             continue;
         }
         canvas.line(&path, color, if series.level { 1.8 } else { 2.2 })?;
-        if !series.level && path.len() <= MARKED {
+        if marked(series) {
             for at in path {
                 canvas.marker(at, key.marker, 3.4, color, false)?;
             }
@@ -120,7 +125,7 @@ pub(crate) fn bars<B: DrawingBackend>(
     inner: Frame,
 ) -> Drawn {
     let in_category = |x: f64| -> Vec<(usize, Point)> {
-        let of = |s: &crate::figure::Series| s.points.iter().find(|p| p.x == x).map(|p| (s.key, *p));
+        let of = |s: &Series| s.points.iter().find(|p| p.x == x).map(|p| (s.key, *p));
         panel.series.iter().filter_map(of).collect()
     };
     let categories: Vec<f64> = panel.x.ticks.iter().map(|(x, _)| *x).collect();

@@ -147,7 +147,7 @@ fn legend_entry<B: DrawingBackend>(
                 _ => {
                     canvas.line(&[(x, y), (end, y)], color, 2.2)?;
                     let all = figure.panels.iter().flat_map(|p| &p.series);
-                    if all.clone().any(|s| s.key == *i && !s.level) {
+                    if all.clone().any(|s| s.key == *i && marks::marked(s)) {
                         canvas.marker((middle, y), key.marker, 3.4, color, false)?;
                     }
                 }

@@ -2,7 +2,7 @@
 
 use plotters::style::RGBColor;
 
-use crate::figure::MUTED_HUE;
+use crate::figure::{MUTED_HUE, RAMP_HUE};
 
 /// Text and axes.
 pub(crate) const INK: RGBColor = RGBColor(0x1C, 0x20, 0x26);
@@ -29,8 +29,27 @@ pub(crate) fn hue(index: usize) -> RGBColor {
     match index {
         0 => INK,
         MUTED_HUE => MUTED,
+        n if n >= RAMP_HUE => ramp((n - RAMP_HUE) as f64 / 255.0),
         n => HUES[(n - 1) % HUES.len()],
     }
+}
+
+/// From blue over green to red at medium lightness, so that all of it shows on light and dark paper.
+const RAMP: [RGBColor; 5] = [
+    RGBColor(0x2C, 0x6F, 0xBB),
+    RGBColor(0x1C, 0x9A, 0xA0),
+    RGBColor(0x5B, 0xA0, 0x55),
+    RGBColor(0xB8, 0x92, 0x2B),
+    RGBColor(0xC8, 0x55, 0x3D),
+];
+
+fn ramp(place: f64) -> RGBColor {
+    let at = place.clamp(0.0, 1.0) * (RAMP.len() - 1) as f64;
+    let first = (at as usize).min(RAMP.len() - 2);
+    let share = at - first as f64;
+    let (a, b) = (RAMP[first], RAMP[first + 1]);
+    let mix = |x: u8, y: u8| (f64::from(x) + (f64::from(y) - f64::from(x)) * share).round() as u8;
+    RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
 /// The colour of a bar: ink is too heavy for areas.
