@@ -191,7 +191,7 @@ fn panel(
         let label = parts.map(|(c, v)| data.value_label(c, v)).collect::<Vec<_>>().join(", ");
         let label = match &cells.distinct("variant", &members)[..] {
             [only] if label.is_empty() => only.clone(),
-            _ if label.is_empty() => meaning(&plot.y).label,
+            _ if label.is_empty() => meaning(&plot.y).with_unit(),
             _ => label,
         };
         let full = compares && members.iter().all(|&r| data.method(r) == "full");
@@ -268,12 +268,15 @@ fn place_zero(series: &mut [Series]) -> Option<f64> {
 
 /// On logarithmic axes there is no place for zero and below.
 fn drop_unfit(figure: &mut Figure, plot: &Plot, series: &mut Vec<Series>) {
-    let mut dropped = 0;
+    let mut dropped: Vec<&str> = Vec::new();
     for s in series.iter_mut() {
         let before = s.points.len();
         let level = s.level;
         s.points.retain(|p| (!plot.log_x || level || p.x > 0.0) && (!plot.log_y || p.y > 0.0));
-        dropped += before - s.points.len();
+        let name = figure.legend[s.key].label.as_str();
+        if s.points.len() < before && !dropped.contains(&name) {
+            dropped.push(name);
+        }
         if plot.log_y {
             for p in &mut s.points {
                 // down to the end of the axis
@@ -282,9 +285,12 @@ fn drop_unfit(figure: &mut Figure, plot: &Plot, series: &mut Vec<Series>) {
         }
     }
     series.retain(|s| !s.points.is_empty());
-    if dropped > 0 {
-        let plural = if dropped == 1 { "point at or below 0 has" } else { "points at or below 0 have" };
-        figure.notes.push(format!("`{}`: {dropped} {plural} no place on its logarithmic axis.", plot.name));
+    if !dropped.is_empty() {
+        figure.notes.push(format!(
+            "`{}`: values at or below 0 have no place on its logarithmic axis: {}.",
+            plot.name,
+            dropped.join(", ")
+        ));
     }
 }
 

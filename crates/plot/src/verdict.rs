@@ -1,8 +1,9 @@
 //! Whether the paper's claims hold here: sentences computed from the rows and the paper's tables.
 
 use crate::columns::lower_is_better;
-use crate::curves::group;
+use crate::curves::{self, group};
 use crate::data::Data;
+use crate::figure::{Point, Series};
 use crate::number::significant;
 use crate::paper::plain;
 use crate::table::number;
@@ -202,6 +203,11 @@ fn score(data: &Data, rows: &[usize]) -> Option<Score> {
     (n > 0.0).then(|| Score { mean: values.iter().sum::<f64>() / n, half: f64::sqrt(squares) / n })
 }
 
+/// Half width of the 95 % interval of a difference of two independent scores.
+fn noise(a: Score, b: Score) -> f64 {
+    a.half.hypot(b.half)
+}
+
 fn lower(data: &Data, row: usize) -> bool {
     metric(data, row).is_some_and(lower_is_better)
 }
@@ -227,12 +233,15 @@ fn half_merged(data: &Data) -> Option<Verdict> {
             parts.push(format!("{place}: not to be judged, the full cache scores 0"));
             continue;
         }
-        judged += 1;
+        let loss = full.mean - ours.mean;
+        let unclear = loss > 0.05 * full.mean && loss < noise(full, ours);
+        judged += usize::from(!unclear);
         let good = ours.mean >= 0.95 * full.mean && mean.is_none_or(|(_, m)| m.mean <= ours.mean);
-        held += usize::from(good);
+        held += usize::from(good && !unclear);
+        let doubt = if unclear { ", a difference within the intervals" } else { "" };
         let beside = mean.map_or(String::new(), |(_, m)| format!(", the mean {}", significant(m.mean, 3)));
         parts.push(format!(
-            "{place}: full {}, MiniCache {}{beside} with {:.0} % of the layers merged",
+            "{place}: full {}, MiniCache {}{beside} with {:.0} % of the layers merged{doubt}",
             significant(full.mean, 3),
             significant(ours.mean, 3),
             share * 100.0
@@ -290,22 +299,22 @@ fn kept(data: &Data, method: &str, others: &[&str], keeps: bool) -> Option<Verdi
         }
         let sign = if less { -1.0 } else { 1.0 };
         let loss = sign * (full.2.mean - ours.2.mean);
-        let noise = (full.2.half.powi(2) + ours.2.half.powi(2)).sqrt();
         let near = loss <= 0.03 * full.2.mean.abs();
         let ahead = others.iter().filter_map(|o| best(o)).all(|o| sign * (ours.2.mean - o.2.mean) >= 0.0);
-        judged += 1;
-        held += usize::from(if keeps { near && ahead } else { loss > 0.03 * full.2.mean.abs() });
-        let doubt = if noise > 0.0 && loss.abs() < noise {
-            "; the difference from full is within the intervals"
-        } else {
-            ""
-        };
+        let unclear = loss > 0.03 * full.2.mean.abs() && loss < noise(full.2, ours.2);
+        judged += usize::from(!unclear);
+        held += usize::from(!unclear && if keeps { near && ahead } else { loss > 0.03 * full.2.mean.abs() });
+        let doubt = if unclear { "; the difference from full is within the intervals" } else { "" };
         parts.push(format!("{model}: {listed}{doubt}"));
     }
     if parts.is_empty() {
         return None;
     }
-    let text = format!("{}Mean over tasks here, {}.", paper_loss(data).unwrap_or_default(), parts.join("; "));
+    let what = match &cells.distinct("task", &cells.all())[..] {
+        [one] => format!("Here on {one}"),
+        _ => "Mean over tasks here".into(),
+    };
+    let text = format!("{}{what}, {}.", paper_loss(data).unwrap_or_default(), parts.join("; "));
     Some(Verdict { text, outcome: Outcome::of(held, judged) })
 }
 
@@ -362,6 +371,7 @@ fn optimum(data: &Data, key: &str, claimed: f64) -> Option<Verdict> {
     for rows in group(cells, &by, &cells.all()) {
         let less = lower(data, rows[0]);
         let sign = if less { -1.0 } else { 1.0 };
+        let worst = |at: &[(f64, Score)]| at.iter().map(|(_, s)| sign * s.mean).fold(f64::INFINITY, f64::min);
         let at: Vec<(f64, Score)> =
             rows.iter().filter_map(|&r| Some((number(cells.text(r, key))?, score(data, &[r])?))).collect();
         let Some(best) = at.iter().max_by(|a, b| (sign * a.1.mean).total_cmp(&(sign * b.1.mean))) else {
@@ -376,12 +386,14 @@ fn optimum(data: &Data, key: &str, claimed: f64) -> Option<Verdict> {
             parts.push(format!("{place}: {} whatever {short}", significant(best.1.mean, 3)));
             continue;
         }
-        judged += 1;
+        let unclear = sign * best.1.mean - worst(&at) < noise(best.1, theirs.1);
+        judged += usize::from(!unclear);
         let slack = theirs.1.half.max(0.02 * best.1.mean.abs());
-        held += usize::from(sign * (best.1.mean - theirs.1.mean) <= slack);
+        held += usize::from(!unclear && sign * (best.1.mean - theirs.1.mean) <= slack);
+        let doubt = if unclear { ", all within the intervals" } else { "" };
         let name = metric(data, rows[0]).unwrap_or_default();
         parts.push(format!(
-            "{place}: best {name} {} at {short} = {}, {} at {}",
+            "{place}: best {name} {} at {short} = {}, {} at {}{doubt}",
             significant(best.1.mean, 3),
             best.0,
             significant(theirs.1.mean, 3),
@@ -395,37 +407,40 @@ fn optimum(data: &Data, key: &str, claimed: f64) -> Option<Verdict> {
     Some(Verdict { text, outcome: Outcome::of(held, judged) })
 }
 
+/// Points of a front that a sentence lists.
+const LISTED: usize = 6;
+
 /// What is lost for what is saved: no claim of the paper.
 fn frontier(data: &Data) -> Option<Verdict> {
     let cells = &data.cells;
     let mut parts = Vec::new();
     for rows in group(cells, &["model".to_string(), "task".to_string()], &cells.all()) {
-        let points: Vec<(usize, f64, f64)> = rows
-            .iter()
-            .filter_map(|&r| Some((r, cells.number(r, "ratio")?, cells.number(r, "kl")?)))
-            .filter(|&(r, ..)| data.method(r) != "full")
+        let compressed = rows.iter().copied().filter(|&r| data.method(r) != "full");
+        let (rows_of, points): (Vec<usize>, Vec<Point>) = compressed
+            .filter_map(|r| {
+                let (x, y) = (cells.number(r, "ratio")?, cells.number(r, "kl")?);
+                Some((r, Point { x, y, spread: None }))
+            })
+            .unzip();
+        let series = Series { key: 0, points, level: false };
+        let front = curves::front(&[(&series, true)], false, true);
+        let every = front.len().div_ceil(LISTED).max(1);
+        let found: Vec<String> = (0..front.len())
+            .filter(|i| i % every == 0 || i + 1 == front.len())
+            .map(|i| {
+                let point = series.points[front[i].1];
+                let name = cells.text(rows_of[front[i].1], "variant");
+                format!("{} at {}x ({name})", significant(point.y, 2), significant(point.x, 3))
+            })
             .collect();
-        let best = |least: f64| points.iter().filter(|p| p.1 >= least).min_by(|a, b| a.2.total_cmp(&b.2));
-        let mut found = Vec::new();
-        let mut last = None;
-        for least in [1.2, 2.0, 4.0, 6.0, 8.0] {
-            let Some(&(row, ratio, kl)) = best(least) else { break };
-            if last == Some(row) {
-                continue;
-            }
-            last = Some(row);
-            found.push(format!(
-                "{} nats at {}x ({})",
-                significant(kl, 2),
-                significant(ratio, 3),
-                cells.text(row, "variant")
-            ));
-        }
         if !found.is_empty() {
             let place = [data.model_label(cells.text(rows[0], "model")), cells.text(rows[0], "task")];
             let place = place.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(", ");
-            parts.push(format!("{place}: lowest KL {}", found.join(", ")));
+            parts.push(format!("{place}: {}", found.join(", ")));
         }
     }
-    (!parts.is_empty()).then(|| Verdict { text: parts.join("; ") + ".", outcome: Outcome::Open })
+    (!parts.is_empty()).then(|| Verdict {
+        text: format!("Lowest KL in nats for the compression: {}.", parts.join("; ")),
+        outcome: Outcome::Open,
+    })
 }

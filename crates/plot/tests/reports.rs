@@ -182,10 +182,16 @@ fn the_verdict_follows_the_rows() {
         md.contains("full 0.4, MiniCache 0.39, the mean 0.2 with 50 % of the layers merged. **Reproduced**"),
         "{md}"
     );
-    let worse = SWEEP_ROWS.replace("0.39,0.29", "0.15,0.10");
+    let worse = SWEEP_ROWS.replace("0.39,0.29,0.49", "0.15,0.10,0.20");
     let dir = experiment(root.path(), SWEEP, &worse, 5, true);
     report(&dir, Some(&paper())).unwrap();
     assert!(text(&dir, "report.md").contains("**Not reproduced**"));
+    // a loss that the samples cannot tell from chance is not judged
+    let unclear = SWEEP_ROWS.replace("0.39,0.29,0.49", "0.33,0.23,0.43");
+    let dir = experiment(root.path(), SWEEP, &unclear, 5, true);
+    report(&dir, Some(&paper())).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(md.contains("a difference within the intervals.") && !md.contains("eproduced**"), "{md}");
 }
 
 #[test]
@@ -209,7 +215,7 @@ fn the_front_of_the_frontier() {
     let summary = report(root.path(), None).unwrap();
     assert_eq!(summary.experiments[0].notes.len(), 1, "KL 0 has no place on a logarithmic axis");
     let md = text(&dir, "report.md");
-    assert!(md.contains("lowest KL 0.03 nats at 6.4x (latent-4)"), "{md}");
+    assert!(md.contains("Tiny-8, text: 0.03 at 6.4x (latent-4)."), "{md}");
     assert!(!md.contains("eproduced**"), "the paper claims nothing here");
     assert!(
         !text(&dir, "frontier.svg").contains("\nfull\n"),

@@ -40,6 +40,8 @@ pub(crate) fn lines<B: DrawingBackend>(
         let xs = if level { vec![panel.x.low, panel.x.high] } else { vec![p.x] };
         xs.into_iter().map(|x| Point { x, ..*p }).collect::<Vec<_>>()
     };
+    // beside lines with bands the intervals of single points would pile up
+    let swept = panel.series.iter().any(|s| s.points.len() > 1);
     for series in &panel.series {
         let color = hue(figure.legend[series.key].hue);
         let points: Vec<Point> = series.points.iter().flat_map(|p| ends(p, series.level)).collect();
@@ -48,7 +50,7 @@ pub(crate) fn lines<B: DrawingBackend>(
             let upper = banded.iter().map(|(p, s)| place(panel, inner, p.x, s.1));
             let lower = banded.iter().rev().map(|(p, s)| place(panel, inner, p.x, s.0));
             canvas.area(&upper.chain(lower).collect::<Vec<_>>(), color, 0.13)?;
-        } else if let [(p, (low, high))] = &banded[..] {
+        } else if let ([(p, (low, high))], false) = (&banded[..], swept) {
             whisker(canvas, place(panel, inner, p.x, *low), place(panel, inner, p.x, *high), MUTED)?;
         }
     }
