@@ -363,8 +363,10 @@ pub struct CacheSpec {
     pub alpha: f64,
     /// First tokens kept exact (`sinks`, `latent`).
     pub sinks: usize,
-    /// Newest tokens kept (`h2o`, `sinks`) or kept exact (`latent`).
+    /// Newest tokens kept (`h2o`, `sinks`).
     pub recent: Budget,
+    /// Newest tokens kept exact (`latent`).
+    pub residual: usize,
     /// Heavy hitters kept (`h2o`).
     pub heavy: Budget,
     /// Keys of a latent cache.
@@ -396,6 +398,7 @@ impl Default for CacheSpec {
             alpha: 0.5,
             sinks: 4,
             recent: Budget::Fraction(0.1),
+            residual: 0,
             heavy: Budget::Fraction(0.1),
             k: LatentSide::default(),
             v: LatentSide::default(),
@@ -538,6 +541,7 @@ impl CacheSpec {
             ["start_layer", "pairs", "granularity", "key_space", "merge", "magnitudes", "quant"];
         const CHOICE: [&str; 2] = ["calibration", "budget_ratio"];
         let field = key.split('.').next().unwrap_or(key);
+        let auto = [self.k.group, self.v.group].contains(&crate::Group::Auto);
         let chosen = self.pairs == Pairs::Auto && CHOICE.contains(&field);
         matches!(field, "method" | "dtype")
             || match self.method {
@@ -549,7 +553,8 @@ impl CacheSpec {
                 Method::H2o => ["recent", "heavy"].contains(&field),
                 Method::Sinks => ["recent", "sinks"].contains(&field),
                 Method::Latent => {
-                    ["k", "v", "sinks", "recent", "calibration", "basis", "budget_ratio"].contains(&field)
+                    ["k", "v", "sinks", "residual", "calibration", "basis", "magnitudes"].contains(&field)
+                        || (field == "budget_ratio" && auto)
                 }
             }
     }
@@ -567,7 +572,7 @@ impl CacheSpec {
             )*};
         }
         keep!(start_layer, pairs, t, granularity, key_space, merge, retention, dtype, magnitudes, alpha);
-        keep!(sinks, recent, heavy, k, v, calibration, basis, budget_ratio);
+        keep!(sinks, recent, residual, heavy, k, v, calibration, basis, budget_ratio);
         out.quant = self.quantisation();
         if let (Some(layers), true) = (layers, self.reads("start_layer")) {
             out.start_layer = StartLayer::Layer(self.start_layer.resolve(layers));
@@ -578,6 +583,11 @@ impl CacheSpec {
     /// A short name for tables and legends, such as `kivi-2` or `minicache-4`.
     pub fn label(&self) -> String {
         match (self.method, self.quantisation()) {
+            (Method::Latent, _) if self.k.rate.is_some() || self.v.rate.is_some() => {
+                let rate = |s: &LatentSide| s.rate.map_or_else(|| s.bits.to_string(), |r| format!("{r}b"));
+                let (k, v) = (rate(&self.k), rate(&self.v));
+                if k == v { format!("latent-{k}") } else { format!("latent-k{k}v{v}") }
+            }
             (Method::Latent, _) if self.k.bits == self.v.bits => format!("latent-{}", self.k.bits),
             (Method::Latent, _) => format!("latent-k{}v{}", self.k.bits, self.v.bits),
             (m, Some(q)) => format!("{}-{}", m.name(), q.bits),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, Result};
+use crate::{Axis, ConfigError, Result};
 
 /// How many consecutive layers share one latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,17 +50,29 @@ pub enum Rank {
 pub struct LatentSide {
     /// Layers per latent.
     pub group: Group,
-    /// Components kept.
+    /// Components kept, where `rate` is absent.
     pub rank: Rank,
+    /// Mean bits per original number: bits are allocated to components by their calibrated variance, and steps are
+    /// calibrated too, so that no scales are stored. Absent: `rank` components at `bits` each.
+    pub rate: Option<f64>,
     /// Bits per component: 2, 3, 4 or 8; 16 keeps f16.
     pub bits: u8,
     /// Quantisation group along the latent (per token) or along tokens (per channel).
     pub quant_group: usize,
+    /// Axis of the quantisation group.
+    pub axis: Axis,
 }
 
 impl Default for LatentSide {
     fn default() -> Self {
-        Self { group: Group::Layers(4), rank: Rank::Fraction(0.5), bits: 4, quant_group: 32 }
+        Self {
+            group: Group::Layers(4),
+            rank: Rank::Fraction(0.5),
+            rate: None,
+            bits: 4,
+            quant_group: 32,
+            axis: Axis::Token,
+        }
     }
 }
 
@@ -85,6 +97,9 @@ impl LatentSide {
                 ));
             }
             _ => {}
+        }
+        if self.rate.is_some_and(|r| !(r > 0.0 && r <= 8.0)) {
+            return Err(ConfigError::new("rate", "must be above 0 and at most 8 bits"));
         }
         if ![2, 3, 4, 8, 16].contains(&self.bits) {
             return Err(ConfigError::new("bits", format!("must be 2, 3, 4, 8 or 16, not {}", self.bits)));

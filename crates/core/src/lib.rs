@@ -13,6 +13,7 @@ mod evicting;
 mod footprint;
 pub mod kernels;
 mod lane;
+pub mod latent;
 mod layered;
 mod magnitudes;
 pub mod merge;

@@ -18,4 +18,6 @@ pub trait Rotary: Send + Sync {
 pub struct Resources {
     /// The model's rotary embedding (`key_space = "pre_rope"`, some latents).
     pub rotary: Option<Arc<dyn Rotary>>,
+    /// The transforms of `method = "latent"`, made once per model and specification.
+    pub latent: Option<Arc<crate::latent::LatentPlan>>,
 }

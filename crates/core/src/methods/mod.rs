@@ -4,6 +4,7 @@
 mod full;
 mod h2o;
 mod kivi;
+mod latent;
 mod max_norm;
 mod mean;
 mod minicache;
@@ -32,6 +33,7 @@ pub fn build(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> Res
     Ok(match spec.method {
         Method::H2o => Box::new(h2o::cache(spec, shape)),
         Method::Sinks => Box::new(sinks::cache(spec, shape)),
+        Method::Latent => Box::new(latent::cache(resources)?),
         _ => Box::new(layered(spec, shape, resources)?),
     })
 }
@@ -69,12 +71,12 @@ pub fn describe(method: Method) -> &'static str {
         Method::Smoothquant => smoothquant::ABOUT,
         Method::H2o => h2o::ABOUT,
         Method::Sinks => sinks::ABOUT,
-        _ => "",
+        Method::Latent => latent::ABOUT,
     }
 }
 
 /// The storage of states that are not quantised.
-fn exact(dtype: StoreType) -> Scheme {
+pub(crate) fn exact(dtype: StoreType) -> Scheme {
     match dtype {
         StoreType::F16 => Scheme::F16,
         StoreType::F32 => Scheme::F32,

@@ -1,6 +1,8 @@
 //! What caches promise: golden merges of an independent reference, attention over what is restored, forks, windows.
 #![allow(clippy::unwrap_used)]
 
+mod latent;
+
 use std::path::{Path, PathBuf};
 
 use minicache_core::{CacheSpec, KvCache, ModelShape, PairStates, Resources, build, merge_pair};
@@ -112,6 +114,28 @@ fn random_states(rng: &mut StdRng, shape: &ModelShape, tokens: usize) -> StepSta
     StepStates { q: x(tokens * q), k: x(tokens * kv), v: x(tokens * kv) }
 }
 
+/// Attention through every kind of step, against its definition over what is restored.
+fn check_against_restored(cache: &mut dyn KvCache, seed: u64, what: &str) {
+    let shape = *cache.shape();
+    let mut rng = StdRng::seed_from_u64(seed);
+    for tokens in [150, 1, 1, 7, 1, 40, 1] {
+        let states: Vec<_> = (0..shape.layers).map(|_| random_states(&mut rng, &shape, tokens)).collect();
+        let len = cache.len();
+        let past = |l| reference(&shape, &cache.restored(l).unwrap(), len, &states[l]);
+        let want: Vec<_> = (0..shape.layers).map(past).collect();
+        let got = step(cache, &states);
+        for l in 0..shape.layers {
+            close(
+                &got[l],
+                &want[l],
+                2e-5,
+                &format!("{what}, {shape:?}, layer {l}, {tokens} tokens at {len}"),
+            );
+        }
+    }
+    assert_eq!(cache.len(), 201);
+}
+
 /// Runs one step over all layers; gives each layer's output.
 fn step(cache: &mut dyn KvCache, layers: &[StepStates]) -> Vec<Vec<f32>> {
     let out = layers.iter().enumerate().map(|(l, s)| {
@@ -202,24 +226,8 @@ fn attention_is_attention_over_the_restored_cache() {
                 // Heads may then hold different numbers of tokens, which `restored` cannot show.
                 continue;
             }
-            let mut rng = StdRng::seed_from_u64(case as u64);
             let mut cache = build(&CacheSpec::parse(text).unwrap(), &shape, &Resources::default()).unwrap();
-            for tokens in [150, 1, 1, 7, 1, 40, 1] {
-                let states: Vec<_> = (0..4).map(|_| random_states(&mut rng, &shape, tokens)).collect();
-                let len = cache.len();
-                let want: Vec<_> =
-                    (0..4).map(|l| reference(&shape, &cache.restored(l).unwrap(), len, &states[l])).collect();
-                let got = step(&mut *cache, &states);
-                for l in 0..4 {
-                    close(
-                        &got[l],
-                        &want[l],
-                        1e-5,
-                        &format!("{text}, {shape:?}, layer {l}, {tokens} tokens at {len}"),
-                    );
-                }
-            }
-            assert_eq!(cache.len(), 201);
+            check_against_restored(&mut *cache, case as u64, text);
         }
     }
 }
@@ -336,4 +344,53 @@ proptest! {
         }
         prop_assert!(!got.retained_keys[0].is_empty() && got.retained_keys[0].len() < tokens);
     }
+}
+
+const LATENTS: [&str; 6] = [
+    "{ method = \"latent\", dtype = \"f32\", k = { rank = 1.0, bits = 16 }, v = { rank = 1.0, bits = 16 } }",
+    "{ method = \"latent\", sinks = 0, k = { rank = 0.5, bits = 16 }, v = { rank = 7, bits = 16 } }",
+    "{ method = \"latent\", k = { rank = 0.6, bits = 4 }, v = { rank = { energy = 0.7 }, bits = 3 }, residual = 20 }",
+    "{ method = \"latent\", k = { axis = \"channel\", bits = 8 }, v = { axis = \"channel\", bits = 2 } }",
+    "{ method = \"latent\", k = { rate = 2.0 }, v = { rate = 1.5 }, magnitudes = \"f32\" }",
+    "{ method = \"latent\", k = { rate = 3.0 }, v = { rate = 3.0 }, residual = 33, sinks = 10 }",
+];
+
+#[test]
+fn latent_attention_is_attention_over_the_restored_cache() {
+    for (kv_heads, group, dim, window) in [(1, 4, 8, None), (2, 3, 16, None), (2, 1, 32, Some(40))] {
+        let shape = shape(kv_heads, group, dim, window);
+        for text in LATENTS {
+            for (key, value) in [(1, 2), (4, 3)] {
+                let text = text
+                    .replace("k = {", &format!("k = {{ group = {key},"))
+                    .replace("v = {", &format!("v = {{ group = {value},"));
+                let resources =
+                    Resources { latent: Some(latent::plan(&text, &shape, key, value)), rotary: None };
+                let mut cache = build(&CacheSpec::parse(&text).unwrap(), &shape, &resources).unwrap();
+                check_against_restored(&mut *cache, 5, &text);
+            }
+        }
+    }
+}
+
+#[test]
+fn latents_of_full_rank_restore_the_states_and_forks_part() {
+    let shape = shape(2, 2, 16, None);
+    let text = LATENTS[0].replace("k = {", "k = { group = 2,").replace("v = {", "v = { group = 4,");
+    let resources = Resources { latent: Some(latent::plan(&text, &shape, 2, 4)), rotary: None };
+    let mut rng = StdRng::seed_from_u64(8);
+    let mut states = |tokens| (0..4).map(|_| random_states(&mut rng, &shape, tokens)).collect::<Vec<_>>();
+    let (prefix, one, other) = (states(50), states(1), states(1));
+    let mut left = build(&CacheSpec::parse(&text).unwrap(), &shape, &resources).unwrap();
+    step(&mut *left, &prefix);
+    for (l, s) in prefix.iter().enumerate() {
+        let restored = left.restored(l).unwrap();
+        close(&restored.keys, &s.k, 2e-5, "keys");
+        close(&restored.values, &s.v, 2e-5, "values");
+    }
+    let mut right = left.fork();
+    step(&mut *left, &one);
+    step(&mut *right, &other);
+    close(&left.restored(3).unwrap().keys[50 * 32..], &one[3].k, 2e-5, "left");
+    close(&right.restored(3).unwrap().keys[50 * 32..], &other[3].k, 2e-5, "right");
 }

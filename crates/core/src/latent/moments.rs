@@ -1,0 +1,251 @@
+//! First and second moments of keys, values and queries over calibration text, streamed: memory does not depend on
+//! the number of tokens.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use minicache_config::{CacheSpec, Method, ModelShape, StoreType};
+
+use crate::cache::{KvCache, Restored};
+use crate::dense::{View, mul_transposed};
+use crate::{Footprint, Resources, Result, Rotary};
+
+/// Sums over the values of one group of layers, n = layers * kv_heads * head_dim.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValueMoments {
+    /// First layer of the group.
+    pub first: usize,
+    /// Layers in it.
+    pub layers: usize,
+    /// Sum of states `(n)`.
+    pub sum: Vec<f64>,
+    /// Sum of outer products `(n, n)`.
+    pub products: Vec<f64>,
+}
+
+/// Sums over the un-rotated keys of one group, m = layers * kv_heads vectors of head_dim / 2 complex numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyMoments {
+    /// First layer of the group.
+    pub first: usize,
+    /// Layers in it.
+    pub layers: usize,
+    /// Sum of un-rotated keys `(m, head_dim)`.
+    pub sum: Vec<f64>,
+    /// Sum of k_a conj(k_b) per frequency `(head_dim / 2, m, m, 2)`.
+    pub products: Vec<f64>,
+}
+
+/// All sums, for every group size asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moments {
+    /// The model's shape.
+    pub shape: ModelShape,
+    /// By group size, then group.
+    pub keys: Vec<(usize, Vec<KeyMoments>)>,
+    /// By group size, then group.
+    pub values: Vec<(usize, Vec<ValueMoments>)>,
+    /// Sum of |q_j|^2 over tokens and the query heads of a KV head, `(layers, kv_heads, head_dim / 2)`.
+    pub queries: Vec<f64>,
+    /// Tokens counted.
+    pub tokens: usize,
+    /// Positions below this one are not counted: attention sinks are stored exactly, and unlike any other token.
+    pub sinks: usize,
+}
+
+fn groups(layers: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..layers).step_by(size.max(1)).map(move |first| (first, size.min(layers - first)))
+}
+
+impl Moments {
+    /// Empty sums for the group sizes `key_groups` and `value_groups`.
+    pub fn new(shape: &ModelShape, key_groups: &[usize], value_groups: &[usize], sinks: usize) -> Self {
+        let (kv_heads, dim) = (shape.kv_heads, shape.head_dim);
+        let keys = |size: usize| {
+            let group = |(first, layers)| {
+                let m = layers * kv_heads;
+                KeyMoments {
+                    first,
+                    layers,
+                    sum: vec![0.0; m * dim],
+                    products: vec![0.0; dim / 2 * m * m * 2],
+                }
+            };
+            (size, groups(shape.layers, size).map(group).collect())
+        };
+        let values = |size: usize| {
+            let group = |(first, layers)| {
+                let n = layers * kv_heads * dim;
+                ValueMoments { first, layers, sum: vec![0.0; n], products: vec![0.0; n * n] }
+            };
+            (size, groups(shape.layers, size).map(group).collect())
+        };
+        Self {
+            shape: *shape,
+            keys: key_groups.iter().map(|&g| keys(g)).collect(),
+            values: value_groups.iter().map(|&g| values(g)).collect(),
+            queries: vec![0.0; shape.layers * kv_heads * dim / 2],
+            tokens: 0,
+            sinks,
+        }
+    }
+
+    /// A full f32 cache that adds the states of every step to `moments`.
+    ///
+    /// # Errors
+    /// As [`crate::build`].
+    pub fn collector(moments: &Arc<Mutex<Self>>, rotary: Arc<dyn Rotary>) -> Result<Box<dyn KvCache>> {
+        let shape = moments.lock().unwrap_or_else(PoisonError::into_inner).shape;
+        let spec = CacheSpec { dtype: StoreType::F32, ..CacheSpec::of(Method::Full) };
+        let inner = crate::build(&spec, &shape, &Resources::default())?;
+        let states = vec![Step::default(); shape.layers];
+        Ok(Box::new(Collector { moments: moments.clone(), rotary, inner, states }))
+    }
+
+    fn add(&mut self, first: usize, states: &[Step], rotary: &dyn Rotary) {
+        let (kv_dim, dim) = (self.shape.kv_dim(), self.shape.head_dim);
+        let all = states[0].k.len() / kv_dim;
+        let skip = self.sinks.saturating_sub(first).min(all);
+        let tokens = all - skip;
+        if tokens == 0 {
+            return;
+        }
+        self.tokens += tokens;
+        let unrotated: Vec<Vec<f32>> = states
+            .iter()
+            .map(|s| {
+                let mut k = s.k[skip * kv_dim..].to_vec();
+                for (i, head) in k.chunks_exact_mut(dim).enumerate() {
+                    rotary.unrotate(first + skip + i / self.shape.kv_heads, head);
+                }
+                k
+            })
+            .collect();
+        for group in self.keys.iter_mut().flat_map(|(_, g)| g) {
+            group.add(&unrotated[group.first..group.first + group.layers], &self.shape);
+        }
+        for group in self.values.iter_mut().flat_map(|(_, g)| g) {
+            let layers = &states[group.first..group.first + group.layers];
+            let layers: Vec<&[f32]> = layers.iter().map(|s| &s.v[skip * kv_dim..]).collect();
+            group.add(&layers, kv_dim);
+        }
+        let (half, per_group) = (dim / 2, self.shape.group() * dim);
+        for (s, sums) in states.iter().zip(self.queries.chunks_exact_mut(self.shape.kv_heads * half)) {
+            let heads = s.q.chunks_exact(per_group).skip(skip * self.shape.kv_heads);
+            for (i, q) in heads.enumerate() {
+                let sums = &mut sums[i % self.shape.kv_heads * half..][..half];
+                for q in q.chunks_exact(dim) {
+                    for j in 0..half {
+                        sums[j] += f64::from(q[j] * q[j] + q[j + half] * q[j + half]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl KeyMoments {
+    fn add(&mut self, layers: &[Vec<f32>], shape: &ModelShape) {
+        let (dim, half, heads) = (shape.head_dim, shape.head_dim / 2, shape.kv_heads);
+        let m = self.layers * heads;
+        let (mut re, mut im) = (vec![0.0f64; m], vec![0.0f64; m]);
+        for token in 0..layers[0].len() / (heads * dim) {
+            let key =
+                |member: usize| &layers[member / heads][(token * heads + member % heads) * dim..][..dim];
+            for member in 0..m {
+                let sums = &mut self.sum[member * dim..(member + 1) * dim];
+                sums.iter_mut().zip(key(member)).for_each(|(s, &k)| *s += f64::from(k));
+            }
+            for j in 0..half {
+                for member in 0..m {
+                    (re[member], im[member]) = (f64::from(key(member)[j]), f64::from(key(member)[j + half]));
+                }
+                let products = &mut self.products[j * m * m * 2..(j + 1) * m * m * 2];
+                for (a, row) in products.chunks_exact_mut(2 * m).enumerate() {
+                    for (b, c) in row.chunks_exact_mut(2).enumerate() {
+                        c[0] += re[a] * re[b] + im[a] * im[b];
+                        c[1] += im[a] * re[b] - re[a] * im[b];
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl ValueMoments {
+    fn add(&mut self, layers: &[&[f32]], kv_dim: usize) {
+        let n = self.sum.len();
+        let tokens = layers[0].len() / kv_dim;
+        // (n, tokens), so that the product of rows is the second moment.
+        let mut x = vec![0.0; n * tokens];
+        for (l, layer) in layers.iter().enumerate() {
+            for (token, state) in layer.chunks_exact(kv_dim).enumerate() {
+                for (c, &v) in state.iter().enumerate() {
+                    x[(l * kv_dim + c) * tokens + token] = v;
+                }
+            }
+        }
+        for (sum, row) in self.sum.iter_mut().zip(x.chunks_exact(tokens)) {
+            *sum += row.iter().map(|&v| f64::from(v)).sum::<f64>();
+        }
+        let mut products = vec![0.0; n * n];
+        let view = View::new(&x, n, tokens, tokens);
+        mul_transposed(view, view, &mut products);
+        self.products.iter_mut().zip(&products).for_each(|(s, &p)| *s += f64::from(p));
+    }
+}
+
+/// One layer's states of the step in progress.
+#[derive(Clone, Default)]
+struct Step {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+struct Collector {
+    moments: Arc<Mutex<Moments>>,
+    rotary: Arc<dyn Rotary>,
+    inner: Box<dyn KvCache>,
+    states: Vec<Step>,
+}
+
+impl KvCache for Collector {
+    fn shape(&self) -> &ModelShape {
+        self.inner.shape()
+    }
+
+    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
+        self.inner.attend_into(layer, q, k, v, out)?;
+        self.states[layer] = Step { q: q.to_vec(), k: k.to_vec(), v: v.to_vec() };
+        Ok(())
+    }
+
+    fn finish_step(&mut self) -> Result<()> {
+        let first = self.inner.len();
+        self.inner.finish_step()?;
+        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        moments.add(first, &self.states, &*self.rotary);
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.inner.footprint()
+    }
+
+    fn restored(&self, layer: usize) -> Result<Restored> {
+        self.inner.restored(layer)
+    }
+
+    fn fork(&self) -> Box<dyn KvCache> {
+        Box::new(Self {
+            moments: self.moments.clone(),
+            rotary: self.rotary.clone(),
+            inner: self.inner.fork(),
+            states: self.states.clone(),
+        })
+    }
+}
