@@ -164,7 +164,7 @@ fn detail(data: &Data, rows: &[usize], alone: bool) -> View {
     let columns = shown
         .iter()
         .map(|name| Heading {
-            label: meaning(name).with_unit(),
+            label: heading(name),
             numeric: rows.iter().all(|&r| {
                 let text = cells.text(r, name);
                 text.is_empty() || number(text).is_some()
@@ -178,6 +178,11 @@ fn detail(data: &Data, rows: &[usize], alone: bool) -> View {
         if alone { String::new() } else { parts.into_iter().flatten().collect::<Vec<_>>().join(", ") };
     let caption = if shared.is_empty() { String::new() } else { format!("All rows: {}.", shared.join("; ")) };
     View { title, caption, columns, rows: body }
+}
+
+/// Heading of a column. What a compression ratio is the ratio of is said at the axes.
+fn heading(name: &str) -> String {
+    if name == "ratio" { meaning(name).label } else { meaning(name).with_unit() }
 }
 
 /// One value with its interval or spread.

@@ -107,9 +107,18 @@ impl<B: DrawingBackend> Canvas<B> {
         color: RGBColor,
         hollow: bool,
     ) -> Drawn {
-        self.area(&outline(at, shape, radius + 1.2), PAPER, 1.0)?;
-        self.area(&outline(at, shape, radius), color, 1.0)?;
-        if hollow { self.area(&outline(at, shape, radius - 1.4), PAPER, 1.0) } else { Ok(()) }
+        self.shape(at, shape, radius + 1.2, PAPER)?;
+        self.shape(at, shape, radius, color)?;
+        if hollow { self.shape(at, shape, radius - 1.4, PAPER) } else { Ok(()) }
+    }
+
+    fn shape(&mut self, at: Xy, shape: usize, radius: f64, color: RGBColor) -> Drawn {
+        if shape % SHAPES != 1 {
+            return self.area(&outline(at, shape, radius), color, 1.0);
+        }
+        let style = ShapeStyle { color: color.to_rgba(), filled: true, stroke_width: 0 };
+        let (at, radius) = (self.at(at), (radius * self.scale).round() as u32);
+        self.backend.draw_circle(at, radius, &style, true).map_err(|e| e.to_string())
     }
 
     /// One line of text.
@@ -156,14 +165,16 @@ fn dashes(points: &[Xy], on: f64, off: f64) -> Vec<Vec<Xy>> {
     out
 }
 
+/// Different marker shapes; 1 is a disc.
+const SHAPES: usize = 7;
+
 /// The corners of a marker of about equal area whatever its shape.
 fn outline((x, y): Xy, shape: usize, r: f64) -> Vec<Xy> {
     use std::f64::consts::{PI, TAU};
     let regular = |n: usize, r: f64, turn: f64| {
         (0..n).map(|i| turn + TAU * i as f64 / n as f64).map(|a| (x + r * a.cos(), y + r * a.sin())).collect()
     };
-    match shape % 7 {
-        1 => regular(20, r, 0.0),
+    match shape % SHAPES {
         2 => regular(4, r * 1.25, PI / 4.0),
         3 => regular(3, r * 1.45, -PI / 2.0),
         4 => regular(4, r * 1.3, 0.0),
