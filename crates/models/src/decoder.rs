@@ -23,6 +23,10 @@ use crate::rope::Rope;
 use crate::{Error, ModelConfig, Result, WeightSource, weights};
 use attention::Positions;
 
+/// Weights up to which [`WeightMode::Auto`] computes in f32: they fit into a core's cache (8 MB), where quantised ones are
+/// no faster.
+const TINY: usize = 1 << 21;
+
 /// Told how many of how many parts are loaded.
 pub type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 
@@ -169,7 +173,10 @@ impl Decoder {
         map: DeviceMap,
         operations: bool,
     ) -> Result<Self> {
-        let loader = Loader { source, mode: options.weights, dtype: options.dtype };
+        let tiny = config.parameters() <= TINY;
+        let mode =
+            if options.weights == WeightMode::Auto && tiny { WeightMode::F32 } else { options.weights };
+        let loader = Loader { source, mode, dtype: options.dtype };
         let done = std::sync::atomic::AtomicUsize::new(0);
         let parts = config.layers + 2;
         let tick = || {
@@ -436,4 +443,62 @@ fn plan(
     }
     used[indices[config.layers - 1]] += last;
     Ok(DeviceMap { devices: devices.iter().map(devices::label).collect(), layers: indices, bytes: used })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use minicache_core::{CacheSpec, Resources};
+
+    use super::*;
+    use crate::Safetensors;
+
+    /// Logits of a batch of two sequences, one of them in two chunks.
+    fn logits(decoder: &Decoder) -> Vec<f32> {
+        let new =
+            || minicache_core::build(&CacheSpec::default(), decoder.shape(), &Resources::default()).unwrap();
+        let (mut a, mut b) = (new(), new());
+        let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 200).collect();
+        let mut all = Vec::new();
+        for (tokens_a, tokens_b) in [(&tokens[..11], &tokens[..30]), (&tokens[11..], &tokens[30..31])] {
+            let step = |tokens, cache| Step { tokens, cache, planned_len: 40, logits: LogitsFor::All };
+            for out in decoder.forward(&mut [step(tokens_a, a.as_mut()), step(tokens_b, b.as_mut())]).unwrap()
+            {
+                all.extend(out.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            }
+        }
+        all
+    }
+
+    /// What layers on an accelerator do, run on the CPU: all layers, and a model split half and half.
+    #[test]
+    fn tensor_operations_equal_slices() {
+        for name in ["llama2", "mistral-sliding", "phi3-longrope", "mixtral", "qwen2", "llama-tied"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+            let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+            let config = ModelConfig::from_json(&text).unwrap();
+            let source = Safetensors::open(&dir).unwrap();
+            let options = LoadOptions::default();
+            let devices = [Device::Cpu];
+            let map = plan(&config, &source, &options, &devices).unwrap();
+            let load = |operations| {
+                Decoder::load_mapped(&config, &source, &options, &devices, map.clone(), operations).unwrap()
+            };
+            let (slices, mut operations) = (load(false), load(true));
+            let want = logits(&slices);
+            let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+            let check = |decoder: &Decoder| {
+                let got = logits(decoder);
+                let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-4 * largest, "{name}: {worst} of {largest}");
+            };
+            check(&operations);
+            for (layer, host) in operations.layers.iter_mut().zip(slices.layers).skip(2) {
+                *layer = host;
+            }
+            check(&operations);
+        }
+    }
 }

@@ -58,3 +58,42 @@ impl Routing {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_scores_win_and_weights_sum_to_one() {
+        let experts = Experts { count: 4, used: 2 };
+        let scores = [0.0, 3.0, 1.0, 2.0, /**/ 5.0, -1.0, -2.0, 5.0];
+        let routing = Routing::new(&scores, experts);
+        let numbers: Vec<usize> = routing.chosen.iter().map(|(e, _)| *e).collect();
+        assert_eq!(numbers, [0, 1, 3]);
+        let of = |e: usize, token: usize| {
+            let (_, tokens) = routing.chosen.iter().find(|(n, _)| *n == e).unwrap();
+            tokens.iter().find(|(t, _)| *t == token).unwrap().1
+        };
+        // Softmax over all, restricted to the two and rescaled, is the softmax of the two.
+        assert!((of(1, 0) - 1.0 / (1.0 + (-1f32).exp())).abs() < 1e-6);
+        assert!((of(1, 0) + of(3, 0) - 1.0).abs() < 1e-6);
+        assert_eq!((of(0, 1), of(3, 1)), (0.5, 0.5));
+    }
+
+    #[test]
+    fn only_chosen_experts_are_computed_and_only_on_their_tokens() {
+        let routing = Routing::new(&[9.0, 0.0, 8.0, 0.0, 9.0, 1.0], Experts { count: 3, used: 1 });
+        let x = [1.0, 2.0, 10.0, 20.0];
+        let mut out = [0.5; 4];
+        let mut calls = Vec::new();
+        let expert = |e: usize, rows: &[f32], n: usize, result: &mut [f32]| {
+            calls.push((e, n, rows.to_vec()));
+            result.iter_mut().zip(rows).for_each(|(r, x)| *r = x * (e + 1) as f32);
+            Ok(())
+        };
+        routing.apply(&x, 2, &mut out, expert).unwrap();
+        assert_eq!(calls, [(0, 1, vec![1.0, 2.0]), (1, 1, vec![10.0, 20.0])]);
+        assert_eq!(out, [1.5, 2.5, 20.5, 40.5]);
+    }
+}

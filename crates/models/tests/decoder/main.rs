@@ -1,13 +1,17 @@
 //! The decoder against logits and KV states that transformers computed, on tiny models of every family.
 #![allow(clippy::unwrap_used)]
 
+mod forms;
+mod inputs;
+mod random;
 mod reference;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use minicache_core::KvCache;
+use minicache_config::{CacheSpec, Method, StoreType};
+use minicache_core::{KvCache, Resources};
 use minicache_models::{Decoder, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step};
 use reference::ReferenceCache;
 
@@ -52,6 +56,11 @@ impl Golden {
         ReferenceCache::new(*self.decoder.shape())
     }
 
+    fn full(&self, dtype: StoreType) -> Box<dyn KvCache> {
+        let spec = CacheSpec { method: Method::Full, dtype, ..CacheSpec::default() };
+        minicache_core::build(&spec, self.decoder.shape(), &Resources::default()).unwrap()
+    }
+
     /// Runs one chunk of tokens and gives the logits of all of them.
     fn step(&self, tokens: &[u32], cache: &mut dyn KvCache) -> Vec<Vec<f32>> {
         let step = Step { tokens, cache, planned_len: self.tokens.len(), logits: LogitsFor::All };
@@ -86,27 +95,54 @@ impl Golden {
     }
 }
 
-#[test]
-fn one_prefill_equals_golden() {
-    for name in MODELS {
-        let golden = golden(name);
+/// One prefill, token by token, and in chunks.
+fn check_folder(name: &str, golden: &Golden) {
+    for chunk in [golden.tokens.len(), 1, 7] {
+        let what = format!("{name}, {chunk} tokens at a time");
         let mut cache = golden.cache();
-        let logits = golden.step(&golden.tokens, &mut cache);
-        assert_eq!(logits.len(), golden.tokens.len());
-        golden.check_logits(name, 0, &logits);
-        golden.check_states(name, &cache);
+        for (i, tokens) in golden.tokens.chunks(chunk).enumerate() {
+            let logits = golden.step(tokens, &mut cache);
+            assert_eq!(logits.len(), tokens.len());
+            golden.check_logits(&what, i * chunk, &logits);
+        }
+        golden.check_states(&what, &cache);
     }
 }
 
 #[test]
-fn token_by_token_equals_golden() {
+fn logits_and_states_equal_golden() {
+    for name in MODELS {
+        check_folder(name, &golden(name));
+    }
+}
+
+/// `MINICACHE_GOLDEN=DIR` checks every model folder in DIR that holds a `golden.safetensors` of the same form.
+#[test]
+fn other_golden_folders() {
+    let Ok(dir) = std::env::var("MINICACHE_GOLDEN") else { return };
+    let mut checked = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.join("golden.safetensors").is_file() && path.join("config.json").is_file() {
+            check_folder(&path.display().to_string(), &golden_in(&path, &LoadOptions::default()));
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "no model folders there");
+}
+
+#[test]
+fn the_full_cache_equals_golden() {
     for name in MODELS {
         let golden = golden(name);
-        let mut cache = golden.cache();
+        let mut whole = golden.full(StoreType::F32);
+        golden.check_logits(name, 0, &golden.step(&golden.tokens, whole.as_mut()));
+        golden.check_states(name, whole.as_ref());
+        let mut single = golden.full(StoreType::F32);
         for (i, token) in golden.tokens.iter().enumerate() {
-            golden.check_logits(name, i, &golden.step(&[*token], &mut cache));
+            golden.check_logits(name, i, &golden.step(&[*token], single.as_mut()));
         }
-        golden.check_states(name, &cache);
+        golden.check_states(name, single.as_ref());
     }
 }
 
