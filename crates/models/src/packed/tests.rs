@@ -235,6 +235,25 @@ fn large_products_are_cut_without_gaps() {
 }
 
 #[test]
+fn any_number_of_threads_gives_the_same() {
+    // 19 panels: pieces of unequal length, with 64 threads more pieces than pairs of panels.
+    let (rows, out, inp) = (9, 300, 3072);
+    let m = packed(GgmlDType::Q4_1, out, inp, 10);
+    let x = noise(rows * inp, 11);
+    let product = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut y = vec![f32::NAN; rows * out];
+        pool.install(|| m.matmul(&x, rows, &mut y));
+        y
+    };
+    let one = product(1);
+    assert!(one.iter().all(|y| y.is_finite()));
+    for threads in [2, 3, 7, 64] {
+        assert_eq!(product(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
 fn concatenation_appends_rows() {
     for (dtype, _) in KEPT {
         // 24 and 7 are no multiples of a panel.
