@@ -2,5 +2,6 @@
 
 pub mod data;
 pub mod metrics;
+pub mod score;
 pub mod store;
 pub mod tasks;

@@ -152,6 +152,23 @@ impl DataSource {
         Ok(find_all(dataset, |part| in_folder(dir, dataset, part), &dir.display())?.is_some())
     }
 
+    /// The place that [`DataSource::load`] would look at first, as in [`Origin::label`], by the presence of files alone;
+    /// `None` when there is no file at hand and no hub to ask.
+    ///
+    /// # Errors
+    /// A folder that has one required part but lacks another.
+    pub fn whereabouts(&self, dataset: &Dataset) -> Result<Option<String>> {
+        if self.has_files(dataset)? {
+            return Ok(Some("files".to_string()));
+        }
+        let repo = dataset.parts.iter().flat_map(|p| p.hub).map(|f| f.repo).next();
+        if let (Some(_), Some(repo)) = (&self.hub, repo) {
+            return Ok(Some(format!("hub {repo}")));
+        }
+        let sample = find_all(dataset, |part| Ok(sample::find(dataset, part)), &"the bundled sample")?;
+        Ok(sample.map(|_| Origin::Sample.label()))
+    }
+
     fn missing(&self, dataset: &Dataset, note: Option<String>) -> DataError {
         let mut tried: Vec<String> = self.dir.iter().map(|d| format!("not in {}", d.display())).collect();
         tried.extend(note);
@@ -208,6 +225,13 @@ impl DataSource {
         }
         Ok((repo.ok_or("it has no such data set")?, found))
     }
+}
+
+/// The records of a file of JSON lines.
+pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Record>> {
+    let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_path_buf(), source })?;
+    let name = path.display().to_string();
+    read::jsonl(&name, &read::utf8(&name, bytes)?)
 }
 
 /// The files of every part, or `None` when no required part is there. One required part without another is an error.

@@ -64,7 +64,7 @@ impl Source {
     }
 }
 
-fn utf8(name: &str, bytes: Vec<u8>) -> Result<String> {
+pub(crate) fn utf8(name: &str, bytes: Vec<u8>) -> Result<String> {
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
         DataError::Format { place: format!("{name}, line {line}"), message: "not UTF-8 text".to_string() }

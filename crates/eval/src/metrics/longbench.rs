@@ -4,10 +4,9 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use jieba_rs::Jieba;
-
 use super::python::split;
 use super::rouge_pypi::rouge_l_f;
+use super::segment::words_zh;
 use super::sequence_matcher::fuzz_ratio;
 use super::squad::{bag_f1, normalise};
 
@@ -24,7 +23,7 @@ pub fn f1(prediction: &str, answer: &str) -> f64 {
 /// `qa_f1_zh_score`: F1 of the bags of words found by jieba, without punctuation.
 pub fn f1_zh(prediction: &str, answer: &str) -> f64 {
     let words = |text: &str| -> Vec<String> {
-        segment(text).into_iter().map(normalise_zh).filter(|word| !word.is_empty()).collect()
+        words_zh(text).into_iter().map(normalise_zh).filter(|word| !word.is_empty()).collect()
     };
     bag_f1(&words(prediction), &words(answer))
 }
@@ -36,7 +35,7 @@ pub fn rouge_l(prediction: &str, answer: &str) -> f64 {
 
 /// `rouge_zh_score`: [`rouge_l`] of the words found by jieba.
 pub fn rouge_l_zh(prediction: &str, answer: &str) -> f64 {
-    let spaced = |text: &str| segment(text).join(" ");
+    let spaced = |text: &str| words_zh(text).join(" ");
     rouge_l_f(&spaced(prediction), &spaced(answer), FRAMES + 1).unwrap_or(0.0)
 }
 
@@ -87,12 +86,6 @@ pub fn code_similarity(prediction: &str, answer: &str) -> f64 {
 fn is_digit(c: char) -> bool {
     use unicode_general_category::{GeneralCategory, get_general_category};
     c.is_ascii_digit() || (!c.is_ascii() && get_general_category(c) == GeneralCategory::DecimalNumber)
-}
-
-/// Words of a Chinese text, as `jieba.cut` finds them (dictionary and hidden Markov model of jieba 0.42).
-fn segment(text: &str) -> Vec<&str> {
-    static JIEBA: LazyLock<Jieba> = LazyLock::new(Jieba::new);
-    JIEBA.cut(text, true).into_iter().map(|token| token.word).collect()
 }
 
 /// `normalize_zh_answer`: lower case, no ASCII or Chinese punctuation, no white space.

@@ -7,6 +7,7 @@ mod longbench;
 mod python;
 mod rouge_pypi;
 mod rouge_score;
+mod segment;
 mod sequence_matcher;
 mod squad;
 
@@ -17,5 +18,6 @@ pub use longbench::{classification, code_similarity, count, f1, f1_zh, retrieval
 pub(crate) use python::strip;
 pub use rouge_pypi::rouge_l_f;
 pub use rouge_score::{Rouge, rouge};
+pub use segment::words_zh;
 pub use sequence_matcher::{fuzz_ratio, ratio};
 pub use squad::{exact_match, f1_score, leave_one_out};

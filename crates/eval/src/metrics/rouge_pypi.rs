@@ -41,7 +41,7 @@ fn sentences(text: &str) -> Vec<Vec<&str>> {
     text.split('.').filter(|piece| !piece.is_empty()).map(words).collect()
 }
 
-/// The words of the longest common subsequence that the package's recursion finds; `None` when it takes more than
+/// The words of the longest common subsequence that the package's recursion finds; `None` when it takes
 /// `depth` frames.
 fn common<'a>(x: &[&'a str], y: &[&str], depth: usize) -> Option<Vec<&'a str>> {
     let width = y.len() + 1;
@@ -70,5 +70,5 @@ fn common<'a>(x: &[&'a str], y: &[&str], depth: usize) -> Option<Vec<&'a str>> {
         }
         frames += 1;
     }
-    (frames <= depth).then_some(words)
+    (frames < depth).then_some(words)
 }

@@ -309,6 +309,10 @@ impl LongBench {
             Metric::F1Zh => metrics::f1_zh(text, answer),
             Metric::Rouge => metrics::rouge_l(text, answer),
             Metric::RougeZh => metrics::rouge_l_zh(text, answer),
+            Metric::Classes if classes.is_empty() => {
+                let found = "no `all_classes`".to_string();
+                return Err(ScoreError { expected: "the labels of all classes".to_string(), found });
+            }
             Metric::Classes => metrics::classification(text, answer, classes),
             Metric::Retrieval(label) => {
                 metrics::retrieval(text, answer, label).ok_or_else(|| ScoreError {

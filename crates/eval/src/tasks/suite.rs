@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use super::{Document, Output, Scale, ScoreError, Tally, Task, all, longbench};
+use super::{Document, Output, Reference, Scale, ScoreError, Tally, Task, all, longbench};
 use crate::data::{DataError, DataSource, Loaded, Origin, Result, hex_digest};
 use crate::metrics::{Interval, bootstrap_mean};
 
@@ -44,7 +44,7 @@ pub struct Aggregate {
 
 impl Suite {
     /// The task `name`, or the group: `truthfulqa` (generation, mc1, mc2), `longbench` (the seven of the paper) or
-    /// `longbench/all` (21).
+    /// `longbench/all` (21). A LongBench task is also known without `longbench/`, or with the harness's `longbench_`.
     ///
     /// # Errors
     /// A name that is neither a task nor a group.
@@ -53,8 +53,13 @@ impl Suite {
             "truthfulqa" => ["gen", "mc1", "mc2"].map(|t| format!("truthfulqa_{t}")).into(),
             "longbench" => longbench::PAPER.map(|t| format!("longbench/{t}")).into(),
             "longbench/all" => longbench::TASKS.iter().map(|t| Task::name(t).to_string()).collect(),
-            other => vec![other.to_string()],
+            other => {
+                let bare = other.strip_prefix("longbench_").unwrap_or(other);
+                let full = format!("longbench/{bare}");
+                vec![if all().any(|t| t.name() == full) { full } else { other.to_string() }]
+            }
         };
+        let name = if let [member] = members.as_slice() { member } else { name };
         let task = |member: &String| all().find(|t| t.name() == member).ok_or_else(|| unknown(name));
         Ok(Self { name: name.to_string(), tasks: members.iter().map(task).collect::<Result<_>>()? })
     }
@@ -98,8 +103,18 @@ impl Suite {
             expected: format!("a document of {}", self.name),
             found: format!("one of {}", document.task),
         })?;
-        let scores = task.score(&document.reference, output)?;
-        Ok(scores.into_iter().map(|(metric, tally)| (self.column(*task, metric), tally)).collect())
+        self.score_as(*task, &document.reference, output)
+    }
+
+    /// Scores one output of a document of `task` by its reference.
+    pub(crate) fn score_as(
+        &self,
+        task: &dyn Task,
+        reference: &Reference,
+        output: &Output,
+    ) -> std::result::Result<IndexMap<String, Tally>, ScoreError> {
+        let scores = task.score(reference, output)?;
+        Ok(scores.into_iter().map(|(metric, tally)| (self.column(task, metric), tally)).collect())
     }
 
     /// Means over samples with confidence intervals, in the order of [`Suite::metrics`]; a metric without any sample is
