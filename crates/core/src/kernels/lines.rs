@@ -46,3 +46,16 @@ pub(crate) fn view_mut<T: Plain>(lines: &mut [Line]) -> &mut [T] {
     // SAFETY: as `view`; the borrow is exclusive, and every T written leaves valid bytes in the lines.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), n) }
 }
+
+/// Asks for lines that are read soon: hardware prefetchers lose their place where a head's part of a block ends.
+#[inline]
+pub(crate) fn prefetch(lines: &[Line]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in lines {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint about memory that the reference proves readable; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = lines;
+}

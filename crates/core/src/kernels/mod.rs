@@ -11,6 +11,10 @@
 //! products (`vpdpbusd`, `vpmaddubsw`) of codes and digits are exact. Rounding weights to 2^-22 of their largest
 //! costs no more accuracy than f32 sums do, and a byte dot product does the work of four float ones.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod bandwidth;
 mod codes;
 mod lines;
@@ -18,7 +22,7 @@ mod scalar;
 
 pub use bandwidth::bandwidth_gb_s;
 pub(crate) use codes::{get_code, put_code, strip_bytes};
-pub(crate) use lines::{Line, Plain, view, view_mut};
+pub(crate) use lines::{Line, Plain, prefetch, view, view_mut};
 
 use half::f16;
 use std::cell::Cell;
@@ -35,6 +39,12 @@ pub(crate) const ROWS: usize = 4;
 pub enum Isa {
     /// Plain Rust; every machine, and what the others are tested against.
     Scalar,
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
@@ -42,12 +52,29 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
         }
     }
 
     /// The instruction sets that this machine has, the fastest last.
     pub fn available() -> Vec<Isa> {
-        vec![Isa::Scalar]
+        let mut found = vec![Isa::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            found.extend(avx2.then_some(Isa::Avx2));
+            found.extend((avx2 && avx512).then_some(Isa::Avx512));
+        }
+        found
     }
 
     /// The instruction set in force on this thread: [`with_isa`]'s, else the one that `MINICACHE_SIMD` names if the
@@ -105,6 +132,9 @@ pub(crate) struct Dense<'a, T> {
     /// [`LANES`], or fewer in a lone last strip.
     pub(crate) width: usize,
     pub(crate) steps: usize,
+    /// What is read next, in the same layout; empty if nothing is. Hardware prefetchers lose their place where a
+    /// head's part of a block ends.
+    pub(crate) next: &'a [T],
 }
 
 /// Strips of codes, packed one after another as [`put_code`] writes them.
@@ -163,6 +193,12 @@ impl Float for f32 {
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums) {
         match isa {
             Isa::Scalar => scalar::dense(m, w, out),
+            // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::dense_f32(m, w, out) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512::dense_f32(m, w, out) },
         }
     }
 }
@@ -177,6 +213,12 @@ impl Float for f16 {
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums) {
         match isa {
             Isa::Scalar => scalar::dense(m, w, out),
+            // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::dense_f16(m, w, out) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512::dense_f16(m, w, out) },
         }
     }
 }
@@ -217,6 +259,12 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
     }
     match isa {
         Isa::Scalar => scalar::codes(m, w, out),
+        // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::codes(m, w, out) },
+        // SAFETY: likewise.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::codes(m, w, out) },
     }
 }
 
@@ -233,5 +281,11 @@ pub(crate) fn digits(isa: Isa, w: &[f32], steps: Option<(&[f16], &[f16])>, digit
     }
     match isa {
         Isa::Scalar => scalar::digits(w, steps, digits),
+        // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::digits(w, steps, digits) },
+        // SAFETY: likewise.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::digits(w, steps, digits) },
     }
 }

@@ -35,26 +35,41 @@ impl FloatBlock {
     }
 
     /// Keys: `out` gets the scores of the strips `strips` (16 tokens each) under the queries `w`.
-    pub(super) fn scores<T: Float>(&self, isa: Isa, x: &[T], strips: Range<usize>, w: Weights, out: Sums) {
+    pub(super) fn scores<T: Float>(
+        &self,
+        isa: Isa,
+        (x, next): (&[T], &[T]),
+        strips: Range<usize>,
+        w: Weights,
+        out: Sums,
+    ) {
         let stride = self.dim * LANES;
         let x = &x[strips.start * stride..strips.end * stride];
-        kernels::dense(isa, Dense { x, strips: strips.len(), stride, width: LANES, steps: self.dim }, w, out);
+        let m = Dense { x, strips: strips.len(), stride, width: LANES, steps: self.dim, next };
+        kernels::dense(isa, m, w, out);
     }
 
     /// Values: `out` gets the sum of the tokens `slots` weighed by `w`, which starts with the first of them.
-    pub(super) fn sums<T: Float>(&self, isa: Isa, x: &[T], slots: Range<usize>, w: Weights, out: Sums) {
+    pub(super) fn sums<T: Float>(
+        &self,
+        isa: Isa,
+        (x, next): (&[T], &[T]),
+        slots: Range<usize>,
+        w: Weights,
+        out: Sums,
+    ) {
         let full = self.dim / LANES;
         let stride = self.slots * LANES;
         let steps = slots.len();
         let Sums { y, stride: y_stride } = out;
         if full > 0 {
-            let m = Dense { x: &x[slots.start * LANES..], strips: full, stride, width: LANES, steps };
+            let m = Dense { x: &x[slots.start * LANES..], strips: full, stride, width: LANES, steps, next };
             kernels::dense(isa, m, w, Sums { y, stride: y_stride });
         }
         let width = self.dim % LANES;
         if width > 0 {
             let x = &x[full * stride + slots.start * width..];
-            let m = Dense { x, strips: 1, stride: 0, width, steps };
+            let m = Dense { x, strips: 1, stride: 0, width, steps, next: &[] };
             kernels::dense(isa, m, w, Sums { y: &mut y[full * LANES..], stride: y_stride });
         }
     }

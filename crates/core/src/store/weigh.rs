@@ -29,6 +29,8 @@ struct Scratch {
 /// A stretch of one block: `slots` of it are the tokens from `offset` on in the caller's range.
 struct Part<'a> {
     lines: &'a [Line],
+    /// The packed block after this one, empty if the range does not reach it.
+    next: &'a [Line],
     recent: bool,
     slots: Range<usize>,
     offset: usize,
@@ -116,14 +118,27 @@ impl Store {
     ) {
         if part.recent {
             let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-            return ring.scores(isa, head_view::<f16>(part.lines, ring, head), strips, q, out);
+            return ring.scores(isa, (head_view::<f16>(part.lines, ring, head), &[]), strips, q, out);
         }
         match &self.block {
-            Block::F32(b) => b.scores(isa, head_view::<f32>(part.lines, *b, head), strips, q, out),
-            Block::F16(b) => b.scores(isa, head_view::<f16>(part.lines, *b, head), strips, q, out),
+            Block::F32(b) => b.scores(
+                isa,
+                (head_view::<f32>(part.lines, *b, head), head_view::<f32>(part.next, *b, head)),
+                strips,
+                q,
+                out,
+            ),
+            Block::F16(b) => b.scores(
+                isa,
+                (head_view::<f16>(part.lines, *b, head), head_view::<f16>(part.next, *b, head)),
+                strips,
+                q,
+                out,
+            ),
             Block::Codes(block) => {
                 let n = block.head_lines();
                 let lines = &part.lines[head * n..(head + 1) * n];
+                kernels::prefetch(part.next.get(head * n..(head + 1) * n).unwrap_or(&[]));
                 if block.scale_of_step() {
                     block_digits(isa, block, &block.tiles[0], view(lines), q, digits, factors);
                 }
@@ -206,14 +221,27 @@ impl Store {
         let slots = part.slots.clone();
         if part.recent {
             let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-            return ring.sums(isa, head_view::<f16>(part.lines, ring, head), slots, w, y);
+            return ring.sums(isa, (head_view::<f16>(part.lines, ring, head), &[]), slots, w, y);
         }
         match &self.block {
-            Block::F32(b) => b.sums(isa, head_view::<f32>(part.lines, *b, head), slots, w, y),
-            Block::F16(b) => b.sums(isa, head_view::<f16>(part.lines, *b, head), slots, w, y),
+            Block::F32(b) => b.sums(
+                isa,
+                (head_view::<f32>(part.lines, *b, head), head_view::<f32>(part.next, *b, head)),
+                slots,
+                w,
+                y,
+            ),
+            Block::F16(b) => b.sums(
+                isa,
+                (head_view::<f16>(part.lines, *b, head), head_view::<f16>(part.next, *b, head)),
+                slots,
+                w,
+                y,
+            ),
             Block::Codes(block) => {
                 let n = block.head_lines();
                 let lines = &part.lines[head * n..(head + 1) * n];
+                kernels::prefetch(part.next.get(head * n..(head + 1) * n).unwrap_or(&[]));
                 for row in (0..w.rows).step_by(ROWS) {
                     let rows = ROWS.min(w.rows - row);
                     let w = Weights { w: &w.w[row * w.stride..], stride: w.stride, rows };
@@ -240,8 +268,10 @@ impl Store {
             let first = at % size;
             let slots = first..size.min(first + end - at);
             let lines = if recent { &self.recent.lines[..] } else { self.pages.block(at / size) };
-            let part = Part { lines, recent, offset: at - start, slots };
-            at += part.slots.len();
+            let offset = at - start;
+            at += slots.len();
+            let next = if at < end && !recent { self.pages.block(at / size) } else { &[] };
+            let part = Part { lines, next, recent, offset, slots };
             Some(part)
         })
     }
@@ -261,7 +291,7 @@ impl Store {
 /// One head of a block of floats.
 fn head_view<T: Float>(lines: &[Line], block: FloatBlock, head: usize) -> &[T] {
     let n = block.head_lines::<T>();
-    view(&lines[head * n..(head + 1) * n])
+    view(lines.get(head * n..(head + 1) * n).unwrap_or(&[]))
 }
 
 fn fresh<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {

@@ -1,0 +1,312 @@
+//! The kernels for AVX-512 (F, BW, VL, VNNI): a strip is one register wide.
+
+// Register tiles: indices are constants after unrolling, and one index reads several arrays.
+#![allow(clippy::needless_range_loop)]
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::scalar::{self, OFFSET, TINY, UNITS};
+use super::{Codes, Dense, Digits, Factor, LANES, ROWS, Sums, Weights, strip_bytes};
+
+/// Defines the kernel for strips of `$type`, loaded as 16 f32 by `$load`.
+macro_rules! dense {
+    ($name:ident, $type:ty, $load:ident) => {
+        /// See [`super::dense`], which has checked all bounds.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        pub(super) fn $name(m: Dense<$type>, w: Weights, out: Sums) {
+            /// `R` rows of one strip; `U` sums per row hide the latency of an FMA. One strip at a time: two streams
+            /// through memory halve the bandwidth.
+            ///
+            /// # Safety
+            /// As [`super::super::dense`] checks, for this strip and these rows; full width.
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+            unsafe fn tile<const R: usize, const U: usize>(
+                m: Dense<$type>,
+                strip: usize,
+                w: *const f32,
+                w_stride: usize,
+                y: *mut f32,
+                y_stride: usize,
+            ) {
+                const LINE: usize = 64 / size_of::<$type>();
+                let mut sums = [[_mm512_setzero_ps(); U]; R];
+                // SAFETY: the strip exists.
+                let x = unsafe { m.x.as_ptr().add(strip * m.stride) };
+                let next = if m.next.len() == m.x.len() { m.next.as_ptr() } else { m.x.as_ptr() };
+                let next = next.wrapping_add(strip * m.stride);
+                let mut add = |step: usize, u: usize| {
+                    // SAFETY: step < steps: the element lies in its strip, the weight in its row.
+                    unsafe {
+                        let x = $load(x.add(step * LANES));
+                        for r in 0..R {
+                            let w = _mm512_set1_ps(*w.add(r * w_stride + step));
+                            sums[r][u] = _mm512_fmadd_ps(w, x, sums[r][u]);
+                        }
+                    }
+                };
+                let whole = m.steps / 4 * 4;
+                for step in (0..whole).step_by(4) {
+                    for at in (0..4 * LANES).step_by(LINE) {
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(step * LANES + at).cast());
+                    }
+                    for u in 0..4 {
+                        add(step + u, u % U);
+                    }
+                }
+                for step in whole..m.steps {
+                    add(step, 0);
+                }
+                for r in 0..R {
+                    let sum = sums[r].into_iter().reduce(|a, b| _mm512_add_ps(a, b));
+                    let sum = sum.unwrap_or(_mm512_setzero_ps());
+                    // SAFETY: the strip's lanes exist in each output row.
+                    unsafe {
+                        let y = y.add(r * y_stride + strip * LANES);
+                        _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), sum));
+                    }
+                }
+            }
+            if m.width != LANES {
+                return scalar::dense(m, w, out);
+            }
+            let mut row = 0;
+            while row < w.rows {
+                let rows = ROWS.min(w.rows - row);
+                let from = w.w[row * w.stride..].as_ptr();
+                let to = out.y[row * out.stride..].as_mut_ptr();
+                for strip in 0..m.strips {
+                    // SAFETY: `dense` has checked that all strips, steps, rows and outputs are there.
+                    unsafe {
+                        match rows {
+                            1 => tile::<1, 4>(m, strip, from, w.stride, to, out.stride),
+                            2 => tile::<2, 4>(m, strip, from, w.stride, to, out.stride),
+                            3 => tile::<3, 2>(m, strip, from, w.stride, to, out.stride),
+                            _ => tile::<4, 2>(m, strip, from, w.stride, to, out.stride),
+                        }
+                    }
+                }
+                row += rows;
+            }
+        }
+    };
+}
+
+/// # Safety
+/// `p` points to 16 numbers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn load_f16(p: *const f16) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+}
+
+/// # Safety
+/// `p` points to 16 numbers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn load_f32(p: *const f32) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_ps(p) }
+}
+
+dense!(dense_f16, f16, load_f16);
+dense!(dense_f32, f32, load_f32);
+
+/// See [`super::codes`], which has checked all bounds.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
+    if m.width != LANES {
+        return scalar::codes(m, w, out);
+    }
+    // SAFETY: `super::codes` has checked that all strips, digits, scales and outputs are there.
+    unsafe {
+        match m.bits {
+            2 => rows::<2>(m, w, out),
+            3 => rows::<3>(m, w, out),
+            4 => rows::<4>(m, w, out),
+            _ => rows::<8>(m, w, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::codes`] checks; full width.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn rows<const BITS: u8>(m: Codes, w: Digits, out: Sums) {
+    let pairs = m.strips / 2 * 2;
+    let (y, stride) = (out.y.as_mut_ptr(), out.stride);
+    // SAFETY: strips below `m.strips`, as many rows as there are factors.
+    unsafe {
+        for strip in (0..pairs).step_by(2) {
+            match w.factors.len() {
+                1 => tile::<BITS, 1, 2>(m, strip, w, y, stride),
+                2 => tile::<BITS, 2, 2>(m, strip, w, y, stride),
+                3 => tile::<BITS, 3, 2>(m, strip, w, y, stride),
+                _ => tile::<BITS, 4, 2>(m, strip, w, y, stride),
+            }
+        }
+        if pairs < m.strips {
+            match w.factors.len() {
+                1 => tile::<BITS, 1, 1>(m, pairs, w, y, stride),
+                2 => tile::<BITS, 2, 1>(m, pairs, w, y, stride),
+                3 => tile::<BITS, 3, 1>(m, pairs, w, y, stride),
+                _ => tile::<BITS, 4, 1>(m, pairs, w, y, stride),
+            }
+        }
+    }
+}
+
+/// `R` rows, `S` strips from `strip` on.
+///
+/// # Safety
+/// As [`super::codes`] checks, for these strips and rows; full width.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile<const BITS: u8, const R: usize, const S: usize>(
+    m: Codes,
+    strip: usize,
+    w: Digits,
+    y: *mut f32,
+    y_stride: usize,
+) {
+    const VECTOR: usize = 64;
+    let bytes = strip_bytes(BITS, m.steps, LANES);
+    let fours = m.steps.div_ceil(4);
+    // SAFETY: the strip exists.
+    let x = unsafe { m.codes.as_ptr().add(strip * bytes) };
+    let digits = w.digits.as_ptr();
+    let mut sums = [[[_mm512_setzero_si512(); 3]; S]; R];
+    let mut dot = |four: usize, codes: [__m512i; S]| {
+        for r in 0..R {
+            for i in 0..3 {
+                // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
+                let digit = unsafe { _mm512_set1_epi32(*digits.add(r * w.stride + four * 4 + i)) };
+                for s in 0..S {
+                    sums[r][s][i] = _mm512_dpbusd_epi32(sums[r][s][i], codes[s], digit);
+                }
+            }
+        }
+    };
+    let load = |s: usize, at: usize| {
+        // SAFETY: vector v of a strip lies within its bytes.
+        unsafe { _mm512_loadu_si512(x.add(s * bytes + at).cast()) }
+    };
+    let low4 = _mm512_set1_epi8(0x0f);
+    let low2 = _mm512_set1_epi8(3);
+    match BITS {
+        8 => (0..fours).for_each(|v| dot(v, std::array::from_fn(|s| load(s, v * VECTOR)))),
+        4 => {
+            for v in 0..fours.div_ceil(2) {
+                let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
+                dot(2 * v, x.map(|x| _mm512_and_si512(x, low4)));
+                dot(2 * v + 1, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<4>(x), low4)));
+            }
+        }
+        2 => {
+            for v in 0..fours.div_ceil(4) {
+                let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
+                dot(4 * v, x.map(|x| _mm512_and_si512(x, low2)));
+                dot(4 * v + 1, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<2>(x), low2)));
+                dot(4 * v + 2, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<4>(x), low2)));
+                dot(4 * v + 3, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<6>(x), low2)));
+            }
+        }
+        _ => {
+            // The third bits of vectors 2u and 2u + 1 are the low and the high halves of the bytes of vector u.
+            let vectors = fours.div_ceil(4);
+            let third = _mm512_set1_epi8(4);
+            // low2(x) | (h & 4)
+            let join = |x, h| _mm512_or_si512(_mm512_and_si512(x, low2), _mm512_and_si512(h, third));
+            for v in 0..vectors {
+                let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
+                let half = _mm_cvtsi32_si128((v % 2 * 4) as i32);
+                let h: [__m512i; S] =
+                    std::array::from_fn(|s| _mm512_srl_epi16(load(s, (vectors + v / 2) * VECTOR), half));
+                dot(4 * v, std::array::from_fn(|s| join(x[s], _mm512_slli_epi16::<2>(h[s]))));
+                dot(
+                    4 * v + 1,
+                    std::array::from_fn(|s| join(_mm512_srli_epi16::<2>(x[s]), _mm512_slli_epi16::<1>(h[s]))),
+                );
+                dot(4 * v + 2, std::array::from_fn(|s| join(_mm512_srli_epi16::<4>(x[s]), h[s])));
+                dot(
+                    4 * v + 3,
+                    std::array::from_fn(|s| join(_mm512_srli_epi16::<6>(x[s]), _mm512_srli_epi16::<1>(h[s]))),
+                );
+            }
+        }
+    }
+    let base = _mm512_set1_ps(256.0);
+    for s in 0..S {
+        let lane = (strip + s) * LANES;
+        for r in 0..R {
+            let [low, mid, high] = sums[r][s].map(|sum| _mm512_cvtepi32_ps(sum));
+            let sum = _mm512_fmadd_ps(_mm512_fmadd_ps(high, base, mid), base, low);
+            let (step, bias) = (_mm512_set1_ps(w.factors[r].step), _mm512_set1_ps(w.factors[r].bias));
+            // SAFETY: the strip's lanes exist in each output row, and among the scales and zeros.
+            unsafe {
+                let y = y.add(r * y_stride + lane);
+                let mut total = _mm512_loadu_ps(y);
+                if let Some((scale, zero)) = m.lanes {
+                    let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scale.as_ptr().add(lane).cast()));
+                    let zero = _mm512_cvtph_ps(_mm256_loadu_si256(zero.as_ptr().add(lane).cast()));
+                    total = _mm512_fmadd_ps(_mm512_mul_ps(sum, step), scale, total);
+                    total = _mm512_fmadd_ps(bias, zero, total);
+                } else {
+                    total = _mm512_fmadd_ps(sum, step, _mm512_add_ps(total, bias));
+                }
+                _mm512_storeu_ps(y, total);
+            }
+        }
+    }
+}
+
+/// See [`super::digits`], which has checked all lengths.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) fn digits(w: &[f32], steps: Option<(&[f16], &[f16])>, digits: &mut [i32]) -> Factor {
+    let mut largest = _mm512_setzero_ps();
+    let mut bias = _mm512_setzero_ps();
+    // The products wait in the place of their digits.
+    for (chunk, digits) in digits.chunks_exact_mut(LANES).enumerate() {
+        let at = chunk * LANES;
+        let left = w.len() - at.min(w.len());
+        let mask: __mmask16 = if left >= LANES { !0 } else { (1 << left) - 1 };
+        // SAFETY: masked loads touch only elements below `w.len()`, which the scales and zeros have too; the pointers
+        // themselves are formed within or one past the slices because `at` is below the padded length and, where
+        // it is not below `w.len()`, `wrapping_add` forms them. `digits` has 16 elements.
+        unsafe {
+            let mut x = _mm512_maskz_loadu_ps(mask, w.as_ptr().wrapping_add(at));
+            if let Some((scale, zero)) = steps {
+                let zero = _mm256_maskz_loadu_epi16(mask, zero.as_ptr().wrapping_add(at).cast());
+                let scale = _mm256_maskz_loadu_epi16(mask, scale.as_ptr().wrapping_add(at).cast());
+                bias = _mm512_fmadd_ps(x, _mm512_cvtph_ps(zero), bias);
+                x = _mm512_mul_ps(x, _mm512_cvtph_ps(scale));
+            } else {
+                bias = _mm512_add_ps(bias, x);
+            }
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
+            _mm512_storeu_ps(digits.as_mut_ptr().cast(), x);
+        }
+    }
+    let largest = _mm512_reduce_max_ps(largest);
+    let bias = _mm512_reduce_add_ps(bias);
+    let units = if largest > TINY { UNITS / largest } else { 0.0 };
+    // A float of this size has its unit in the last bit: adding it rounds to an integer, in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    let magic = _mm512_set1_ps(MAGIC);
+    let offset = _mm512_set1_epi32(OFFSET);
+    let unmagic = _mm512_set1_epi32(OFFSET.wrapping_sub(MAGIC.to_bits() as i32));
+    // Four numbers of four bytes to four digits of four numbers.
+    let transpose =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    for digits in digits.chunks_exact_mut(LANES) {
+        // SAFETY: `digits` has 16 elements of 4 bytes.
+        unsafe {
+            let x = _mm512_loadu_ps(digits.as_ptr().cast());
+            let x = _mm512_castps_si512(_mm512_fmadd_ps(x, _mm512_set1_ps(units), magic));
+            let x = _mm512_xor_si512(_mm512_add_epi32(x, unmagic), offset);
+            _mm512_storeu_si512(digits.as_mut_ptr().cast(), _mm512_shuffle_epi8(x, transpose));
+        }
+    }
+    Factor { step: if units > 0.0 { largest / UNITS } else { 0.0 }, bias }
+}
