@@ -133,13 +133,9 @@ impl Gguf {
         }
     }
 
-    /// The bytes of every part's header: metadata and tensor table.
-    #[allow(dead_code)]
-    pub(crate) fn headers(&self) -> impl Iterator<Item = (&Path, &[u8], &[u8])> {
-        self.parts.iter().map(|p| {
-            let end = (p.content.tensor_data_offset as usize).min(p.map.len());
-            (p.path.as_path(), &p.map[..end], &p.map[end..])
-        })
+    /// The file, or all files of a split model.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.parts.iter().map(|part| part.path.clone()).collect()
     }
 
     fn value(&self, key: &str) -> Option<&Value> {

@@ -1,6 +1,6 @@
 //! Models by name: where their weights are and what shape their cache has.
 //!
-//! The list is data, `models.toml` beside the manifest of this crate, and a user's file of the same form extends it.
+//! The list is data, `registry.toml` beside the manifest of this crate, and a user's file of the same form extends it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-const BUILT_IN: &str = include_str!("../models.toml");
+const BUILT_IN: &str = include_str!("../registry.toml");
 /// The environment variable that names a user's registry file.
 pub const VARIABLE: &str = "MINICACHE_MODELS";
 const USER_FILE: &str = "models.toml";
@@ -141,7 +141,7 @@ impl Registry {
     /// None, unless the crate's own list is broken.
     pub fn built_in() -> Result<Self> {
         let mut registry = Self { entries: Vec::new() };
-        registry.extend(BUILT_IN, Path::new("models.toml"))?;
+        registry.extend(BUILT_IN, Path::new("registry.toml"))?;
         Ok(registry)
     }
 

@@ -3,5 +3,7 @@
 
 mod files {
     pub(crate) mod default_model;
+    pub(crate) mod gguf;
     pub(crate) mod hub;
+    pub(crate) mod tokenizers;
 }

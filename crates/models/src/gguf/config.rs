@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Gguf;
-use crate::Result;
+use crate::{Result, WeightSource};
 
 const ARCHITECTURES: [&str; 3] = ["llama", "phi3", "qwen2"];
 
@@ -43,7 +43,7 @@ impl Gguf {
             return Err(self.error(format!("metadata {} is 0", key("attention.head_count"))));
         }
         let head_dim = self.integer(&key("attention.key_length")).unwrap_or(hidden / heads);
-        let embedding = self.tensor_shape("model.embed_tokens.weight").ok_or_else(|| {
+        let embedding = self.shape_of("model.embed_tokens.weight").ok_or_else(|| {
             self.error("tensor token_embd.weight is missing; the file does not hold a whole model")
         })?;
         let experts = self.integer(&key("expert_count")).unwrap_or(0);
@@ -70,7 +70,7 @@ impl Gguf {
         set("rms_norm_eps", json!(tidy(eps)));
         set("max_position_embeddings", json!(need("context_length")?));
         set("rope_theta", json!(self.number(&key("rope.freq_base")).unwrap_or(10_000.0)));
-        set("tie_word_embeddings", json!(self.tensor_shape("lm_head.weight").is_none()));
+        set("tie_word_embeddings", json!(self.shape_of("lm_head.weight").is_none()));
         set("hidden_act", json!("silu"));
         if let Some(window) = window {
             set("sliding_window", json!(window));
@@ -79,7 +79,7 @@ impl Gguf {
             set("num_local_experts", json!(experts));
             set("num_experts_per_tok", json!(need("expert_used_count")?));
         }
-        if self.tensor_shape("model.layers.0.self_attn.q_proj.bias").is_some() {
+        if self.shape_of("model.layers.0.self_attn.q_proj.bias").is_some() {
             set("attention_bias", json!(true));
         }
         if let Some(rotary) = self.integer(&key("rope.dimension_count")).filter(|&r| r > 0 && r < head_dim) {
@@ -107,8 +107,8 @@ impl Gguf {
         let factor = self.number(&scaling("factor"));
         let attention = self.number(&scaling("attn_factor"));
         let factors = |tensor: &str| -> Result<Option<Vec<f32>>> {
-            let Some(shape) = self.tensor_shape(tensor) else { return Ok(None) };
-            let tensor = self.dense_tensor(tensor, &shape)?.to_dtype(candle_core::DType::F32)?;
+            let Some(shape) = self.shape_of(tensor) else { return Ok(None) };
+            let tensor = self.dense(tensor, &shape)?;
             Ok(Some(tensor.flatten_all()?.to_vec1()?))
         };
         let (long, short) = (factors("rope_factors_long.weight")?, factors("rope_factors_short.weight")?);

@@ -2,7 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use minicache_models::{ChatTemplate, Gguf, Message, Tokenizer};
+use candle_core::{DType, Device, Tensor};
+use minicache_config::WeightMode;
+use minicache_core::{CacheSpec, KvCache};
+use minicache_models::{
+    ChatTemplate, Gguf, LoadOptions, LogitsFor, Message, Model, Registry, Step, Tokenizer,
+};
 use serde_json::Value;
 
 /// The default model's file and the golden files of it.
@@ -68,4 +73,73 @@ fn tokens_and_chats_equal_transformers() {
     for (talk, case) in talks.iter().zip(golden["chat"].as_array().unwrap()) {
         assert_eq!(chat.render(talk, true).unwrap(), case["rendered"].as_str().unwrap());
     }
+}
+
+fn load() -> Option<(Model, PathBuf)> {
+    let (path, golden) = files()?;
+    let options = LoadOptions { weights: WeightMode::F32, ..LoadOptions::default() };
+    Some((Model::from_path(&path, "smollm2-135m", &options).unwrap(), golden))
+}
+
+fn full(model: &Model) -> Box<dyn KvCache> {
+    model.new_cache(&CacheSpec::parse(r#"{ method = "full", dtype = "f32" }"#).unwrap()).unwrap()
+}
+
+fn forward(model: &Model, cache: &mut dyn KvCache, tokens: &[u32], logits: LogitsFor) -> Tensor {
+    let step = Step { tokens, cache, planned_len: 0, logits };
+    model.decoder.forward(&mut [step]).unwrap().remove(0)
+}
+
+#[test]
+fn logits_states_and_texts_equal_transformers() {
+    let Some((model, golden)) = load() else { return };
+    let tensors = candle_core::safetensors::load(golden.join("forward.safetensors"), &Device::Cpu).unwrap();
+    let ints = |name: &str| tensors[name].to_dtype(DType::U32).unwrap().to_vec1::<u32>().unwrap();
+    let tokens = ints("tokens");
+    let mut cache = full(&model);
+    let logits = forward(&model, &mut *cache, &tokens, LogitsFor::All);
+    assert_eq!(logits.argmax(1).unwrap().to_vec1::<u32>().unwrap(), ints("argmax"));
+    let largest = |x: Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    let last = logits.narrow(0, tokens.len() - 8, 8).unwrap();
+    let worst = largest((last - &tensors["logits_last8"]).unwrap());
+    assert!(worst <= 2e-3, "logits differ by {worst}");
+    for layer in [0, 14, 15, 16, 29] {
+        let restored = cache.restored(layer).unwrap();
+        for (side, got) in [("key", restored.keys), ("value", restored.values)] {
+            let want = tensors[&format!("layer.{layer}.{side}")].transpose(0, 1).unwrap();
+            let got = Tensor::from_vec(got, want.dims(), &Device::Cpu).unwrap();
+            let worst = largest((got - want).unwrap());
+            assert!(worst <= 2e-3, "{side}s of layer {layer} differ by {worst}");
+        }
+    }
+
+    let tokenizer = model.need_tokenizer().unwrap();
+    for case in json(&golden.join("greedy.json")).as_array().unwrap() {
+        let mut cache = full(&model);
+        let mut next = tokenizer.encode(case["prompt"].as_str().unwrap(), false).unwrap();
+        let (mut generated, mut text, mut stream) = (Vec::new(), String::new(), tokenizer.stream(false));
+        while generated.len() < 48 {
+            let logits = forward(&model, &mut *cache, &next, LogitsFor::Last);
+            let id = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap()[0];
+            generated.push(id);
+            text += &stream.push(id).unwrap();
+            if model.stop_ids().contains(&id) {
+                break;
+            }
+            next = vec![id];
+        }
+        assert_eq!(generated, ids(&case["ids"]));
+        assert_eq!(text + &stream.finish().unwrap(), case["text"].as_str().unwrap());
+    }
+}
+
+#[test]
+fn the_default_model_has_a_name() {
+    if files().is_none() {
+        return;
+    }
+    let model = Model::load("smollm2", &LoadOptions::default()).unwrap();
+    assert_eq!(model.name, "smollm2-135m");
+    let registered = Registry::built_in().unwrap().get("smollm2-135m").unwrap().shape();
+    assert_eq!(*model.decoder.shape(), registered);
 }

@@ -1,0 +1,310 @@
+//! A model with everything that belongs to it, from whatever names it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use minicache_core::{CacheSpec, KvCache, Resources};
+use sha2::{Digest, Sha256};
+
+use crate::tokenizer::read_json;
+use crate::{
+    ChatTemplate, Decoder, Error, Gguf, Hub, HubId, LoadOptions, ModelConfig, Registry, Result, Safetensors,
+    Tokenizer,
+};
+
+/// A loaded model.
+#[derive(Debug)]
+pub struct Model {
+    /// Its name in reports: of the registry, or of its file or folder.
+    pub name: String,
+    /// Where its weights lie.
+    pub path: PathBuf,
+    /// The configuration that came with the weights.
+    pub config: ModelConfig,
+    /// The decoder.
+    pub decoder: Decoder,
+    /// The tokenizer; `None` for a directory without one.
+    pub tokenizer: Option<Tokenizer>,
+    /// The chat template; `None` for a base model.
+    pub chat: Option<ChatTemplate>,
+    /// A hash of what the model is, the same wherever its files lie: their sizes, headers and samples of their
+    /// contents, 32 hexadecimal digits. It does not read whole files.
+    pub fingerprint: String,
+    stop: Vec<u32>,
+}
+
+/// The parts of a model that are not its weights.
+struct Parts {
+    config: ModelConfig,
+    tokenizer: Option<Tokenizer>,
+    chat: Option<ChatTemplate>,
+    /// Ids that end a generation, by the generation defaults.
+    stop: Vec<u32>,
+}
+
+impl Model {
+    /// Loads a model that is named by `what`: a name in the [`Registry`], a directory with `config.json` and
+    /// safetensors, a `.gguf` file, or a hub id, `org/name[@revision]` or `org/name/file.gguf[@revision]`.
+    ///
+    /// # Errors
+    /// A name that is none of these; files that are missing, damaged or do not fit each other; a download that fails.
+    pub fn load(what: &str, options: &LoadOptions) -> Result<Self> {
+        let (path, name) = locate(what)?;
+        Self::from_path(&path, name, options)
+    }
+
+    /// Loads a directory with `config.json` and safetensors, or a `.gguf` file, and calls it `name`.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or do not fit each other.
+    pub fn from_path(path: &Path, name: impl Into<String>, options: &LoadOptions) -> Result<Self> {
+        let (parts, decoder, fingerprint);
+        if path.is_dir() {
+            parts = Parts::of_dir(path)?;
+            let source = Safetensors::open(path)?;
+            decoder = Decoder::load(&parts.config, &source, options)?;
+            fingerprint = fingerprint_of(&files_of(path)?)?;
+        } else {
+            let gguf = Gguf::open(path)?;
+            parts = Parts::of_gguf(&gguf)?;
+            decoder = Decoder::load(&parts.config, &gguf, options)?;
+            fingerprint = fingerprint_of(&gguf.files())?;
+        }
+        let Parts { config, tokenizer, chat, stop } = parts;
+        let mut all: BTreeSet<u32> = stop.into_iter().collect();
+        all.extend(&config.eos);
+        all.extend(tokenizer.iter().flat_map(Tokenizer::stop_ids));
+        let stop = all.into_iter().collect();
+        Ok(Self {
+            name: name.into(),
+            path: path.to_path_buf(),
+            config,
+            decoder,
+            tokenizer,
+            chat,
+            fingerprint,
+            stop,
+        })
+    }
+
+    /// An empty cache of one sequence.
+    ///
+    /// # Errors
+    /// A specification that does not fit the model.
+    pub fn new_cache(&self, spec: &CacheSpec) -> Result<Box<dyn KvCache>> {
+        self.new_cache_for(spec, 0)
+    }
+
+    /// An empty cache of a sequence that is going to have `planned_len` tokens (0: not known), by which LongRoPE and
+    /// dynamic RoPE choose frequencies; give the same number to [`crate::Step`].
+    ///
+    /// # Errors
+    /// A specification that does not fit the model.
+    pub fn new_cache_for(&self, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
+        let resources = Resources { rotary: Some(self.decoder.rotary(planned_len)) };
+        Ok(minicache_core::build(spec, self.decoder.shape(), &resources)?)
+    }
+
+    /// Ids that end a generation, ascending: of the configuration, the generation defaults and the tokenizer.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop
+    }
+
+    /// The tokenizer, for what cannot do without.
+    ///
+    /// # Errors
+    /// The model has none.
+    pub fn need_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::file(
+                &self.path,
+                "has no tokenizer; put the model's tokenizer.json there, or give token ids",
+            )
+        })
+    }
+}
+
+impl Parts {
+    fn of_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        if !path.is_file() {
+            let message =
+                "has no config.json; give a directory with config.json and safetensors, or a .gguf file";
+            return Err(Error::file(dir, message));
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let config = ModelConfig::from_json(&text).map_err(in_file(&path))?;
+        let defaults = dir.join("generation_config.json");
+        let stop = if defaults.is_file() { ids(&read_json(&defaults)?["eos_token_id"]) } else { Vec::new() };
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.check_vocab(config.vocab).map_err(in_file(&dir.join("tokenizer.json")))?;
+        }
+        let chat = ChatTemplate::from_dir(dir).map_err(in_file(dir))?;
+        Ok(Self { config, tokenizer, chat, stop })
+    }
+
+    fn of_gguf(gguf: &Gguf) -> Result<Self> {
+        let config = ModelConfig::from_json(&gguf.hf_config()?.to_string()).map_err(in_file(gguf.path()))?;
+        let tokenizer = Tokenizer::from_gguf(gguf)?;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.check_vocab(config.vocab).map_err(in_file(gguf.path()))?;
+        }
+        let chat = ChatTemplate::from_gguf(gguf, tokenizer.as_ref()).map_err(in_file(gguf.path()))?;
+        Ok(Self { config, tokenizer, chat, stop: Vec::new() })
+    }
+}
+
+/// The path and the name of the model that `what` names, downloaded if need be.
+fn locate(what: &str) -> Result<(PathBuf, String)> {
+    let registry = Registry::load()?;
+    if let Some(entry) = registry.find(what) {
+        if let Some(path) = entry.local() {
+            return Ok((path, entry.name.clone()));
+        }
+        let Some(hub) = &entry.hub else {
+            let file = entry.file.as_deref().unwrap_or(Path::new(""));
+            let mend = entry.mend.as_deref().unwrap_or("put it there");
+            return Err(Error::file(file, format!("the weights of {} are not there; {mend}", entry.title())));
+        };
+        let id = HubId::parse(&format!("{hub}@{}", entry.revision)).ok_or_else(|| {
+            Error::Registry(format!("{}: {hub}@{} is no hub id", entry.name, entry.revision))
+        })?;
+        let path = Hub::from_env().fetch(&id).map_err(|e| match e {
+            Error::Hub(message) if entry.gated => {
+                Error::Hub(format!("{message}; its licence: {}", entry.license))
+            }
+            other => other,
+        })?;
+        return Ok((path, entry.name.clone()));
+    }
+    let path = Path::new(what);
+    if path.exists() {
+        if path.is_file() && path.extension().is_some_and(|e| e == "safetensors" || e == "json") {
+            let message = "is one file of a model; give the directory with config.json and the weights";
+            return Err(Error::file(path, message));
+        }
+        let full = path.canonicalize().map_err(Error::io(path))?;
+        let last = if full.is_dir() { full.file_name() } else { full.file_stem() };
+        let name = last.map_or_else(|| what.to_string(), |n| n.to_string_lossy().into_owned());
+        return Ok((path.to_path_buf(), name));
+    }
+    let looks_local = path.is_absolute() || what.starts_with('.') || what.starts_with('~');
+    match HubId::parse(what) {
+        Some(id) if !looks_local => {
+            let name = id.repo.rsplit('/').next().unwrap_or(&id.repo).to_string();
+            Ok((Hub::from_env().fetch(&id)?, name))
+        }
+        _ if looks_local || path.extension().is_some_and(|e| e == "gguf") => {
+            Err(Error::file(path, "no such file or directory"))
+        }
+        _ => Err(registry.get(what).err().unwrap_or_else(|| Error::Registry(what.to_string()))),
+    }
+}
+
+/// Names the file in errors about its contents.
+fn in_file(path: &Path) -> impl FnOnce(Error) -> Error {
+    let path = path.to_path_buf();
+    move |error| match error {
+        Error::Config(_) | Error::Tokenizer(_) | Error::Chat(_) => Error::file(path, error.to_string()),
+        other => other,
+    }
+}
+
+/// A token id or a list of them.
+fn ids(value: &serde_json::Value) -> Vec<u32> {
+    let one = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value.as_array() {
+        Some(list) => list.iter().filter_map(one).collect(),
+        None => one(value).into_iter().collect(),
+    }
+}
+
+/// The files of a model directory that decide what it computes, sorted by name.
+fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let counts = ["config.json", "tokenizer.json", "tokenizer_config.json"].contains(&name.as_str())
+            || (name.starts_with("model") && name.ends_with(".safetensors"));
+        if counts && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Hashes each file's name, size, first megabyte and 64 pages spread over the rest, so that fine-tunes of one size
+/// differ while a file of many gigabytes costs a few reads.
+fn fingerprint_of(files: &[PathBuf]) -> Result<String> {
+    const HEAD: u64 = 1 << 20;
+    const PAGES: u64 = 64;
+    const PAGE: u64 = 4096;
+    let mut hash = Sha256::new();
+    for path in files {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let size = file.metadata().map_err(Error::io(path))?.len();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        // A single file may be called anything.
+        if files.len() > 1 {
+            hash.update(name.as_bytes());
+        }
+        hash.update(size.to_le_bytes());
+        let mut take = |from: u64, length: u64| -> Result<()> {
+            let mut bytes = Vec::new();
+            file.seek(SeekFrom::Start(from)).map_err(Error::io(path))?;
+            file.by_ref().take(length).read_to_end(&mut bytes).map_err(Error::io(path))?;
+            hash.update(&bytes);
+            Ok(())
+        };
+        take(0, HEAD)?;
+        let rest = size.saturating_sub(HEAD);
+        if rest > 0 {
+            let step = (rest / PAGES).max(PAGE);
+            for at in (HEAD..size).step_by(step as usize) {
+                take(at, PAGE)?;
+            }
+        }
+    }
+    Ok(hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_tell_files_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mut bytes = vec![7u8; 3 << 20];
+        std::fs::write(path("a.gguf"), &bytes).unwrap();
+        std::fs::write(path("b.gguf"), &bytes).unwrap();
+        // Weights that were trained on differ everywhere.
+        for at in (2 << 20)..bytes.len() {
+            bytes[at] ^= (at % 251) as u8;
+        }
+        std::fs::write(path("c.gguf"), &bytes).unwrap();
+        let of = |name: &str| fingerprint_of(&[path(name)]).unwrap();
+        assert_eq!(of("a.gguf").len(), 32);
+        assert_eq!(of("a.gguf"), of("b.gguf"));
+        assert_ne!(of("a.gguf"), of("c.gguf"));
+    }
+
+    #[test]
+    fn names_that_name_nothing() {
+        let message = |what: &str| locate(what).unwrap_err().to_string();
+        assert_eq!(message("/no/such/model"), "/no/such/model: no such file or directory");
+        assert_eq!(message("missing.gguf"), "missing.gguf: no such file or directory");
+        assert!(message("smolm2-135m").contains("did you mean smollm2-135m"), "{}", message("smolm2-135m"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.safetensors");
+        std::fs::write(&file, b"x").unwrap();
+        assert!(message(&file.display().to_string()).contains("give the directory"));
+    }
+}
