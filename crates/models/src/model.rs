@@ -103,8 +103,13 @@ impl Model {
     /// # Errors
     /// A specification that does not fit the model.
     pub fn new_cache_for(&self, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
-        let resources = Resources { rotary: Some(self.decoder.rotary(planned_len)) };
-        Ok(minicache_core::build(spec, self.decoder.shape(), &resources)?)
+        Ok(minicache_core::build(spec, self.decoder.shape(), &self.resources(planned_len))?)
+    }
+
+    /// What caches of this model may need besides its shape, for `minicache_core::build`; calibrated bases are the
+    /// caller's to add.
+    pub fn resources(&self, planned_len: usize) -> Resources {
+        Resources { rotary: Some(self.decoder.rotary(planned_len)), ..Resources::default() }
     }
 
     /// Ids that end a generation, ascending: of the configuration, the generation defaults and the tokenizer.
