@@ -14,7 +14,8 @@ const SMALLEST: f32 = 1e-30;
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(16))]
 pub(super) struct ActivationBlock {
-    pub(super) quants: [i8; BLOCK],
+    /// Signed bytes, four consecutive inputs to a word in memory order: what one instruction takes.
+    fours: [i32; BLOCK / 4],
     pub(super) scale: f32,
     /// scale * sum of quants: what the minimum of an asymmetric weight block multiplies.
     pub(super) weighted_sum: f32,
@@ -23,7 +24,18 @@ pub(super) struct ActivationBlock {
 }
 
 impl ActivationBlock {
-    const ZERO: Self = Self { quants: [0; BLOCK], scale: 0.0, weighted_sum: 0.0, negative_sum: 0 };
+    const ZERO: Self = Self { fours: [0; BLOCK / 4], scale: 0.0, weighted_sum: 0.0, negative_sum: 0 };
+
+    /// Inputs 4 `g` to 4 `g` + 3 as signed bytes in memory order.
+    #[inline(always)]
+    pub(super) fn four(&self, g: usize) -> i32 {
+        self.fours[g]
+    }
+
+    /// One by one.
+    pub(super) fn quants(&self) -> impl Iterator<Item = i8> {
+        self.fours.iter().flat_map(|four| four.to_ne_bytes()).map(|byte| byte as i8)
+    }
 
     /// Absolute-maximum scaling to -127..=127. Inputs that are not finite make the scale, and so every output
     /// that reads the block, not finite.
@@ -42,7 +54,11 @@ impl ActivationBlock {
             sum += i32::from(*q);
         }
         let scale = max / 127.0;
-        Self { quants, scale, weighted_sum: scale * sum as f32, negative_sum: -sum }
+        let mut fours = [0; BLOCK / 4];
+        for (four, quants) in fours.iter_mut().zip(quants.as_chunks::<4>().0) {
+            *four = i32::from_ne_bytes(quants.map(|q| q as u8));
+        }
+        Self { fours, scale, weighted_sum: scale * sum as f32, negative_sum: -sum }
     }
 }
 
@@ -157,16 +173,16 @@ mod tests {
         quantize_blocks(&x, &mut fast);
         quantize_blocks_portable(&x, &mut portable);
         for ((f, p), x) in fast.iter().zip(&portable).zip(&x) {
-            assert_eq!(f.quants, p.quants);
+            assert_eq!(f.fours, p.fours);
             assert_eq!((f.scale, f.weighted_sum, f.negative_sum), (p.scale, p.weighted_sum, p.negative_sum));
-            for (q, x) in p.quants.iter().zip(x) {
+            for (q, x) in p.quants().zip(x) {
                 assert!(
-                    (f32::from(*q) * p.scale - x).abs() <= 0.5001 * p.scale + SMALLEST,
+                    (f32::from(q) * p.scale - x).abs() <= 0.5001 * p.scale + SMALLEST,
                     "{q} {} {x}",
                     p.scale
                 );
             }
-            assert_eq!(p.negative_sum, -p.quants.iter().map(|&q| i32::from(q)).sum::<i32>());
+            assert_eq!(p.negative_sum, -p.quants().map(i32::from).sum::<i32>());
         }
     }
 

@@ -50,16 +50,6 @@ fn load_half_scales(scales: &Scales, half: usize) -> __m256 {
     _mm256_cvtph_ps(unsafe { _mm_load_si128((&raw const halves[half]).cast()) })
 }
 
-/// Four activations, for every output row.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn broadcast4(x: &ActivationBlock, input: usize) -> __m256i {
-    let q = &x.quants;
-    _mm256_set1_epi32(i32::from_ne_bytes(
-        [q[input], q[input + 1], q[input + 2], q[input + 3]].map(|v| v as u8),
-    ))
-}
-
 #[target_feature(enable = "avx2,fma,f16c")]
 fn panel_tile<L: Layout, const R: usize>(
     panel: Panel<'_>,
@@ -75,6 +65,10 @@ fn panel_tile<L: Layout, const R: usize>(
     let ones = _mm256_set1_epi16(1);
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     for b in 0..blocks {
+        let mut xb = [&x[0][b]; R];
+        for r in 1..R {
+            xb[r] = &x[r][b];
+        }
         // Sums of pairs in 16 bits (4-bit codes) or of fours in 32 bits (8-bit codes).
         let mut dots = [[_mm256_setzero_si256(); 2]; R];
         for g in 0..L::LINES {
@@ -86,8 +80,8 @@ fn panel_tile<L: Layout, const R: usize>(
                     let low = _mm256_and_si256(codes, nibble);
                     for r in 0..R {
                         let pairs = _mm256_add_epi16(
-                            _mm256_maddubs_epi16(low, broadcast4(&x[r][b], 4 * g)),
-                            _mm256_maddubs_epi16(high, broadcast4(&x[r][b], 16 + 4 * g)),
+                            _mm256_maddubs_epi16(low, _mm256_set1_epi32(xb[r].four(g))),
+                            _mm256_maddubs_epi16(high, _mm256_set1_epi32(xb[r].four(4 + g))),
                         );
                         dots[r][half] = _mm256_add_epi16(dots[r][half], pairs);
                     }
@@ -95,7 +89,7 @@ fn panel_tile<L: Layout, const R: usize>(
                     let weights = _mm256_xor_si256(codes, sign_bit);
                     let absolute = _mm256_abs_epi8(weights);
                     for r in 0..R {
-                        let signed = _mm256_sign_epi8(broadcast4(&x[r][b], 4 * g), weights);
+                        let signed = _mm256_sign_epi8(_mm256_set1_epi32(xb[r].four(g)), weights);
                         let pairs = _mm256_maddubs_epi16(absolute, signed);
                         dots[r][half] = _mm256_add_epi32(dots[r][half], _mm256_madd_epi16(pairs, ones));
                     }
@@ -109,15 +103,15 @@ fn panel_tile<L: Layout, const R: usize>(
                 if L::NIBBLES {
                     dot = _mm256_madd_epi16(dot, ones);
                     // The bytes of 8-bit codes were made signed above, which takes their zero code off.
-                    dot = _mm256_add_epi32(dot, _mm256_set1_epi32(L::ZERO * x[r][b].negative_sum));
+                    dot = _mm256_add_epi32(dot, _mm256_set1_epi32(L::ZERO * xb[r].negative_sum));
                 }
-                let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(x[r][b].scale));
+                let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(xb[r].scale));
                 sums[r][half] = _mm256_fmadd_ps(dot, d, sums[r][half]);
             }
             if L::MINIMUM {
                 let m = load_half_scales(&scales[b * L::SCALES + 1], half);
                 for r in 0..R {
-                    let sum = _mm256_set1_ps(x[r][b].weighted_sum);
+                    let sum = _mm256_set1_ps(xb[r].weighted_sum);
                     sums[r][half] = _mm256_fmadd_ps(m, sum, sums[r][half]);
                 }
             }

@@ -55,10 +55,8 @@ fn load_scales(scales: &Scales) -> [float32x4_t; QUARTERS] {
 /// Four activations, for every output row.
 #[inline]
 #[target_feature(enable = "neon")]
-fn broadcast4(x: &ActivationBlock, input: usize) -> int8x16_t {
-    let q = &x.quants;
-    let four = i32::from_ne_bytes([q[input], q[input + 1], q[input + 2], q[input + 3]].map(|v| v as u8));
-    vreinterpretq_s8_s32(vdupq_n_s32(four))
+fn broadcast4(x: &ActivationBlock, g: usize) -> int8x16_t {
+    vreinterpretq_s8_s32(vdupq_n_s32(x.four(g)))
 }
 
 /// Adds `a x + b y`, summed over the four inputs of each output row, to `sums`, which holds two partial sums for
@@ -102,7 +100,7 @@ fn panel_tile<L: Layout, const R: usize>(
                     let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(codes));
                     for r in 0..R {
                         let x = &x[r][b];
-                        let (x_low, x_high) = (broadcast4(x, 4 * g), broadcast4(x, 16 + 4 * g));
+                        let (x_low, x_high) = (broadcast4(x, g), broadcast4(x, 4 + g));
                         dots[r] = add_products(dots[r], low, x_low, high, x_high);
                     }
                 }
@@ -112,7 +110,7 @@ fn panel_tile<L: Layout, const R: usize>(
                         .map(|line| vreinterpretq_s8_u8(veorq_u8(load_quarter(line, quarter), sign_bit)));
                     for r in 0..R {
                         let x = &x[r][b];
-                        let (x_first, x_second) = (broadcast4(x, 8 * g), broadcast4(x, 8 * g + 4));
+                        let (x_first, x_second) = (broadcast4(x, 2 * g), broadcast4(x, 2 * g + 1));
                         dots[r] = add_products(dots[r], first, x_first, second, x_second);
                     }
                 }

@@ -26,7 +26,7 @@ impl Kernel for Scalar {
                     for (out, x) in out.iter_mut().zip(&x) {
                         let x = &x[b];
                         let dot: i32 =
-                            codes.iter().zip(&x.quants).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum();
+                            codes.iter().zip(x.quants()).map(|(&w, x)| i32::from(w) * i32::from(x)).sum();
                         let dot = dot + L::ZERO * x.negative_sum;
                         out[p][lane] += dot as f32 * x.scale * d + m * x.weighted_sum;
                     }
