@@ -12,7 +12,7 @@ use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use crate::data::{DataError, Record, Result, read_jsonl};
-use crate::tasks::{Output, Reference, ScoreError, Suite, Tally, Task};
+use crate::tasks::{Output, Reference, Scale, ScoreError, Suite, Tally, Task};
 
 /// Metrics of a predictions file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +24,9 @@ pub struct Scored {
     /// Means as the field prints them: 0..1 for the harness's tasks (BLEU and ROUGE 0..100), 0..100 with two decimals
     /// for LongBench's.
     pub metrics: IndexMap<String, f64>,
+    /// How many decimals they are printed with.
+    #[serde(skip)]
+    pub scale: Scale,
 }
 
 /// Scores the predictions in `file`.
@@ -50,7 +53,8 @@ pub fn score_file(task: &str, file: &Path) -> Result<Scored> {
         samples.push(suite.score_as(task, &reference, &output).map_err(|e| at(record, &e))?);
     }
     let metrics = suite.aggregate(&samples, 0).into_iter().map(|(name, a)| (name, a.printed())).collect();
-    Ok(Scored { task: suite.name, samples: samples.len(), metrics })
+    let scale = suite.tasks[0].scale();
+    Ok(Scored { task: suite.name, samples: samples.len(), metrics, scale })
 }
 
 fn at(record: &Record, error: &ScoreError) -> DataError {

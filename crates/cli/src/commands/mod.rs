@@ -2,6 +2,8 @@
 
 mod report;
 mod run;
+mod score;
+mod tasks;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -15,6 +17,10 @@ pub(crate) enum Command {
     Run(run::Args),
     /// Rebuild figures and reports from the CSV of earlier runs.
     Report(report::Args),
+    /// Score a file of predictions, without a model.
+    Score(score::Args),
+    /// List the tasks and where their data is.
+    Tasks(tasks::Args),
 }
 
 impl Command {
@@ -23,6 +29,8 @@ impl Command {
         match self {
             Command::Run(args) => run::run(args, global),
             Command::Report(args) => report::run(args, global),
+            Command::Score(args) => score::run(args, global),
+            Command::Tasks(args) => tasks::run(args, global),
         }
     }
 }

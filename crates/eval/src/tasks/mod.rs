@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, Record, Result};
 
-pub use suite::{Aggregate, Documents, Suite};
+pub use suite::{Aggregate, Documents, Suite, groups};
 pub use texts::{TextDoc, Texts, texts};
 
 /// One thing asked of a model.

@@ -49,16 +49,11 @@ impl Suite {
     /// # Errors
     /// A name that is neither a task nor a group.
     pub fn find(name: &str) -> Result<Self> {
-        let members: Vec<String> = match name {
-            "truthfulqa" => ["gen", "mc1", "mc2"].map(|t| format!("truthfulqa_{t}")).into(),
-            "longbench" => longbench::PAPER.map(|t| format!("longbench/{t}")).into(),
-            "longbench/all" => longbench::TASKS.iter().map(|t| Task::name(t).to_string()).collect(),
-            other => {
-                let bare = other.strip_prefix("longbench_").unwrap_or(other);
-                let full = format!("longbench/{bare}");
-                vec![if all().any(|t| t.name() == full) { full } else { other.to_string() }]
-            }
-        };
+        let group = groups().into_iter().find(|(group, _)| *group == name).map(|(_, members)| members);
+        let members = group.unwrap_or_else(|| {
+            let full = format!("longbench/{}", name.strip_prefix("longbench_").unwrap_or(name));
+            vec![if all().any(|t| t.name() == full) { full } else { name.to_string() }]
+        });
         let name = if let [member] = members.as_slice() { member } else { name };
         let task = |member: &String| all().find(|t| t.name() == member).ok_or_else(|| unknown(name));
         Ok(Self { name: name.to_string(), tasks: members.iter().map(task).collect::<Result<_>>()? })
@@ -168,6 +163,15 @@ impl Aggregate {
     pub fn printed(&self) -> f64 {
         self.scale.round(self.value)
     }
+}
+
+/// Names that stand for several tasks, with these.
+pub fn groups() -> [(&'static str, Vec<String>); 3] {
+    [
+        ("truthfulqa", ["gen", "mc1", "mc2"].map(|t| format!("truthfulqa_{t}")).into()),
+        ("longbench", longbench::PAPER.map(|t| format!("longbench/{t}")).into()),
+        ("longbench/all", longbench::TASKS.iter().map(|t| Task::name(t).to_string()).collect()),
+    ]
 }
 
 /// One fingerprint for several data sets.
