@@ -195,14 +195,13 @@ impl Part {
                 .checked_add(info.offset)
                 .and_then(|s| usize::try_from(s).ok());
             let end = start.zip(bytes).and_then(|(s, b)| s.checked_add(b));
-            let Some((start, end)) = start.zip(end).filter(|&(_, end)| end <= self.map.len()) else {
+            let Some(start) = start.filter(|_| end.is_some_and(|end| end <= self.map.len())) else {
                 let have = self.map.len();
                 let need = end.map_or_else(|| "more".to_string(), |e| e.to_string());
                 return Err(fail(format!(
                     "truncated: needs {need} bytes, the file has {have}; {DOWNLOAD_AGAIN}"
                 )));
             };
-            debug_assert!(start <= end);
             tensors.insert(name.clone(), Stored { part, start, dtype: info.ggml_dtype, dims });
         }
         Ok(())
@@ -224,7 +223,7 @@ fn check_start(map: &[u8]) -> std::result::Result<(), String> {
         return Err(format!("GGUF version {version}; versions 2 and 3 are read: convert the model again"));
     }
     const KEY: &[u8] = b"general.alignment";
-    // Before the tokenizer's arrays in every writer; a later place would be found by the parser all the same.
+    // Writers put it among the first keys, long before the tokenizer's arrays.
     let head = &map[..map.len().min(1 << 20)];
     if let Some(at) = head.windows(KEY.len()).position(|w| w == KEY)
         && let Some(bytes) = head.get(at + KEY.len() + 4..at + KEY.len() + 8)

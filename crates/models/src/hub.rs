@@ -90,12 +90,14 @@ impl Hub {
     /// The hub as the environment describes it: `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME` (the cache is its `hub`
     /// folder) or `~/.cache/huggingface`; `HF_TOKEN` or the token file that `hf auth login` leaves; `HF_HUB_OFFLINE`.
     pub fn from_env() -> Self {
-        let variable =
-            |name: &str| std::env::var(name).ok().map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
+        Self::from_variables(|name| std::env::var(name).ok(), std::env::home_dir())
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<String>, user: Option<PathBuf>) -> Self {
+        let variable = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
         let home = variable("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
             let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
-            let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")));
-            cache.unwrap_or_else(|| PathBuf::from(".cache")).join("huggingface")
+            cache.unwrap_or_else(|| user.unwrap_or_default().join(".cache")).join("huggingface")
         });
         let token_file = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let saved_token = || {
@@ -118,7 +120,10 @@ impl Hub {
     /// # Errors
     /// Not cached in offline mode; no connection; a model that does not exist or whose licence was not accepted.
     pub fn fetch(&self, id: &HubId) -> Result<PathBuf> {
-        if let Some(path) = self.cached(id) {
+        let cached = self.cached(id);
+        // Another tool may have left a model's weights there without its tokenizer.
+        let needs_more = |path: &PathBuf| id.file.is_none() && !path.join("tokenizer.json").is_file();
+        if let Some(path) = cached.clone().filter(|path| self.offline || !needs_more(path)) {
             return Ok(path);
         }
         if self.offline {
@@ -135,7 +140,11 @@ impl Hub {
             .build()
             .map_err(|e| self.explain(id, "", &e))?;
         let named = Repo::with_revision(id.repo.clone(), RepoType::Model, id.revision.clone());
-        let info = api.repo(named.clone()).info().map_err(|e| self.explain(id, "", &e))?;
+        let info = match (api.repo(named.clone()).info(), cached) {
+            (Ok(info), _) => info,
+            (Err(_), Some(path)) => return Ok(path),
+            (Err(e), None) => return Err(self.explain(id, "", &e)),
+        };
         if !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) || info.sha.is_empty() {
             return Err(Error::Hub(format!("{id}: {} named no commit for it", self.endpoint)));
         }
@@ -385,8 +394,38 @@ impl Progress for Bar {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environment_says_where_and_how() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("token"), "hf_saved\n").unwrap();
+        let home = dir.path().display().to_string();
+        let hub = |set: &[(&str, &str)]| {
+            let set: Vec<_> = set.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            let value = |name: &str| set.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
+            Hub::from_variables(value, Some(PathBuf::from("/home/me")))
+        };
+        let plain = hub(&[]);
+        assert_eq!(plain.endpoint, "https://huggingface.co");
+        assert_eq!(plain.cache, Path::new("/home/me/.cache/huggingface/hub"));
+        assert!(!plain.offline && plain.token.is_none());
+        let set = hub(&[("HF_HOME", &home), ("HF_HUB_OFFLINE", "True"), ("HF_ENDPOINT", "http://mirror")]);
+        assert_eq!((set.cache, set.endpoint), (dir.path().join("hub"), "http://mirror".to_string()));
+        assert_eq!((set.offline, set.token.as_deref()), (true, Some("hf_saved")));
+        let set = hub(&[
+            ("HF_HOME", &home),
+            ("HF_TOKEN", "hf_own"),
+            ("HF_HUB_CACHE", "/c"),
+            ("HF_HUB_OFFLINE", "0"),
+        ]);
+        assert_eq!(
+            (set.cache, set.offline, set.token.as_deref()),
+            (PathBuf::from("/c"), false, Some("hf_own"))
+        );
+    }
 
     #[test]
     fn ids() {

@@ -291,9 +291,7 @@ mod tests {
         std::fs::write(path("a.gguf"), &bytes).unwrap();
         std::fs::write(path("b.gguf"), &bytes).unwrap();
         // Weights that were trained on differ everywhere.
-        for at in (2 << 20)..bytes.len() {
-            bytes[at] ^= (at % 251) as u8;
-        }
+        bytes[2 << 20..].fill(9);
         std::fs::write(path("c.gguf"), &bytes).unwrap();
         let of = |name: &str| fingerprint_of(&[path(name)]).unwrap();
         assert_eq!(of("a.gguf").len(), 32);

@@ -15,11 +15,6 @@ fn files() -> Option<(PathBuf, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let model = root.join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let golden = root.join("../shared/golden/smollm2");
-    let golden = if golden.is_dir() {
-        golden
-    } else {
-        PathBuf::from(std::env::var_os("MINICACHE_GOLDEN")?).join("smollm2")
-    };
     (model.is_file() && golden.is_dir()).then_some((model, golden))
 }
 

@@ -115,6 +115,29 @@ fn expert_layouts_hold_the_same() {
     assert_eq!(names.0, names.1);
 }
 
+#[test]
+fn split_models_are_joined() {
+    let whole = Gguf::open(&fixture("gguf/llama-tied.q8_0.gguf")).unwrap();
+    let part = |n: usize| fixture("gguf").join(format!("llama-tied-split.q8_0-0000{n}-of-00003.gguf"));
+    let split = Gguf::open(&part(1)).unwrap();
+    assert_eq!(split.files(), [part(1), part(2), part(3)]);
+    for name in whole.names() {
+        let shape = whole.shape_of(&name).unwrap();
+        let (a, b) = (whole.dense(&name, &shape).unwrap(), split.dense(&name, &shape).unwrap());
+        assert_eq!(largest(&(a - b).unwrap()), 0.0, "{name}");
+    }
+    assert_eq!(whole.names().len(), split.names().len());
+    let model = Model::from_path(&part(1), "split", &LoadOptions::default()).unwrap();
+    assert_eq!(model.config.layers, 4);
+    let message = Gguf::open(&part(2)).unwrap_err().to_string();
+    assert!(message.contains("give the one whose name ends in -00001-of-00003.gguf"), "{message}");
+    let dir = tempfile::tempdir().unwrap();
+    let alone = dir.path().join(part(1).file_name().unwrap());
+    std::fs::copy(part(1), &alone).unwrap();
+    let message = Gguf::open(&alone).unwrap_err().to_string();
+    assert!(message.contains("00002-of-00003.gguf: missing"), "{message}");
+}
+
 /// Row for row what the safetensors hold: the rotary permutation is undone.
 #[test]
 fn weights_equal_safetensors() {

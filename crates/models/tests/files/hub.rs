@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use minicache_models::hub::{Hub, HubId};
+use minicache_models::{LoadOptions, Model};
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -205,6 +206,19 @@ fn downloads_all_of_a_sharded_model_once() {
     let before = server.asked().len();
     assert_eq!(hub.fetch(&id("org/model")).unwrap(), folder);
     assert_eq!(server.asked().len(), before, "what is cached needs no request");
+}
+
+#[test]
+fn a_downloaded_model_runs() {
+    let read = |name: &str| std::fs::read(super::gguf::fixture("llama2").join(name)).unwrap();
+    let files = ["config.json", "model.safetensors"].map(|name| (COMMIT, name, read(name)));
+    let (server, dir) = (FakeHub::start(Mood::Good, &files), tempfile::tempdir().unwrap());
+    let folder = server.hub(dir.path()).fetch(&id("org/model")).unwrap();
+    let model = Model::from_path(&folder, "model", &LoadOptions::default()).unwrap();
+    assert_eq!(model.config.layers, 4);
+    // The hub's links and the files themselves are one model.
+    let local = Model::from_path(&super::gguf::fixture("llama2"), "local", &LoadOptions::default()).unwrap();
+    assert_eq!(model.fingerprint, local.fingerprint);
 }
 
 #[test]
