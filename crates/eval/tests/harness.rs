@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use minicache_eval::data::{DataSource, FetchError, HubFile, Origin};
+use minicache_eval::data::{DataSource, FetchError, HubData, HubFile, Origin};
 use minicache_eval::metrics::{self, Tokenize};
 use minicache_eval::score::score_file;
 use minicache_eval::tasks::{self, Output, Request, Suite};
@@ -367,6 +367,68 @@ fn the_hub_comes_after_files_and_before_the_sample() {
     let error =
         gsm8k.documents(&DataSource::new(Some(dir.path().to_path_buf())), None).unwrap_err().to_string();
     assert!(error.contains("test problems") && error.contains("gsm8k/test.jsonl"), "{error}");
+}
+
+#[test]
+fn parquet_files_of_the_hub() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    for (from, to) in [
+        ("truthfulqa_mc", "truthfulqa/multiple_choice/validation-00000-of-00001"),
+        ("coqa", "coqa/data/validation-00000-of-00001"),
+        ("openbookqa", "openbookqa/main/test-00000-of-00001"),
+    ] {
+        let to = dir.path().join(format!("{to}.parquet"));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(fixtures.join(format!("{from}.parquet")), to).unwrap();
+    }
+    let source = DataSource::new(Some(dir.path().to_path_buf()));
+    let first = |task: &str| Suite::find(task).unwrap().documents(&source, Some(1)).unwrap().docs.remove(0);
+    let mc2 = first("truthfulqa_mc2");
+    assert_eq!(mc2.reference, tasks::Reference::Labels(vec![true, true, false]));
+    let Request::Choices(choices) = mc2.request else { panic!("choices") };
+    assert!(
+        choices[1].context.ends_with("Q: Can a kettle sing?\nA:")
+            && choices[1].continuation == " It whistles."
+    );
+    let Request::Turns(turns) = first("coqa").request else { panic!("turns") };
+    assert_eq!(
+        turns.prompts[1],
+        "Ann has a red boat.\n\nQ: Who has a boat?\n\nA: Ann\n\nQ: Which colour?\n\nA:"
+    );
+    assert_eq!(first("openbookqa").reference, tasks::Reference::Label { label: 0, lengths: vec![4, 4] });
+    let error = Suite::find("openbookqa").unwrap().documents(&source, None).unwrap_err().to_string();
+    let expected = "test-00000-of-00001.parquet, row 2, field `answerKey`: expected a string, found nothing";
+    assert!(error.ends_with(expected), "{error}");
+}
+
+#[test]
+fn the_hub_s_cache_is_used_and_its_absence_noted() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = |offline| minicache_models::Hub {
+        endpoint: "http://127.0.0.1:1".to_string(),
+        cache: cache.path().to_path_buf(),
+        token: None,
+        offline,
+        progress: false,
+    };
+    let suite = || Suite::find("openbookqa").unwrap();
+    let source =
+        |offline| DataSource::sample_only().with_hub(std::sync::Arc::new(HubData::new(hub(offline))));
+    let unreachable = suite().documents(&source(false), None).unwrap();
+    assert_eq!(unreachable.origin, Origin::Sample);
+    assert!(unreachable.note.unwrap().contains("no connection to http://127.0.0.1:1"));
+    assert!(suite().documents(&source(true), None).unwrap().note.unwrap().contains("HF_HUB_OFFLINE is set"));
+
+    let repo = cache.path().join("datasets--allenai--openbookqa");
+    let snapshot = repo.join("snapshots/0123/main");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::write(repo.join("refs/main"), "0123").unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/openbookqa.parquet");
+    fs::copy(fixture, snapshot.join("test-00000-of-00001.parquet")).unwrap();
+    let cached = suite().documents(&source(true), Some(1)).unwrap();
+    assert_eq!((cached.origin.label().as_str(), cached.note), ("hub allenai/openbookqa", None));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod dataset;
 mod error;
+mod hub;
 mod layouts;
 mod read;
 mod record;
@@ -18,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 pub(crate) use dataset::as_is;
 pub use dataset::{Dataset, HubFile, Part};
 pub use error::{DataError, Result};
+pub use hub::HubData;
 pub(crate) use layouts::{coqa_layout, truthfulqa_gen_layout, truthfulqa_mc_layout};
 use read::{Blob, Source};
 pub use record::Record;
