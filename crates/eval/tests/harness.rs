@@ -10,6 +10,7 @@ use minicache_eval::metrics::{self, Tokenize};
 use minicache_eval::score::score_file;
 use minicache_eval::tasks::{self, Output, Request, Suite};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 /// The development data beside the checkout, if there.
 fn shared(path: &str) -> Option<PathBuf> {
@@ -562,4 +563,43 @@ fn bad_predictions_and_tasks_are_named() {
             .to_string()
             .starts_with("cannot read no.jsonl")
     );
+}
+
+#[test]
+fn longbench_prompts_are_the_original_s() {
+    // SHA-256 (beginning) of the prompts of the original's dataset2prompt.json, with C for the context and I for the
+    // input.
+    let digests = [
+        ("narrativeqa", "d92d80eeed9452bd"),
+        ("qasper", "008f205bc52848f6"),
+        ("multifieldqa_en", "7ebff05abec8fbdb"),
+        ("multifieldqa_zh", "b7764acc105b3be5"),
+        ("hotpotqa", "cda679a7a6a28f4a"),
+        ("2wikimqa", "cda679a7a6a28f4a"),
+        ("musique", "cda679a7a6a28f4a"),
+        ("dureader", "d62e3d7f7c3dfcb3"),
+        ("gov_report", "b3a40b407578182f"),
+        ("qmsum", "581862cfe5c53819"),
+        ("multi_news", "e85c9a820fb7f1c0"),
+        ("vcsum", "ac2abcb63552cfdc"),
+        ("trec", "db3b7974abd1135f"),
+        ("triviaqa", "fe49273bd96ca2ab"),
+        ("samsum", "f8e017ce0f30cb07"),
+        ("lsht", "dd54ae8eccd6e530"),
+        ("passage_count", "0e6f7518939f4d13"),
+        ("passage_retrieval_en", "cbe7ae0627c34b3a"),
+        ("passage_retrieval_zh", "88d7ddb1a2c95c73"),
+        ("lcc", "f5bfbe78e5d7bfec"),
+        ("repobench-p", "e46c3e5f55fb6c77"),
+    ];
+    for (task, digest) in digests {
+        let line = "{\"context\": \"C\", \"input\": \"I\", \"answers\": []}";
+        let dir = folder_with(&[(&format!("{task}.jsonl"), line)]);
+        let source = DataSource::new(Some(dir.path().to_path_buf()));
+        let docs = Suite::find(task).unwrap().documents(&source, None).unwrap().docs;
+        let Request::Generate(request) = &docs[0].request else { panic!("generation") };
+        let ours: String =
+            Sha256::digest(&request.prompt).iter().take(8).map(|b| format!("{b:02x}")).collect();
+        assert_eq!(ours, digest, "{task}: {:?}", request.prompt);
+    }
 }

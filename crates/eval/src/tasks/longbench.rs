@@ -75,9 +75,10 @@ pub(super) static TASKS: [LongBench; 21] = [
         128,
         Chat::Wrap,
         Metric::F1,
-        "You are given a story, which can be either a novel or a movie script, and a question. Answer the question as \
-         concisely as you can, using a single phrase if possible. Do not provide any explanation.\n\nStory: \
-         {context}\n\nNow, answer the question based on the story as concisely as you can, using a single phrase if \
+        // "asconcisely" is the original's, and in every published run.
+        "You are given a story, which can be either a novel or a movie script, and a question. Answer the question \
+         asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\nStory: \
+         {context}\n\nNow, answer the question based on the story asconcisely as you can, using a single phrase if \
          possible. Do not provide any explanation.\n\nQuestion: {input}\n\nAnswer:",
     ),
     task(
