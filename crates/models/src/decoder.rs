@@ -170,7 +170,7 @@ impl Decoder {
         source: &dyn WeightSource,
         options: &LoadOptions,
         devices: &[Device],
-        map: DeviceMap,
+        mut map: DeviceMap,
         operations: bool,
     ) -> Result<Self> {
         let tiny = config.parameters() <= TINY;
@@ -215,6 +215,19 @@ impl Decoder {
         };
         let norm = loader.vector("model.norm.weight", config.hidden)?;
         tick();
+        // From here on the map says what is really held; a tied projection shares the embedding's memory.
+        map.bytes.fill(0);
+        for (layer, device) in layers.iter().zip(&map.layers) {
+            map.bytes[*device] += match layer {
+                Layer::Host(layer) => layer.bytes() as u64,
+                Layer::Device(layer) => layer.bytes() as u64,
+            };
+        }
+        map.bytes[map.layers[config.layers - 1]] += match &head {
+            Head::Host(_) if config.tied => 0,
+            Head::Host(head) => head.bytes() as u64,
+            Head::Device(head, _) => head.bytes() as u64,
+        };
         Ok(Self {
             shape: config.shape(),
             rope: Rope::new(config.rope.clone()),
@@ -242,18 +255,9 @@ impl Decoder {
         &self.map
     }
 
-    /// Bytes of the weights that lie on the CPU.
-    pub fn host_weight_bytes(&self) -> usize {
-        let layers = self.layers.iter().map(|layer| match layer {
-            Layer::Host(layer) => layer.bytes(),
-            Layer::Device(_) => 0,
-        });
-        // A tied projection shares the embedding's allocation.
-        let head = match &self.head {
-            Head::Host(head) if !self.config.tied => head.bytes(),
-            _ => 0,
-        };
-        layers.sum::<usize>() + head + self.embedding.bytes() + self.norm.len() * 4
+    /// Bytes of all weights, embedding included, in the forms in which they are kept.
+    pub fn weight_bytes(&self) -> usize {
+        self.map.bytes.iter().sum::<u64>() as usize + self.embedding.bytes()
     }
 
     /// The rotary embedding of a sequence that is going to have `planned_len` tokens.
@@ -417,7 +421,7 @@ fn plan(
     options: &LoadOptions,
     devices: &[Device],
 ) -> Result<DeviceMap> {
-    // Sizes in the type that a device would keep: an upper bound for quantised weights.
+    // Sizes in the type of floats: an upper bound for quantised weights.
     let width = match (options.weights, options.dtype) {
         (WeightMode::F32, _) => 4,
         (_, Some(dtype)) => dtype.size_in_bytes() as u64,

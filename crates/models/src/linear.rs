@@ -115,6 +115,18 @@ pub(crate) struct DeviceLinear {
 }
 
 impl DeviceLinear {
+    /// Bytes of the weights.
+    pub(crate) fn bytes(&self) -> usize {
+        let part = |part: &DeviceMatrix| match part {
+            DeviceMatrix::Float(w) => w.elem_count() * w.dtype().size_in_bytes(),
+            DeviceMatrix::Quantized(QMatMul::QTensor(w)) => w.storage_size_in_bytes(),
+            DeviceMatrix::Quantized(QMatMul::Tensor(w) | QMatMul::TensorF16(w)) => {
+                w.elem_count() * w.dtype().size_in_bytes()
+            }
+        };
+        self.parts.iter().map(part).sum()
+    }
+
     /// (n, inputs) to (n, outputs), both f32.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut outs = Vec::with_capacity(self.parts.len());

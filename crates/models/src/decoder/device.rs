@@ -89,6 +89,17 @@ impl Layer {
         })
     }
 
+    /// Bytes of the weights.
+    pub(crate) fn bytes(&self) -> usize {
+        let swiglu = |m: &SwiGlu| m.gate_up.bytes() + m.down.bytes();
+        let mlp = match &self.mlp {
+            Mlp::Dense(m) => swiglu(m),
+            Mlp::Sparse { router, experts } => router.bytes() + experts.iter().map(swiglu).sum::<usize>(),
+        };
+        let norms = (self.input_norm.elem_count() + self.mlp_norm.elem_count()) * 4;
+        norms + self.qkv.bytes() + self.output.bytes() + mlp
+    }
+
     pub(crate) fn device(&self) -> &Device {
         &self.device
     }

@@ -9,9 +9,12 @@ use rayon::prelude::*;
 use super::simd;
 use crate::{Error, Result};
 
-/// Rows of input up to which the weights are streamed past them once for every few rows; above, a blocked matrix
-/// product is faster.
-const FEW_ROWS: usize = 12;
+/// Rows of input up to which the weights are streamed past them as they lie; above, a blocked matrix product, which
+/// copies them first, is faster.
+const FEW_ROWS: usize = 48;
+
+/// Weight rows taken at a time when streaming.
+const TALL: usize = 4;
 
 /// Columns widened at a time: a block of f32 that stays in the first-level cache.
 const BLOCK: usize = 1024;
@@ -83,58 +86,60 @@ impl FloatMatrix {
         if n <= FEW_ROWS { self.stream(x, n, out) } else { self.blocked(x, n, out) }
     }
 
-    /// Every weight is read once per four rows of `x`.
+    /// Every weight is read from memory once.
     fn stream(&self, x: &[f32], n: usize, out: &mut [f32]) {
-        let x: Vec<&[f32]> = x.chunks_exact(self.columns).collect();
         let (rows, out) = (self.rows, Columns(out.as_mut_ptr()));
-        let job = |weights: std::ops::Range<usize>| {
-            for w in weights {
-                let mut first = 0;
-                let mut write = |values: &[f32]| {
-                    for value in values {
-                        // SAFETY: column w of `out`, which has n rows, is written by this job alone.
-                        unsafe { out.at(first * rows + w).write(*value) };
-                        first += 1;
-                    }
-                };
-                for some in x.chunks(4) {
-                    match *some {
-                        [a, b, c, d] => write(&self.dots(w, [a, b, c, d])),
-                        [a, b, c] => {
-                            write(&self.dots(w, [a, b]));
-                            write(&self.dots(w, [c]));
-                        }
-                        [a, b] => write(&self.dots(w, [a, b])),
-                        [a] => write(&self.dots(w, [a])),
-                        _ => {}
+        let job = |range: std::ops::Range<usize>| {
+            let mut widened = Vec::new();
+            let mut sums = [[0f32; TALL]; FEW_ROWS];
+            let sums = &mut sums[..n];
+            let mut first = range.start;
+            while first < range.end {
+                let taken = if range.end - first >= TALL { TALL } else { 1 };
+                sums.fill([0.0; TALL]);
+                if taken == TALL {
+                    self.sum_rows::<TALL>(first, x, &mut widened, sums);
+                } else {
+                    self.sum_rows::<1>(first, x, &mut widened, sums);
+                }
+                for (i, sums) in sums.iter().enumerate() {
+                    for (w, sum) in sums[..taken].iter().enumerate() {
+                        // SAFETY: this job alone writes the columns of its range of `out`, which has n rows.
+                        unsafe { out.at(i * rows + first + w).write(*sum) };
                     }
                 }
+                first += taken;
             }
         };
         if rows * self.columns * n < SERIAL {
             return job(0..rows);
         }
-        let chunk = rows.div_ceil(4 * rayon::current_num_threads()).max(8);
+        let chunk = rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TALL).max(8);
         (0..rows.div_ceil(chunk)).into_par_iter().for_each(|i| job(i * chunk..((i + 1) * chunk).min(rows)));
     }
 
-    #[inline]
-    fn dots<const M: usize>(&self, row: usize, x: [&[f32]; M]) -> [f32; M] {
-        let start = row * self.columns;
+    /// Adds the products of `W` weight rows from `first` on with every row of `x` to `sums`.
+    fn sum_rows<const W: usize>(
+        &self,
+        first: usize,
+        x: &[f32],
+        widened: &mut Vec<f32>,
+        sums: &mut [[f32; TALL]],
+    ) {
+        let columns = self.columns;
         if let Data::F32(data) = &self.data {
-            return simd::dots(&data[start..start + self.columns], x);
+            let w = std::array::from_fn(|i| &data[(first + i) * columns..][..columns]);
+            return sum_block::<W>(w, x, columns, 0, sums);
         }
-        let mut block = [0f32; BLOCK];
-        let mut sums = [0f32; M];
-        for from in (0..self.columns).step_by(BLOCK) {
-            let to = self.columns.min(from + BLOCK);
-            let w = &mut block[..to - from];
-            self.widen(start + from, w);
-            for (sum, part) in sums.iter_mut().zip(simd::dots(w, x.map(|x| &x[from..to]))) {
-                *sum += part;
+        widened.resize(W * BLOCK, 0.0);
+        for from in (0..columns).step_by(BLOCK) {
+            let width = BLOCK.min(columns - from);
+            for (i, w) in widened.chunks_exact_mut(BLOCK).enumerate() {
+                self.widen((first + i) * columns + from, &mut w[..width]);
             }
+            let w = std::array::from_fn(|i| &widened[i * BLOCK..][..width]);
+            sum_block::<W>(w, x, columns, from, sums);
         }
-        sums
     }
 
     /// Blocked matrix product; half-precision weights are widened a panel at a time.
@@ -154,6 +159,34 @@ impl FloatMatrix {
                 .for_each(|(i, row)| self.widen((from + i) * self.columns, row));
             product(x, panel, n, self.columns, height, &mut out[from..], self.rows);
         }
+    }
+}
+
+/// Adds to `sums` the products of the weight rows `w` with the same columns, from `from` on, of every row of `x`.
+fn sum_block<const W: usize>(
+    w: [&[f32]; W],
+    x: &[f32],
+    columns: usize,
+    from: usize,
+    sums: &mut [[f32; TALL]],
+) {
+    let width = w[0].len();
+    let row = |i: usize| &x[i * columns + from..][..width];
+    fn add<const W: usize, const M: usize>(tile: [[f32; M]; W], sums: &mut [[f32; TALL]]) {
+        for (i, row) in tile.iter().enumerate() {
+            row.iter().zip(sums.iter_mut()).for_each(|(value, sums)| sums[i] += value);
+        }
+    }
+    let mut i = 0;
+    while i < sums.len() {
+        let sums = &mut sums[i..];
+        match sums.len() {
+            1 => add(simd::tile(w, [row(i)]), sums),
+            2 => add(simd::tile(w, [row(i), row(i + 1)]), sums),
+            3 => add(simd::tile(w, [row(i), row(i + 1), row(i + 2)]), sums),
+            _ => add(simd::tile(w, [row(i), row(i + 1), row(i + 2), row(i + 3)]), sums),
+        }
+        i += 4;
     }
 }
 
@@ -227,7 +260,7 @@ mod tests {
                 let mut row = vec![0.0; columns];
                 matrix.row_into(rows - 1, &mut row);
                 assert_eq!(row, exact[(rows - 1) * columns..]);
-                for n in [1, 2, 3, 4, 5, 11, 12, 13, 40] {
+                for n in [1, 2, 3, 4, 5, 11, 48, 49, 100] {
                     let x: Vec<f32> =
                         (0..n * columns).map(|i| ((i * 104_729) % 997) as f32 / 498.0 - 1.0).collect();
                     let mut out = vec![f32::NAN; n * rows];

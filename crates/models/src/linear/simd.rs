@@ -42,28 +42,28 @@ fn level() -> Level {
 const BASELINE_FMA: bool = cfg!(target_arch = "aarch64");
 
 macro_rules! dispatch {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<const $m:ident: usize>)? ($($arg:ident: $ty:ty),*) $(-> $out:ty)? = $body:ident) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident ($($arg:ident: $ty:ty),*) $(-> $out:ty)? = $body:ident) => {
         $(#[$doc])*
-        $vis fn $name $(<const $m: usize>)? ($($arg: $ty),*) $(-> $out)? {
+        $vis fn $name($($arg: $ty),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2 $(<const $m: usize>)? ($($arg: $ty),*) $(-> $out)? {
-                    $body::<true $(, $m)?>($($arg),*)
+                fn avx2($($arg: $ty),*) $(-> $out)? {
+                    $body::<true>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl")]
-                fn avx512 $(<const $m: usize>)? ($($arg: $ty),*) $(-> $out)? {
-                    $body::<true $(, $m)?>($($arg),*)
+                fn avx512($($arg: $ty),*) $(-> $out)? {
+                    $body::<true>($($arg),*)
                 }
                 match level() {
                     // SAFETY: `level` has found the features on this machine.
-                    Level::Avx512 => return unsafe { avx512 $(::<$m>)? ($($arg),*) },
+                    Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    Level::Avx2 => return unsafe { avx2 $(::<$m>)? ($($arg),*) },
+                    Level::Avx2 => return unsafe { avx2($($arg),*) },
                     Level::Scalar => {}
                 }
             }
-            $body::<BASELINE_FMA $(, $m)?>($($arg),*)
+            $body::<BASELINE_FMA>($($arg),*)
         }
     };
 }
@@ -74,36 +74,73 @@ fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 #[inline(always)]
-fn dots_body<const FMA: bool, const M: usize>(w: &[f32], x: [&[f32]; M]) -> [f32; M] {
-    let mut lanes = [[0f32; LANES]; M];
-    let whole = w.len() - w.len() % LANES;
-    let (w_head, w_tail) = w.split_at(whole);
-    for (block, w) in w_head.as_chunks::<LANES>().0.iter().enumerate() {
-        for m in 0..M {
-            let x = &x[m][block * LANES..][..LANES];
-            for i in 0..LANES {
-                lanes[m][i] = fma::<FMA>(w[i], x[i], lanes[m][i]);
-            }
+fn dot_body<const FMA: bool>(w: &[f32], x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let ((w, w_tail), (x, x_tail)) = (w.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+    for (w, x) in w.iter().zip(x) {
+        for i in 0..LANES {
+            lanes[i] = fma::<FMA>(w[i], x[i], lanes[i]);
         }
     }
-    let mut out = [0f32; M];
-    for m in 0..M {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[m][i] += lanes[m][i + width];
-            }
-            width /= 2;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
         }
-        let tail: f32 = w_tail.iter().zip(&x[m][whole..]).map(|(w, x)| w * x).sum();
-        out[m] = lanes[m][0] + tail;
+        width /= 2;
     }
-    out
+    lanes[0] + w_tail.iter().zip(x_tail).map(|(w, x)| w * x).sum::<f32>()
 }
 
 dispatch! {
-    /// Dot products of one row `w` with `M` vectors of its length.
-    pub(super) fn dots<const M: usize>(w: &[f32], x: [&[f32]; M]) -> [f32; M] = dots_body
+    /// Dot product of two vectors of one length.
+    pub(super) fn dot(w: &[f32], x: &[f32]) -> f32 = dot_body
+}
+
+/// Dot products of each of `W` weight rows with each of `M` vectors, all of one length.
+///
+/// With AVX-512 all W * M sums stay in registers, so that every number loaded is used several times; elsewhere it is
+/// [`dot`] by [`dot`].
+pub(super) fn tile<const W: usize, const M: usize>(w: [&[f32]; W], x: [&[f32]; M]) -> [[f32; M]; W] {
+    #[cfg(target_arch = "x86_64")]
+    if level() == Level::Avx512 {
+        // SAFETY: `level` has found the features on this machine.
+        return unsafe { tile_avx512(w, x) };
+    }
+    w.map(|w| x.map(|x| dot(w, x)))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn tile_avx512<const W: usize, const M: usize>(w: [&[f32]; W], x: [&[f32]; M]) -> [[f32; M]; W] {
+    use std::arch::x86_64::{
+        _mm512_fmadd_ps, _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_setzero_ps,
+    };
+    let length = w[0].len();
+    assert!(w.iter().chain(&x).all(|row| row.len() == length), "rows of unequal length");
+    let mut sums = [[_mm512_setzero_ps(); M]; W];
+    for at in (0..length).step_by(16) {
+        let mask = if length - at >= 16 { u16::MAX } else { (1 << (length - at)) - 1 };
+        let mut rows = [_mm512_setzero_ps(); W];
+        for (row, w) in rows.iter_mut().zip(&w) {
+            // SAFETY: `at` lies within the row; the mask keeps what lies past its end from being read.
+            *row = unsafe { _mm512_maskz_loadu_ps(mask, w.as_ptr().add(at)) };
+        }
+        for m in 0..M {
+            // SAFETY: as above.
+            let x = unsafe { _mm512_maskz_loadu_ps(mask, x[m].as_ptr().add(at)) };
+            for i in 0..W {
+                sums[i][m] = _mm512_fmadd_ps(rows[i], x, sums[i][m]);
+            }
+        }
+    }
+    let mut out = [[0f32; M]; W];
+    for (out, sums) in out.iter_mut().zip(&sums) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = _mm512_reduce_add_ps(*sum);
+        }
+    }
+    out
 }
 
 #[inline(always)]
@@ -126,7 +163,7 @@ pub(super) fn widen_f16(x: &[f16], out: &mut [f32]) {
 
 #[inline(always)]
 fn sum_squares_body<const FMA: bool>(x: &[f32]) -> f32 {
-    dots_body::<FMA, 1>(x, [x])[0]
+    dot_body::<FMA>(x, x)
 }
 
 dispatch! {
@@ -210,15 +247,17 @@ mod tests {
 
     #[test]
     fn dots_of_every_length() {
-        for n in [0, 1, 7, 31, 32, 33, 64, 100, 577] {
-            let (w, x, y) = (wave(n, 0.3), wave(n, 0.7), wave(n, 1.1));
-            let want = |x: &[f32]| w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-            let got = dots::<2>(&w, [&x, &y]);
-            let scalar = dots_body::<false, 2>(&w, [&x, &y]);
-            for (got, want) in
-                [(got[0], want(&x)), (got[1], want(&y)), (scalar[0], want(&x)), (scalar[1], want(&y))]
-            {
-                assert!((f64::from(got) - want).abs() < 1e-5 * (n as f64 + 1.0), "{n}: {got} {want}");
+        for n in [1, 7, 15, 16, 17, 31, 32, 33, 64, 100, 577] {
+            let rows = [0.3, 0.5, 0.9].map(|f| wave(n, f));
+            let x = [0.7, 1.1].map(|f| wave(n, f));
+            let tiles = tile(rows.each_ref().map(Vec::as_slice), x.each_ref().map(Vec::as_slice));
+            for (w, tile) in rows.iter().zip(tiles) {
+                for (x, tile) in x.iter().zip(tile) {
+                    let want = w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+                    for got in [tile, dot(w, x), dot_body::<false>(w, x)] {
+                        assert!((f64::from(got) - want).abs() < 1e-5 * (n as f64 + 1.0), "{n}: {got} {want}");
+                    }
+                }
             }
         }
     }

@@ -65,7 +65,7 @@ fn half_precision_shards_are_kept_and_computed_exactly() {
         assert!(distance(&a, &b) < 1e-5, "{name}: {}", distance(&a, &b));
         let exact: Vec<f32> = stored.logits.iter().flatten().copied().collect();
         assert!(distance(&a, &exact) < loss, "{name}: {}", distance(&a, &exact));
-        let (half, whole) = (stored.decoder.host_weight_bytes(), wide.decoder.host_weight_bytes());
+        let (half, whole) = (stored.decoder.weight_bytes(), wide.decoder.weight_bytes());
         assert!(half * 10 < whole * 6, "{name}: {half} of {whole} bytes");
     }
 }
@@ -91,7 +91,7 @@ fn quantised_weights_in_every_mode() {
         let run = |weights| {
             let options = LoadOptions { weights, ..LoadOptions::default() };
             let decoder = Decoder::load(&source.config, &source, &options).unwrap();
-            (logits(&decoder, &tokens), decoder.host_weight_bytes())
+            (logits(&decoder, &tokens), decoder.weight_bytes())
         };
         let (exact, whole) = run(WeightMode::F32);
         for mode in [WeightMode::Auto, WeightMode::Quantized] {
