@@ -39,6 +39,9 @@ pub enum Error {
     /// A model name that the registry does not know, or a registry file with a mistake.
     #[error("models: {0}")]
     Registry(String),
+    /// Calibration text or a basis file that cannot be used.
+    #[error("{0}")]
+    Calibration(String),
     /// Input of a forward pass that the model cannot take.
     #[error("{0}")]
     Input(String),

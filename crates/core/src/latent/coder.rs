@@ -106,7 +106,7 @@ impl Latents {
                     at += count;
                     let unit = UNIFORM.iter().find(|u| u.0 == bits).map_or(1.0, |u| u.1);
                     let steps = deviations[range.clone()].iter().map(|d| d * unit).collect();
-                    let store = Store::new(1, count, Scheme::F16, side);
+                    let store = Store::new(1, count, Scheme::Codes { bits }, side);
                     let middle = f32::from((1u16 << bits) - 1) / 2.0;
                     Section { range, store, steps, unit, middle }
                 });

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minicache_config::{CacheSpec, Method, ModelShape, StoreType};
+use rayon::prelude::*;
 
 use crate::cache::{KvCache, Restored};
 use crate::dense::{View, mul_transposed};
@@ -120,14 +121,15 @@ impl Moments {
                 k
             })
             .collect();
-        for group in self.keys.iter_mut().flat_map(|(_, g)| g) {
-            group.add(&unrotated[group.first..group.first + group.layers], &self.shape);
-        }
-        for group in self.values.iter_mut().flat_map(|(_, g)| g) {
+        let shape = self.shape;
+        self.keys.par_iter_mut().flat_map(|(_, g)| g).for_each(|group| {
+            group.add(&unrotated[group.first..group.first + group.layers], &shape);
+        });
+        self.values.par_iter_mut().flat_map(|(_, g)| g).for_each(|group| {
             let layers = &states[group.first..group.first + group.layers];
             let layers: Vec<&[f32]> = layers.iter().map(|s| &s.v[skip * kv_dim..]).collect();
             group.add(&layers, kv_dim);
-        }
+        });
         let (half, per_group) = (dim / 2, self.shape.group() * dim);
         for (s, sums) in states.iter().zip(self.queries.chunks_exact_mut(self.shape.kv_heads * half)) {
             let heads = s.q.chunks_exact(per_group).skip(skip * self.shape.kv_heads);

@@ -95,7 +95,8 @@ pub(super) struct Tile {
 /// one of zeros, indexed by channel (`Axis::Channel`) or by token (`Axis::Token`).
 pub(super) struct CodeBlock {
     pub(super) side: Side,
-    pub(super) axis: Axis,
+    /// The axis of the scales; none where codes stand for themselves.
+    axis: Option<Axis>,
     pub(super) dim: usize,
     pub(super) slots: usize,
     pub(super) bits: u8,
@@ -106,8 +107,15 @@ pub(super) struct CodeBlock {
 }
 
 impl CodeBlock {
-    pub(super) fn new(side: Side, axis: Axis, dim: usize, slots: usize, bits: u8, group: usize) -> Self {
-        let group = if axis == Axis::Token { group.min(dim) } else { dim };
+    pub(super) fn new(
+        side: Side,
+        axis: Option<Axis>,
+        dim: usize,
+        slots: usize,
+        bits: u8,
+        group: usize,
+    ) -> Self {
+        let group = if axis == Some(Axis::Token) { group.min(dim) } else { dim };
         let mut tiles = Vec::new();
         let mut codes = 0;
         for (g, channel) in (0..dim).step_by(group).enumerate() {
@@ -123,7 +131,7 @@ impl CodeBlock {
                 Side::Values => {
                     let full = channels / LANES;
                     let rest = channel + full * LANES;
-                    let entry = if axis == Axis::Channel { full * LANES } else { 0 };
+                    let entry = if axis == Some(Axis::Channel) { full * LANES } else { 0 };
                     add(slots, channel, full, LANES, 0);
                     add(slots, rest, 1, channels % LANES, entry);
                 }
@@ -134,11 +142,20 @@ impl CodeBlock {
 
     /// Whether a scale belongs to a step (and goes into its weight) or to a lane (and multiplies its sum).
     pub(super) fn scale_of_step(&self) -> bool {
-        (self.side == Side::Keys) == (self.axis == Axis::Channel)
+        self.axis.is_some_and(|axis| (self.side == Side::Keys) == (axis == Axis::Channel))
+    }
+
+    /// Whether codes have scales and zeros.
+    pub(super) fn scaled(&self) -> bool {
+        self.axis.is_some()
     }
 
     fn scales_per_group(&self) -> usize {
-        if self.axis == Axis::Channel { self.dim } else { self.slots }
+        match self.axis {
+            None => 0,
+            Some(Axis::Channel) => self.dim,
+            Some(Axis::Token) => self.slots,
+        }
     }
 
     fn groups(&self) -> usize {
@@ -166,7 +183,7 @@ impl CodeBlock {
     /// Where the scale of (slot, channel) is in the head's f16 view; its zero is the second index.
     pub(super) fn scale_index(&self, slot: usize, channel: usize) -> (usize, usize) {
         let n = self.scales_per_group();
-        let entry = if self.axis == Axis::Channel { channel } else { slot };
+        let entry = if self.axis == Some(Axis::Channel) { channel } else { slot };
         let at = self.code_bytes / 2 + channel / self.group * 2 * n + entry;
         (at, at + n)
     }

@@ -42,6 +42,11 @@ pub enum Scheme {
         /// Newest tokens kept in f16.
         residual: usize,
     },
+    /// Whole numbers of 0 to 2^bits - 1, as they are: the caller knows what a step is worth.
+    Codes {
+        /// Bits per code: 2, 3, 4 or 8.
+        bits: u8,
+    },
 }
 
 /// Which operation the layout serves; the other one works too, slowly.
@@ -121,9 +126,15 @@ impl Store {
                     Axis::Channel => (group, residual + group),
                     Axis::Token => (BLOCK, residual),
                 };
-                let codes = CodeBlock::new(side, axis, dim, slots, bits, group);
+                let codes = CodeBlock::new(side, Some(axis), dim, slots, bits, group);
                 let lines = codes.head_lines();
                 (Block::Codes(Arc::new(codes)), lines, waiting.next_multiple_of(LANES))
+            }
+            Scheme::Codes { bits } => {
+                assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
+                let codes = CodeBlock::new(side, None, dim, BLOCK, bits, dim);
+                let lines = codes.head_lines();
+                (Block::Codes(Arc::new(codes)), lines, 0)
             }
         };
         let recent = Recent { lines: Arc::new([]), slots: 0, most };
@@ -151,6 +162,10 @@ impl Store {
             match self.scheme {
                 Scheme::F32 => self.push_float::<f32>(row),
                 Scheme::F16 => self.push_float::<f16>(row),
+                Scheme::Codes { .. } => {
+                    self.pack_codes(row);
+                    self.len += 1;
+                }
                 Scheme::Quant { residual, axis: Axis::Token, .. } => {
                     if residual == 0 {
                         self.pack_token(|head, channel, dim| f16::of(row[head * dim + channel]).to_f32());
@@ -243,6 +258,23 @@ impl Store {
         self.packed += 1;
     }
 
+    /// Packs one token of codes.
+    fn pack_codes(&mut self, row: &[f32]) {
+        let Block::Codes(block) = &self.block else { return };
+        let slot = self.packed % block.slots;
+        if slot == 0 {
+            self.pages.push();
+        }
+        let most = f32::from((1u16 << block.bits) - 1);
+        let lines = self.pages.block_mut(self.packed / block.slots).chunks_exact_mut(block.head_lines());
+        for (lines, row) in lines.zip(row.chunks_exact(block.dim)) {
+            let bytes = view_mut::<u8>(lines);
+            let codes = row.iter().map(|x| x.round_ties_even().clamp(0.0, most) as u8);
+            codes.enumerate().for_each(|(c, code)| block.put(bytes, slot, c, code));
+        }
+        self.packed += 1;
+    }
+
     /// Quantises the oldest group of tokens of the ring along tokens, channel by channel.
     fn pack_block(&mut self) {
         let Block::Codes(block) = &self.block else { return };
@@ -323,6 +355,10 @@ impl Store {
                 let lines = &lines[head * n..(head + 1) * n];
                 let (floats, bytes) = (view::<f16>(lines), view::<u8>(lines));
                 for (channel, out) in out.iter_mut().enumerate() {
+                    if !block.scaled() {
+                        *out = f32::from(block.get(bytes, slot, channel));
+                        continue;
+                    }
                     let (scale, zero) = block.scale_index(slot, channel);
                     *out = decode(block.get(bytes, slot, channel), floats[scale], floats[zero]);
                 }

@@ -147,7 +147,7 @@ impl Store {
                 let mut start = 0;
                 for (i, tile) in block.tiles.iter().enumerate() {
                     let bytes = kernels::strip_bytes(block.bits, tile.steps, LANES);
-                    let lanes = (!block.scale_of_step()).then(|| {
+                    let lanes = (block.scaled() && !block.scale_of_step()).then(|| {
                         let (scale, zero) = block.scales(view(lines), tile);
                         (&scale[strips.start * LANES..], &zero[strips.start * LANES..])
                     });
@@ -315,10 +315,16 @@ fn query_digits(isa: Isa, block: &CodeBlock, q: Weights, digits: &mut Vec<i32>, 
         for (i, tile) in block.tiles.iter().enumerate() {
             let (these, rest) = digits.split_at_mut(padded(tile.steps));
             let w = &q.w[row * q.stride + tile.channel..][..tile.steps];
-            factors[row * block.tiles.len() + i] = kernels::digits(isa, w, None, these);
+            factors[row * block.tiles.len() + i] = plain_digits(isa, block, w, these);
             digits = rest;
         }
     }
+}
+
+/// Digits of weights that no scale multiplies; their sum counts only where there are zeros for it to multiply.
+fn plain_digits(isa: Isa, block: &CodeBlock, w: &[f32], digits: &mut [i32]) -> Factor {
+    let factor = kernels::digits(isa, w, None, digits);
+    if block.scaled() { factor } else { Factor { bias: 0.0, ..factor } }
 }
 
 /// Digits of the weights times the scales of one tile.
@@ -372,12 +378,12 @@ fn sum_codes(
                 block_digits(isa, block, tile, view(lines), w, digits, factors);
             }
         } else {
-            lanes = Some(block.scales(view(lines), tile));
+            lanes = block.scaled().then(|| block.scales(view(lines), tile));
             if group.is_none() {
                 for row in 0..w.rows {
                     let digits = &mut digits[row * per_row..(row + 1) * per_row];
                     let w = &w.w[row * w.stride..][..block.slots];
-                    factors[row] = kernels::digits(isa, w, None, digits);
+                    factors[row] = plain_digits(isa, block, w, digits);
                 }
             }
         }
