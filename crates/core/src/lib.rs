@@ -30,6 +30,7 @@ pub mod store;
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;
+pub use kernels::Precision;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{build, describe};
 pub use minicache_config::{CacheSpec, ModelShape};

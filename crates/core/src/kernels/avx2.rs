@@ -7,8 +7,10 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::scalar::{self, OFFSET, TINY, UNITS};
-use super::{Codes, Dense, Digits, Factor, LANES, ROWS, Sums, Weights, strip_bytes};
+use super::scalar;
+use super::{
+    Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded, strip_bytes,
+};
 
 /// Lanes of a register.
 const HALF: usize = 8;
@@ -47,10 +49,16 @@ macro_rules! dense {
                         }
                     }
                 };
-                let whole = m.steps / U * U;
-                for step in (0..whole).step_by(U) {
-                    for u in 0..U {
-                        add(step + u, u);
+                const LINE: usize = 64 / size_of::<$type>();
+                let next = if m.next.len() == m.x.len() { m.next.as_ptr() } else { m.x.as_ptr() };
+                let next = next.wrapping_add(strip * m.stride);
+                let whole = m.steps / 4 * 4;
+                for step in (0..whole).step_by(4) {
+                    for at in (0..4 * LANES).step_by(LINE) {
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(step * LANES + at).cast());
+                    }
+                    for u in 0..4 {
+                        add(step + u, u % U);
                     }
                 }
                 for step in whole..m.steps {
@@ -122,32 +130,40 @@ pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
     }
     let (y, stride) = (out.y.as_mut_ptr(), out.stride);
     let mut row = 0;
-    while row < w.factors.len() {
+    while row < w.rows {
         // Two rows fill the sixteen registers.
-        let rows = 2.min(w.factors.len() - row);
+        let rows = 2.min(w.rows - row);
         // SAFETY: `super::codes` has checked that all strips, digits, scales and outputs are there.
         unsafe {
-            match (m.bits, rows) {
-                (2, 1) => strips::<2, 1>(m, w, row, y, stride),
-                (2, _) => strips::<2, 2>(m, w, row, y, stride),
-                (3, 1) => strips::<3, 1>(m, w, row, y, stride),
-                (3, _) => strips::<3, 2>(m, w, row, y, stride),
-                (4, 1) => strips::<4, 1>(m, w, row, y, stride),
-                (4, _) => strips::<4, 2>(m, w, row, y, stride),
-                (_, 1) => strips::<8, 1>(m, w, row, y, stride),
-                (_, _) => strips::<8, 2>(m, w, row, y, stride),
+            match (m.bits, rows, w.precision) {
+                (2, 1, Precision::Fast) => strips::<2, 2, 1>(m, w, row, y, stride),
+                (2, _, Precision::Fast) => strips::<2, 2, 2>(m, w, row, y, stride),
+                (3, 1, Precision::Fast) => strips::<3, 2, 1>(m, w, row, y, stride),
+                (3, _, Precision::Fast) => strips::<3, 2, 2>(m, w, row, y, stride),
+                (4, 1, Precision::Fast) => strips::<4, 2, 1>(m, w, row, y, stride),
+                (4, _, Precision::Fast) => strips::<4, 2, 2>(m, w, row, y, stride),
+                (_, 1, Precision::Fast) => strips::<8, 2, 1>(m, w, row, y, stride),
+                (_, _, Precision::Fast) => strips::<8, 2, 2>(m, w, row, y, stride),
+                (2, 1, Precision::Exact) => strips::<2, 3, 1>(m, w, row, y, stride),
+                (2, _, Precision::Exact) => strips::<2, 3, 2>(m, w, row, y, stride),
+                (3, 1, Precision::Exact) => strips::<3, 3, 1>(m, w, row, y, stride),
+                (3, _, Precision::Exact) => strips::<3, 3, 2>(m, w, row, y, stride),
+                (4, 1, Precision::Exact) => strips::<4, 3, 1>(m, w, row, y, stride),
+                (4, _, Precision::Exact) => strips::<4, 3, 2>(m, w, row, y, stride),
+                (_, 1, Precision::Exact) => strips::<8, 3, 1>(m, w, row, y, stride),
+                (_, _, Precision::Exact) => strips::<8, 3, 2>(m, w, row, y, stride),
             }
         }
         row += rows;
     }
 }
 
-/// `R` rows from `row` on, half a strip at a time.
+/// `D` digits, `R` rows from `row` on, half a strip at a time.
 ///
 /// # Safety
 /// As [`super::codes`] checks, for these rows; full width.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn strips<const BITS: u8, const R: usize>(
+unsafe fn strips<const BITS: u8, const D: usize, const R: usize>(
     m: Codes,
     w: Digits,
     row: usize,
@@ -161,26 +177,28 @@ unsafe fn strips<const BITS: u8, const R: usize>(
     let low2 = _mm256_set1_epi8(3);
     let ones = _mm256_set1_epi16(1);
     let base = _mm256_set1_ps(256.0);
-    // SAFETY: the rows exist.
-    let digits = unsafe { w.digits.as_ptr().add(row * w.stride) };
-    let digit = |r: usize, four: usize, i: usize| {
-        // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
-        unsafe { _mm256_set1_epi32(*digits.add(r * w.stride + four * 4 + i)) }
-    };
+    let stride = padded(m.steps);
+    let next = if m.next.len() == m.codes.len() { m.next.as_ptr() } else { m.codes.as_ptr() };
     for half in 0..2 * m.strips {
+        let first = half / 2 / m.per_set * w.rows + row;
+        let digit = |r: usize, four: usize, i: usize| {
+            // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
+            unsafe { _mm256_set1_epi32(*w.digits.as_ptr().add((first + r) * stride + four * 4 + i)) }
+        };
         // SAFETY: the strip exists, and has both halves.
         let x = unsafe { m.codes.as_ptr().add(half / 2 * bytes + half % 2 * (VECTOR / 2)) };
         let load = |at: usize| {
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(half / 2 * bytes + at).cast());
             // SAFETY: vector v of a strip lies within its bytes.
             unsafe { _mm256_loadu_si256(x.add(at).cast()) }
         };
-        let mut sums = [[_mm256_setzero_si256(); 3]; R];
+        let mut sums = [[_mm256_setzero_si256(); D]; R];
         // Adds the products of codes (at most 15) and digits of `N` fours: N * 2 * 15 * 128 stays within 16 bits.
         macro_rules! dot {
             ($four:expr, $codes:expr) => {{
                 let codes = $codes;
                 for r in 0..R {
-                    for i in 0..3 {
+                    for i in 0..D {
                         let mut sum = _mm256_maddubs_epi16(codes[0], digit(r, $four, i));
                         for (n, &codes) in codes.iter().enumerate().skip(1) {
                             sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, digit(r, $four + n, i)));
@@ -199,7 +217,7 @@ unsafe fn strips<const BITS: u8, const R: usize>(
                     let low = _mm256_and_si256(x, low4);
                     let high = _mm256_and_si256(_mm256_srli_epi16::<4>(x), low4);
                     for r in 0..R {
-                        for i in 0..3 {
+                        for i in 0..D {
                             let digit = digit(r, v, i);
                             let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, digit), ones);
                             let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, digit), sixteen);
@@ -246,9 +264,11 @@ unsafe fn strips<const BITS: u8, const R: usize>(
         }
         let lane = half * HALF;
         for r in 0..R {
-            let [low, mid, high] = sums[r].map(|sum| _mm256_cvtepi32_ps(sum));
-            let sum = _mm256_fmadd_ps(_mm256_fmadd_ps(high, base, mid), base, low);
-            let factor = w.factors[row + r];
+            let mut sum = _mm256_cvtepi32_ps(sums[r][D - 1]);
+            for i in (0..D - 1).rev() {
+                sum = _mm256_fmadd_ps(sum, base, _mm256_cvtepi32_ps(sums[r][i]));
+            }
+            let factor = w.factors[first + r];
             let (step, bias) = (_mm256_set1_ps(factor.step), _mm256_set1_ps(factor.bias));
             // SAFETY: the strip's lanes exist in each output row, and among the scales and zeros.
             unsafe {
@@ -270,63 +290,75 @@ unsafe fn strips<const BITS: u8, const R: usize>(
 
 /// See [`super::digits`], which has checked all lengths.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn digits(w: &[f32], steps: Option<(&[f16], &[f16])>, digits: &mut [i32]) -> Factor {
-    let whole = w.len() / HALF * HALF;
-    let mut most = _mm256_setzero_ps();
-    let mut biases = _mm256_setzero_ps();
-    let sign = _mm256_set1_ps(-0.0);
-    // The products wait in the place of their digits.
-    for at in (0..whole).step_by(HALF) {
-        // SAFETY: `at + 8` is at most the length of the weights, which scales, zeros and digits have too.
-        unsafe {
-            let mut x = _mm256_loadu_ps(w.as_ptr().add(at));
-            if let Some((scale, zero)) = steps {
-                let zero = _mm256_cvtph_ps(_mm_loadu_si128(zero.as_ptr().add(at).cast()));
-                let scale = _mm256_cvtph_ps(_mm_loadu_si128(scale.as_ptr().add(at).cast()));
-                biases = _mm256_fmadd_ps(x, zero, biases);
-                x = _mm256_mul_ps(x, scale);
-            } else {
-                biases = _mm256_add_ps(biases, x);
-            }
-            most = _mm256_max_ps(most, _mm256_andnot_ps(sign, x));
-            _mm256_storeu_ps(digits.as_mut_ptr().add(at).cast(), x);
-        }
-    }
-    let mut lanes = [[0.0_f32; HALF]; 2];
-    // SAFETY: both arrays have 8 elements.
-    unsafe {
-        _mm256_storeu_ps(lanes[0].as_mut_ptr(), most);
-        _mm256_storeu_ps(lanes[1].as_mut_ptr(), biases);
-    }
-    let mut largest = lanes[0].into_iter().fold(0.0, f32::max);
-    let mut bias: f32 = lanes[1].iter().sum();
-    digits[whole..].fill(0);
-    for at in whole..w.len() {
-        let (x, zero) = match steps {
-            Some((scale, zero)) => (w[at] * scale[at].to_f32(), w[at] * zero[at].to_f32()),
-            None => (w[at], w[at]),
-        };
-        bias += zero;
-        largest = largest.max(x.abs());
-        digits[at] = x.to_bits() as i32;
-    }
-    let units = if largest > TINY { UNITS / largest } else { 0.0 };
-    // A float of this size has its unit in the last bit: adding it rounds to an integer, in the low bits.
-    const MAGIC: f32 = 12_582_912.0;
-    let magic = _mm256_set1_ps(MAGIC);
-    let offset = _mm256_set1_epi32(OFFSET);
-    let unmagic = _mm256_set1_epi32(OFFSET.wrapping_sub(MAGIC.to_bits() as i32));
+pub(super) fn digits(
+    precision: Precision,
+    w: Weights,
+    bounds: &[f32],
+    steps: usize,
+    scales: Option<StepScales>,
+    digits: &mut [i32],
+    factors: &mut [Factor],
+) {
+    let padded = padded(steps);
+    let whole = steps / HALF * HALF;
+    let (all, offset) = precision.units();
+    // Floats from 2^23 on have their unit in the last bit: adding one rounds to an integer, in the low bits.
+    let magic = _mm256_set1_ps(8_388_608.0 + offset as f32);
+    let offset = _mm256_set1_epi32(offset);
     // Four numbers of four bytes to four digits of four numbers.
     let transpose =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    for digits in digits.chunks_exact_mut(HALF) {
-        // SAFETY: `digits` has 8 elements of 4 bytes.
-        unsafe {
-            let x = _mm256_loadu_ps(digits.as_ptr().cast());
-            let x = _mm256_castps_si256(_mm256_fmadd_ps(x, _mm256_set1_ps(units), magic));
-            let x = _mm256_xor_si256(_mm256_add_epi32(x, unmagic), offset);
-            _mm256_storeu_si256(digits.as_mut_ptr().cast(), _mm256_shuffle_epi8(x, transpose));
+    for set in 0..scales.map_or(1, |s| s.sets) {
+        let pair = scales.map(|s| s.set(set, steps));
+        // None is negative: their bits are ordered as they are.
+        let bits = pair.map(|(scale, _)| scale.iter().fold(0, |most, s| s.to_bits().max(most)));
+        let most = bits.map_or(1.0, |bits| f16::from_bits(bits).to_f32());
+        for row in 0..w.rows {
+            let (units, step) = Factor::units(bounds[row], most, all);
+            let units = _mm256_set1_ps(units);
+            let k = set * w.rows + row;
+            let w = &w.w[row * w.stride..][..steps];
+            let digits = &mut digits[k * padded..][..padded];
+            let mut biases = _mm256_setzero_ps();
+            // The products wait in the place of their digits.
+            for at in (0..whole).step_by(HALF) {
+                // SAFETY: `at + 8` is at most `steps`, which weights, scales, zeros and digits have.
+                unsafe {
+                    let mut x = _mm256_loadu_ps(w.as_ptr().add(at));
+                    if let Some((scale, zero)) = pair {
+                        let zero = _mm256_cvtph_ps(_mm_loadu_si128(zero.as_ptr().add(at).cast()));
+                        let scale = _mm256_cvtph_ps(_mm_loadu_si128(scale.as_ptr().add(at).cast()));
+                        biases = _mm256_fmadd_ps(x, zero, biases);
+                        x = _mm256_mul_ps(x, scale);
+                    } else {
+                        biases = _mm256_add_ps(biases, x);
+                    }
+                    _mm256_storeu_ps(digits.as_mut_ptr().add(at).cast(), x);
+                }
+            }
+            let mut lanes = [0.0_f32; HALF];
+            // SAFETY: the array has 8 elements.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), biases) };
+            let mut bias: f32 = lanes.iter().sum();
+            digits[whole..].fill(0);
+            for at in whole..steps {
+                let (x, zero) = match pair {
+                    Some((scale, zero)) => (w[at] * scale[at].to_f32(), w[at] * zero[at].to_f32()),
+                    None => (w[at], w[at]),
+                };
+                bias += zero;
+                digits[at] = x.to_bits() as i32;
+            }
+            for digits in digits.chunks_exact_mut(HALF) {
+                // SAFETY: `digits` has 8 elements of 4 bytes.
+                unsafe {
+                    let x = _mm256_loadu_ps(digits.as_ptr().cast());
+                    let x = _mm256_castps_si256(_mm256_fmadd_ps(x, units, magic));
+                    let x = _mm256_shuffle_epi8(_mm256_sub_epi8(x, offset), transpose);
+                    _mm256_storeu_si256(digits.as_mut_ptr().cast(), x);
+                }
+            }
+            factors[k] = Factor { step, bias };
         }
     }
-    Factor { step: if units > 0.0 { largest / UNITS } else { 0.0 }, bias }
 }

@@ -7,8 +7,10 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::scalar::{self, OFFSET, TINY, UNITS};
-use super::{Codes, Dense, Digits, Factor, LANES, ROWS, Sums, Weights, strip_bytes};
+use super::scalar;
+use super::{
+    Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded, strip_bytes,
+};
 
 /// Defines the kernel for strips of `$type`, loaded as 16 f32 by `$load`.
 macro_rules! dense {
@@ -122,11 +124,15 @@ pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
     }
     // SAFETY: `super::codes` has checked that all strips, digits, scales and outputs are there.
     unsafe {
-        match m.bits {
-            2 => rows::<2>(m, w, out),
-            3 => rows::<3>(m, w, out),
-            4 => rows::<4>(m, w, out),
-            _ => rows::<8>(m, w, out),
+        match (m.bits, w.precision) {
+            (2, Precision::Fast) => rows::<2, 2>(m, w, out),
+            (3, Precision::Fast) => rows::<3, 2>(m, w, out),
+            (4, Precision::Fast) => rows::<4, 2>(m, w, out),
+            (_, Precision::Fast) => rows::<8, 2>(m, w, out),
+            (2, Precision::Exact) => rows::<2, 3>(m, w, out),
+            (3, Precision::Exact) => rows::<3, 3>(m, w, out),
+            (4, Precision::Exact) => rows::<4, 3>(m, w, out),
+            (_, Precision::Exact) => rows::<8, 3>(m, w, out),
         }
     }
 }
@@ -134,36 +140,36 @@ pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
 /// # Safety
 /// As [`super::codes`] checks; full width.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn rows<const BITS: u8>(m: Codes, w: Digits, out: Sums) {
-    let pairs = m.strips / 2 * 2;
+unsafe fn rows<const BITS: u8, const D: usize>(m: Codes, w: Digits, out: Sums) {
     let (y, stride) = (out.y.as_mut_ptr(), out.stride);
-    // SAFETY: strips below `m.strips`, as many rows as there are factors.
-    unsafe {
-        for strip in (0..pairs).step_by(2) {
-            match w.factors.len() {
-                1 => tile::<BITS, 1, 2>(m, strip, w, y, stride),
-                2 => tile::<BITS, 2, 2>(m, strip, w, y, stride),
-                3 => tile::<BITS, 3, 2>(m, strip, w, y, stride),
-                _ => tile::<BITS, 4, 2>(m, strip, w, y, stride),
+    let mut strip = 0;
+    while strip < m.strips {
+        // Two strips share the loads of their digits, if these are the same.
+        let pair = strip + 1 < m.strips && (strip + 1) % m.per_set != 0;
+        // SAFETY: strips below `m.strips`, as many rows as the digits have.
+        unsafe {
+            match (w.rows, pair) {
+                (1, true) => tile::<BITS, D, 1, 2>(m, strip, w, y, stride),
+                (2, true) => tile::<BITS, D, 2, 2>(m, strip, w, y, stride),
+                (3, true) => tile::<BITS, D, 3, 2>(m, strip, w, y, stride),
+                (_, true) => tile::<BITS, D, 4, 2>(m, strip, w, y, stride),
+                (1, false) => tile::<BITS, D, 1, 1>(m, strip, w, y, stride),
+                (2, false) => tile::<BITS, D, 2, 1>(m, strip, w, y, stride),
+                (3, false) => tile::<BITS, D, 3, 1>(m, strip, w, y, stride),
+                (_, false) => tile::<BITS, D, 4, 1>(m, strip, w, y, stride),
             }
         }
-        if pairs < m.strips {
-            match w.factors.len() {
-                1 => tile::<BITS, 1, 1>(m, pairs, w, y, stride),
-                2 => tile::<BITS, 2, 1>(m, pairs, w, y, stride),
-                3 => tile::<BITS, 3, 1>(m, pairs, w, y, stride),
-                _ => tile::<BITS, 4, 1>(m, pairs, w, y, stride),
-            }
-        }
+        strip += 1 + usize::from(pair);
     }
 }
 
-/// `R` rows, `S` strips from `strip` on.
+/// `D` digits, `R` rows, `S` strips from `strip` on, all of one set.
 ///
 /// # Safety
 /// As [`super::codes`] checks, for these strips and rows; full width.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const BITS: u8, const R: usize, const S: usize>(
+unsafe fn tile<const BITS: u8, const D: usize, const R: usize, const S: usize>(
     m: Codes,
     strip: usize,
     w: Digits,
@@ -173,15 +179,18 @@ unsafe fn tile<const BITS: u8, const R: usize, const S: usize>(
     const VECTOR: usize = 64;
     let bytes = strip_bytes(BITS, m.steps, LANES);
     let fours = m.steps.div_ceil(4);
-    // SAFETY: the strip exists.
-    let x = unsafe { m.codes.as_ptr().add(strip * bytes) };
-    let digits = w.digits.as_ptr();
-    let mut sums = [[[_mm512_setzero_si512(); 3]; S]; R];
+    let stride = padded(m.steps);
+    let first = strip / m.per_set * R;
+    // SAFETY: the strip and its set exist.
+    let (x, digits) = unsafe { (m.codes.as_ptr().add(strip * bytes), w.digits.as_ptr().add(first * stride)) };
+    let next = if m.next.len() == m.codes.len() { m.next.as_ptr() } else { m.codes.as_ptr() };
+    let next = next.wrapping_add(strip * bytes);
+    let mut sums = [[[_mm512_setzero_si512(); D]; S]; R];
     let mut dot = |four: usize, codes: [__m512i; S]| {
         for r in 0..R {
-            for i in 0..3 {
+            for i in 0..D {
                 // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
-                let digit = unsafe { _mm512_set1_epi32(*digits.add(r * w.stride + four * 4 + i)) };
+                let digit = unsafe { _mm512_set1_epi32(*digits.add(r * stride + four * 4 + i)) };
                 for s in 0..S {
                     sums[r][s][i] = _mm512_dpbusd_epi32(sums[r][s][i], codes[s], digit);
                 }
@@ -189,6 +198,7 @@ unsafe fn tile<const BITS: u8, const R: usize, const S: usize>(
         }
     };
     let load = |s: usize, at: usize| {
+        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(s * bytes + at).cast());
         // SAFETY: vector v of a strip lies within its bytes.
         unsafe { _mm512_loadu_si512(x.add(s * bytes + at).cast()) }
     };
@@ -240,9 +250,12 @@ unsafe fn tile<const BITS: u8, const R: usize, const S: usize>(
     for s in 0..S {
         let lane = (strip + s) * LANES;
         for r in 0..R {
-            let [low, mid, high] = sums[r][s].map(|sum| _mm512_cvtepi32_ps(sum));
-            let sum = _mm512_fmadd_ps(_mm512_fmadd_ps(high, base, mid), base, low);
-            let (step, bias) = (_mm512_set1_ps(w.factors[r].step), _mm512_set1_ps(w.factors[r].bias));
+            let mut sum = _mm512_cvtepi32_ps(sums[r][s][D - 1]);
+            for i in (0..D - 1).rev() {
+                sum = _mm512_fmadd_ps(sum, base, _mm512_cvtepi32_ps(sums[r][s][i]));
+            }
+            let (step, bias) =
+                (_mm512_set1_ps(w.factors[first + r].step), _mm512_set1_ps(w.factors[first + r].bias));
             // SAFETY: the strip's lanes exist in each output row, and among the scales and zeros.
             unsafe {
                 let y = y.add(r * y_stride + lane);
@@ -263,50 +276,76 @@ unsafe fn tile<const BITS: u8, const R: usize, const S: usize>(
 
 /// See [`super::digits`], which has checked all lengths.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn digits(w: &[f32], steps: Option<(&[f16], &[f16])>, digits: &mut [i32]) -> Factor {
-    let mut largest = _mm512_setzero_ps();
-    let mut bias = _mm512_setzero_ps();
-    // The products wait in the place of their digits.
-    for (chunk, digits) in digits.chunks_exact_mut(LANES).enumerate() {
-        let at = chunk * LANES;
-        let left = w.len() - at.min(w.len());
-        let mask: __mmask16 = if left >= LANES { !0 } else { (1 << left) - 1 };
-        // SAFETY: masked loads touch only elements below `w.len()`, which the scales and zeros have too; the pointers
-        // themselves are formed within or one past the slices because `at` is below the padded length and, where
-        // it is not below `w.len()`, `wrapping_add` forms them. `digits` has 16 elements.
-        unsafe {
-            let mut x = _mm512_maskz_loadu_ps(mask, w.as_ptr().wrapping_add(at));
-            if let Some((scale, zero)) = steps {
-                let zero = _mm256_maskz_loadu_epi16(mask, zero.as_ptr().wrapping_add(at).cast());
-                let scale = _mm256_maskz_loadu_epi16(mask, scale.as_ptr().wrapping_add(at).cast());
-                bias = _mm512_fmadd_ps(x, _mm512_cvtph_ps(zero), bias);
-                x = _mm512_mul_ps(x, _mm512_cvtph_ps(scale));
-            } else {
-                bias = _mm512_add_ps(bias, x);
-            }
-            largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
-            _mm512_storeu_ps(digits.as_mut_ptr().cast(), x);
-        }
-    }
-    let largest = _mm512_reduce_max_ps(largest);
-    let bias = _mm512_reduce_add_ps(bias);
-    let units = if largest > TINY { UNITS / largest } else { 0.0 };
-    // A float of this size has its unit in the last bit: adding it rounds to an integer, in the low bits.
-    const MAGIC: f32 = 12_582_912.0;
-    let magic = _mm512_set1_ps(MAGIC);
-    let offset = _mm512_set1_epi32(OFFSET);
-    let unmagic = _mm512_set1_epi32(OFFSET.wrapping_sub(MAGIC.to_bits() as i32));
+pub(super) fn digits(
+    precision: Precision,
+    w: Weights,
+    bounds: &[f32],
+    steps: usize,
+    scales: Option<StepScales>,
+    digits: &mut [i32],
+    factors: &mut [Factor],
+) {
+    let padded = padded(steps);
+    let (all, offset) = precision.units();
+    // Floats from 2^23 on have their unit in the last bit: adding one rounds to an integer, in the low bits.
+    let magic = _mm512_set1_ps(8_388_608.0 + offset as f32);
+    let offset = _mm512_set1_epi32(offset);
     // Four numbers of four bytes to four digits of four numbers.
     let transpose =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    for digits in digits.chunks_exact_mut(LANES) {
-        // SAFETY: `digits` has 16 elements of 4 bytes.
-        unsafe {
-            let x = _mm512_loadu_ps(digits.as_ptr().cast());
-            let x = _mm512_castps_si512(_mm512_fmadd_ps(x, _mm512_set1_ps(units), magic));
-            let x = _mm512_xor_si512(_mm512_add_epi32(x, unmagic), offset);
-            _mm512_storeu_si512(digits.as_mut_ptr().cast(), _mm512_shuffle_epi8(x, transpose));
+    for set in 0..scales.map_or(1, |s| s.sets) {
+        let pair = scales.map(|s| s.set(set, steps));
+        let most = pair.map_or(1.0, |(scale, _)| largest_scale(scale));
+        for row in 0..w.rows {
+            let (units, step) = Factor::units(bounds[row], most, all);
+            let units = _mm512_set1_ps(units);
+            let k = set * w.rows + row;
+            let w = &w.w[row * w.stride..][..steps];
+            let digits = &mut digits[k * padded..][..padded];
+            let mut bias = _mm512_setzero_ps();
+            for (chunk, digits) in digits.chunks_exact_mut(LANES).enumerate() {
+                let at = chunk * LANES;
+                let left = steps - at;
+                let mask: __mmask16 = if left >= LANES { !0 } else { (1 << left) - 1 };
+                // SAFETY: `at` is below `steps`, and masked loads touch only elements below it, which weights, scales
+                // and zeros have. `digits` has 16 elements of 4 bytes.
+                unsafe {
+                    let mut x = _mm512_maskz_loadu_ps(mask, w.as_ptr().add(at));
+                    if let Some((scale, zero)) = pair {
+                        let zero = _mm256_maskz_loadu_epi16(mask, zero.as_ptr().add(at).cast());
+                        let scale = _mm256_maskz_loadu_epi16(mask, scale.as_ptr().add(at).cast());
+                        bias = _mm512_fmadd_ps(x, _mm512_cvtph_ps(zero), bias);
+                        x = _mm512_mul_ps(x, _mm512_cvtph_ps(scale));
+                    } else {
+                        bias = _mm512_add_ps(bias, x);
+                    }
+                    let x = _mm512_castps_si512(_mm512_fmadd_ps(x, units, magic));
+                    let x = _mm512_shuffle_epi8(_mm512_sub_epi8(x, offset), transpose);
+                    _mm512_storeu_si512(digits.as_mut_ptr().cast(), x);
+                }
+            }
+            factors[k] = Factor { step, bias: _mm512_reduce_add_ps(bias) };
         }
     }
-    Factor { step: if units > 0.0 { largest / UNITS } else { 0.0 }, bias }
+}
+
+/// The largest of scales, none of which is negative: their bits are ordered as they are.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn largest_scale(scale: &[f16]) -> f32 {
+    const LANES: usize = 32;
+    let mut most = _mm512_setzero_si512();
+    for at in (0..scale.len()).step_by(LANES) {
+        let left = scale.len() - at;
+        let mask: __mmask32 = if left >= LANES { !0 } else { (1 << left) - 1 };
+        // SAFETY: the masked load touches only elements below the slice's length.
+        let x = unsafe { _mm512_maskz_loadu_epi16(mask, scale.as_ptr().add(at).cast()) };
+        most = _mm512_max_epu16(most, x);
+    }
+    let most = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64::<1>(most));
+    let most = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+    // The instruction finds a minimum.
+    let ones = _mm_set1_epi16(-1);
+    let most = _mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(most, ones)), ones);
+    _mm_cvtss_f32(_mm_cvtph_ps(most))
 }

@@ -7,9 +7,9 @@
 //! all weight rows of a tile (the query heads that share a KV head).
 //!
 //! Numbers are f32, f16 or codes of 2, 3, 4 or 8 bits. Codes are not converted to floats: the weights of a tile (times
-//! the scales, where these belong to the steps) become 23-bit integers, split into three signed bytes, and byte dot
-//! products (`vpdpbusd`, `vpmaddubsw`) of codes and digits are exact. Rounding weights to 2^-22 of their largest
-//! costs no more accuracy than f32 sums do, and a byte dot product does the work of four float ones.
+//! the scales, where these belong to the steps) become integers, split into two or three signed bytes ([`Precision`]),
+//! and byte dot products (`vpdpbusd`, `vpmaddubsw`) of codes and digits are exact. A byte dot product does the work of
+//! four float ones.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -142,21 +142,75 @@ pub(crate) struct Dense<'a, T> {
 pub(crate) struct Codes<'a> {
     pub(crate) bits: u8,
     pub(crate) codes: &'a [u8],
+    /// What is read next, in the same layout; empty if nothing is.
+    pub(crate) next: &'a [u8],
     pub(crate) strips: usize,
     /// [`LANES`], or fewer in a lone last strip.
     pub(crate) width: usize,
     pub(crate) steps: usize,
+    /// Strips that share a set of digits: strip s has set `s / per_set`.
+    pub(crate) per_set: usize,
     /// Scales and zeros of the lanes, `strips * width` each, where groups run along the steps. A lane's element is
     /// then `scale * code + zero`; without them scale and zero are already in the weights.
     pub(crate) lanes: Option<(&'a [f16], &'a [f16])>,
 }
 
-/// Weight rows as digits: row i is `digits[i * stride..][..padded(steps)]` with its `factors[i]`.
+/// How finely weights (queries, probabilities) are rounded before they meet codes, relative to the largest weight
+/// times the largest scale of the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Two digits, 16 bits: finer than the f16 in which states and magnitudes are stored.
+    Fast,
+    /// Three digits, 23 bits: as good as sums in f32.
+    #[default]
+    Exact,
+}
+
+impl Precision {
+    /// Digits of a weight.
+    pub(crate) fn digits(self) -> usize {
+        match self {
+            Precision::Fast => 2,
+            Precision::Exact => 3,
+        }
+    }
+
+    /// The largest integer weight (three digits: less a margin for rounding), and what makes the bytes of any of them
+    /// its digits plus a constant: 128, 128 and 64.
+    fn units(self) -> (f32, i32) {
+        match self {
+            Precision::Fast => (32_639.0, 0x8080),
+            Precision::Exact => (4_161_000.0, 0x40_8080),
+        }
+    }
+}
+
+/// Sets of weight rows as digits: row i of `rows` in set j is number `k = j * rows + i`, has the digits
+/// `digits[k * padded(steps)..][..padded(steps)]` and the factor `factors[k]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Digits<'a> {
     pub(crate) digits: &'a [i32],
-    pub(crate) stride: usize,
     pub(crate) factors: &'a [Factor],
+    pub(crate) rows: usize,
+    pub(crate) precision: Precision,
+}
+
+/// Scales and zeros of steps, for one or several sets: set j has the scales `data[2 * j * count..][..count]`, and
+/// after them as many zeros.
+#[derive(Clone, Copy)]
+pub(crate) struct StepScales<'a> {
+    pub(crate) data: &'a [f16],
+    pub(crate) count: usize,
+    pub(crate) sets: usize,
+}
+
+impl<'a> StepScales<'a> {
+    /// Scales and zeros of the first `steps` of a set.
+    #[inline(always)]
+    fn set(&self, set: usize, steps: usize) -> (&'a [f16], &'a [f16]) {
+        let at = 2 * set * self.count;
+        (&self.data[at..at + steps], &self.data[at + self.count..at + self.count + steps])
+    }
 }
 
 /// What turns a row's integer sums back into numbers.
@@ -166,6 +220,31 @@ pub(crate) struct Factor {
     pub(crate) step: f32,
     /// Sum of weights times zeros, or of the weights where zeros belong to the lanes.
     pub(crate) bias: f32,
+}
+
+impl Factor {
+    /// Units per weight (times scale) and the weight of a unit, for weights of at most `bound` and scales of at most
+    /// `scale`. Where their product is so small that its reciprocal is not finite, weights count as zero.
+    #[inline(always)]
+    fn units(bound: f32, scale: f32, units: f32) -> (f32, f32) {
+        let largest = bound * scale;
+        if largest > 1e-30 { (units / largest, largest / units) } else { (0.0, 0.0) }
+    }
+}
+
+/// The largest magnitude of `w`.
+pub(crate) fn largest(w: &[f32]) -> f32 {
+    let mut most = [0.0_f32; LANES];
+    let chunks = w.chunks_exact(LANES);
+    for (most, x) in most.iter_mut().zip(chunks.remainder()) {
+        *most = x.abs();
+    }
+    for chunk in chunks {
+        for (most, x) in most.iter_mut().zip(chunk) {
+            *most = if x.abs() > *most { x.abs() } else { *most };
+        }
+    }
+    most.into_iter().fold(0.0, f32::max)
 }
 
 /// Digits of a row of `steps` weights: a multiple of 16, so that every plane of a strip ends within it.
@@ -244,16 +323,16 @@ pub(crate) fn dense<T: Float>(isa: Isa, m: Dense<T>, w: Weights, out: Sums) {
 /// # Panics
 /// Slices too short for the shape, or too many rows.
 pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
-    let rows = w.factors.len();
-    if m.strips == 0 || m.steps == 0 || rows == 0 {
+    if m.strips == 0 || m.steps == 0 || w.rows == 0 {
         return;
     }
     // As in `dense`.
-    assert!(rows <= ROWS && matches!(m.bits, 2 | 3 | 4 | 8));
+    assert!(w.rows <= ROWS && matches!(m.bits, 2 | 3 | 4 | 8));
     assert!(m.width <= LANES && (m.width == LANES || m.strips == 1));
     assert!(m.strips * strip_bytes(m.bits, m.steps, m.width) <= m.codes.len());
-    assert!((rows - 1) * w.stride + padded(m.steps) <= w.digits.len());
-    assert!((rows - 1) * out.stride + m.strips * m.width <= out.y.len());
+    let sets = m.strips.div_ceil(m.per_set);
+    assert!(sets * w.rows <= w.factors.len() && sets * w.rows * padded(m.steps) <= w.digits.len());
+    assert!((w.rows - 1) * out.stride + m.strips * m.width <= out.y.len());
     if let Some((scale, zero)) = m.lanes {
         assert!(m.strips * m.width <= scale.len().min(zero.len()));
     }
@@ -268,24 +347,40 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
     }
 }
 
-/// Splits the weights `w`, times the scales of their steps if given, into digits: for each four steps three i32, of
-/// which i holds digit i (base 256, signed bytes, the least first) of the four, and one unused. `digits` has
-/// `padded(w.len())`; those beyond the weights become zero.
+/// Splits the first `steps` of each weight row, times the scales of the steps if given, into digits: for each four
+/// steps four i32, of which i holds digit i (base 256, signed bytes, the least first) of the four; those beyond the
+/// precision hold anything. Rows and sets are ordered as in [`Digits`]; digits beyond the steps are zero. No weight of
+/// row i is larger than `bounds[i]`.
 ///
 /// # Panics
-/// Slices of the wrong length.
-pub(crate) fn digits(isa: Isa, w: &[f32], steps: Option<(&[f16], &[f16])>, digits: &mut [i32]) -> Factor {
-    assert_eq!(digits.len(), padded(w.len()));
-    if let Some((scale, zero)) = steps {
-        assert!(w.len() <= scale.len().min(zero.len()));
+/// Slices too short.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn digits(
+    isa: Isa,
+    precision: Precision,
+    w: Weights,
+    bounds: &[f32],
+    steps: usize,
+    scales: Option<StepScales>,
+    digits: &mut [i32],
+    factors: &mut [Factor],
+) {
+    if w.rows == 0 || steps == 0 {
+        return;
+    }
+    assert!((w.rows - 1) * w.stride + steps <= w.w.len() && w.rows <= bounds.len());
+    let sets = scales.map_or(1, |s| s.sets);
+    assert!(sets * w.rows * padded(steps) <= digits.len() && sets * w.rows <= factors.len());
+    if let Some(s) = scales {
+        assert!(steps <= s.count && s.sets * 2 * s.count <= s.data.len());
     }
     match isa {
-        Isa::Scalar => scalar::digits(w, steps, digits),
+        Isa::Scalar => scalar::digits(precision, w, bounds, steps, scales, digits, factors),
         // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::digits(w, steps, digits) },
+        Isa::Avx2 => unsafe { avx2::digits(precision, w, bounds, steps, scales, digits, factors) },
         // SAFETY: likewise.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::digits(w, steps, digits) },
+        Isa::Avx512 => unsafe { avx512::digits(precision, w, bounds, steps, scales, digits, factors) },
     }
 }

@@ -1,8 +1,9 @@
 //! The kernels in plain Rust.
 
-use half::f16;
-
-use super::{Codes, Dense, Digits, Factor, Float, LANES, Sums, Weights, get_code, strip_bytes};
+use super::{
+    Codes, Dense, Digits, Factor, Float, LANES, Precision, StepScales, Sums, Weights, get_code, padded,
+    strip_bytes,
+};
 
 /// See [`super::dense`].
 pub(super) fn dense<T: Float>(m: Dense<T>, w: Weights, out: Sums) {
@@ -26,13 +27,15 @@ pub(super) fn dense<T: Float>(m: Dense<T>, w: Weights, out: Sums) {
 pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
     let bytes = strip_bytes(m.bits, m.steps, m.width);
     let shape = (m.steps, m.width);
+    let padded = padded(m.steps);
     for strip in 0..m.strips {
         let packed = &m.codes[strip * bytes..][..bytes];
-        for (row, factor) in w.factors.iter().enumerate() {
-            let digits = &w.digits[row * w.stride..];
+        for row in 0..w.rows {
+            let k = strip / m.per_set * w.rows + row;
+            let (digits, factor) = (&w.digits[k * padded..][..padded], w.factors[k]);
             let mut sums = [[0_i32; LANES]; 3];
             for step in 0..m.steps {
-                let four = &digits[step / 4 * 4..][..3];
+                let four = &digits[step / 4 * 4..][..w.precision.digits()];
                 for lane in 0..m.width {
                     let code = i32::from(get_code(packed, m.bits, shape, (step, lane)));
                     for (sums, digits) in sums.iter_mut().zip(four) {
@@ -41,8 +44,8 @@ pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
                 }
             }
             for lane in 0..m.width {
-                let [low, mid, high] = sums.map(|s| s[lane] as f32);
-                let sum = ((high * 256.0 + mid) * 256.0 + low) * factor.step;
+                let parts = sums[..w.precision.digits()].iter().rev();
+                let sum = parts.fold(0.0, |sum, part| sum * 256.0 + part[lane] as f32) * factor.step;
                 out.y[row * out.stride + strip * LANES + lane] += match m.lanes {
                     None => sum + factor.bias,
                     Some((scale, zero)) => {
@@ -55,27 +58,40 @@ pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
     }
 }
 
-/// The largest integer weight; three signed bytes reach 2^23 - 2^15.
-pub(super) const UNITS: f32 = 4_194_303.0;
-/// Weights that are all smaller than this count as zero: their reciprocal would not be finite.
-pub(super) const TINY: f32 = 1e-30;
-/// Added to an integer, it makes its bytes the signed digits plus 128.
-pub(super) const OFFSET: i32 = 0x0080_8080;
-
 /// See [`super::digits`].
-pub(super) fn digits(w: &[f32], steps: Option<(&[f16], &[f16])>, digits: &mut [i32]) -> Factor {
-    let scaled = |i: usize, w: f32| steps.map_or(w, |(scale, _)| w * scale[i].to_f32());
-    let largest = w.iter().enumerate().fold(0.0_f32, |most, (i, &w)| most.max(scaled(i, w).abs()));
-    let units = if largest > TINY { UNITS / largest } else { 0.0 };
-    digits.fill(0);
-    let mut bias = 0.0;
-    for (i, &w) in w.iter().enumerate() {
-        bias += steps.map_or(w, |(_, zero)| w * zero[i].to_f32());
-        let whole = (scaled(i, w) * units).round_ties_even() as i32;
-        let bytes = ((whole + OFFSET) ^ OFFSET).to_le_bytes();
-        for (digit, byte) in digits[i / 4 * 4..][..3].iter_mut().zip(bytes) {
-            *digit |= i32::from(byte) << (8 * (i % 4));
+pub(super) fn digits(
+    precision: Precision,
+    w: Weights,
+    bounds: &[f32],
+    steps: usize,
+    scales: Option<StepScales>,
+    digits: &mut [i32],
+    factors: &mut [Factor],
+) {
+    let padded = padded(steps);
+    let (units, offset) = precision.units();
+    for set in 0..scales.map_or(1, |s| s.sets) {
+        let pair = scales.map(|s| s.set(set, steps));
+        let most = pair.map_or(1.0, |(scale, _)| scale.iter().fold(0.0, |m: f32, s| m.max(s.to_f32())));
+        for (row, &bound) in bounds[..w.rows].iter().enumerate() {
+            let k = set * w.rows + row;
+            let w = &w.w[row * w.stride..][..steps];
+            let digits = &mut digits[k * padded..][..padded];
+            let (units, step) = Factor::units(bound, most, units);
+            digits.fill(0);
+            let mut bias = 0.0;
+            for (i, &w) in w.iter().enumerate() {
+                let (scaled, zero) =
+                    pair.map_or((w, w), |(scale, zero)| (w * scale[i].to_f32(), w * zero[i].to_f32()));
+                bias += zero;
+                let whole = (scaled * units).round_ties_even() as i32;
+                let bytes = (whole + offset).to_le_bytes();
+                let zero = offset.to_le_bytes();
+                for (place, digit) in digits[i / 4 * 4..][..3].iter_mut().enumerate() {
+                    *digit |= i32::from(bytes[place].wrapping_sub(zero[place])) << (8 * (i % 4));
+                }
+            }
+            factors[k] = Factor { step, bias };
         }
     }
-    Factor { step: if units > 0.0 { largest / UNITS } else { 0.0 }, bias }
 }

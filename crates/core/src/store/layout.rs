@@ -6,7 +6,9 @@ use half::f16;
 use minicache_config::Axis;
 
 use super::Side;
-use crate::kernels::{self, Dense, Float, Isa, LANES, Line, Sums, Weights, get_code, put_code, strip_bytes};
+use crate::kernels::{
+    self, Dense, Float, Isa, LANES, Line, StepScales, Sums, Weights, get_code, put_code, strip_bytes,
+};
 
 /// One head's floats in a block of `slots` tokens. Keys: strips of 16 tokens, a step per channel (`slots` is a
 /// multiple of 16). Values: strips of 16 channels, the last narrower if 16 does not divide `dim`, a step per token.
@@ -86,13 +88,15 @@ pub(super) struct Tile {
     pub(super) width: usize,
     /// First byte of its codes.
     pub(super) codes: usize,
-    /// Which pair of scale and zero arrays is its own, and the first entry in it.
+    /// The group of its first channel, and the first of its entries in the group's scales.
     pub(super) group: usize,
     pub(super) entry: usize,
 }
 
 /// One head's codes in a block of `slots` tokens: the strips of all tiles, then for each group an array of scales and
-/// one of zeros, indexed by channel (`Axis::Channel`) or by token (`Axis::Token`).
+/// one of zeros, indexed by channel (`Axis::Channel`, one group) or by token (`Axis::Token`).
+///
+/// Keys have a tile for each group; values one of all full strips, and one of the narrow last strip if there is one.
 pub(super) struct CodeBlock {
     pub(super) side: Side,
     /// The axis of the scales; none where codes stand for themselves.
@@ -101,7 +105,7 @@ pub(super) struct CodeBlock {
     pub(super) slots: usize,
     pub(super) bits: u8,
     /// Channels that share a scale (`Axis::Token`); all of them otherwise, each with its own.
-    group: usize,
+    pub(super) group: usize,
     pub(super) tiles: Vec<Tile>,
     code_bytes: usize,
 }
@@ -118,23 +122,22 @@ impl CodeBlock {
         let group = if axis == Some(Axis::Token) { group.min(dim) } else { dim };
         let mut tiles = Vec::new();
         let mut codes = 0;
-        for (g, channel) in (0..dim).step_by(group).enumerate() {
-            let channels = group.min(dim - channel);
-            let mut add = |steps, channel, strips, width, entry| {
-                if strips * width > 0 {
-                    tiles.push(Tile { steps, channel, strips, width, codes, group: g, entry });
-                    codes += strips * strip_bytes(bits, steps, width);
+        let mut add = |steps, channel, strips, width| {
+            if strips * width > 0 {
+                let entry = if side == Side::Values && axis == Some(Axis::Channel) { channel } else { 0 };
+                tiles.push(Tile { steps, channel, strips, width, codes, group: channel / group, entry });
+                codes += strips * strip_bytes(bits, steps, width);
+            }
+        };
+        match side {
+            Side::Keys => {
+                for channel in (0..dim).step_by(group) {
+                    add(group.min(dim - channel), channel, slots / LANES, LANES);
                 }
-            };
-            match side {
-                Side::Keys => add(channels, channel, slots / LANES, LANES, 0),
-                Side::Values => {
-                    let full = channels / LANES;
-                    let rest = channel + full * LANES;
-                    let entry = if axis == Some(Axis::Channel) { full * LANES } else { 0 };
-                    add(slots, channel, full, LANES, 0);
-                    add(slots, rest, 1, channels % LANES, entry);
-                }
+            }
+            Side::Values => {
+                add(slots, 0, dim / LANES, LANES);
+                add(slots, dim / LANES * LANES, 1, dim % LANES);
             }
         }
         Self { side, axis, dim, slots, bits, group, tiles, code_bytes: codes.next_multiple_of(2) }
@@ -158,7 +161,7 @@ impl CodeBlock {
         }
     }
 
-    fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         self.dim.div_ceil(self.group)
     }
 
@@ -173,11 +176,22 @@ impl CodeBlock {
         Line::count(codes + scales)
     }
 
-    /// The scales and the zeros of a tile, from its first entry on.
-    pub(super) fn scales<'a>(&self, head: &'a [f16], tile: &Tile) -> (&'a [f16], &'a [f16]) {
+    /// The lines of a head that hold its scales and zeros.
+    pub(super) fn scale_lines(&self) -> Range<usize> {
+        self.code_bytes / Line::BYTES..self.head_lines()
+    }
+
+    /// The scales and the zeros of a tile's lanes.
+    pub(super) fn lane_scales<'a>(&self, head: &'a [f16], tile: &Tile) -> (&'a [f16], &'a [f16]) {
         let n = self.scales_per_group();
         let at = self.code_bytes / 2 + tile.group * 2 * n + tile.entry;
         (&head[at..at + n - tile.entry], &head[at + n..at + 2 * n - tile.entry])
+    }
+
+    /// The scales and zeros of the steps, a set for each group.
+    pub(super) fn step_scales<'a>(&self, head: &'a [f16]) -> StepScales<'a> {
+        let (count, sets) = (self.scales_per_group(), self.groups());
+        StepScales { data: &head[self.code_bytes / 2..][..sets * 2 * count], count, sets }
     }
 
     /// Where the scale of (slot, channel) is in the head's f16 view; its zero is the second index.

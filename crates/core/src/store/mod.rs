@@ -17,11 +17,14 @@ use minicache_config::Axis;
 use self::grid::{Grid, decode};
 use self::layout::{CodeBlock, FloatBlock};
 use self::pages::{Pages, shared_bytes};
-use crate::kernels::{Float, LANES, Line, view, view_mut};
+use crate::kernels::{Float, LANES, Line, Precision, view, view_mut};
 
-/// Tokens of a block of floats, and of a block of codes quantised along tokens. Blocks of codes quantised along
-/// channels have a group of tokens each.
+/// Tokens of a block of floats.
 const BLOCK: usize = 32;
+
+/// Tokens of a block of codes quantised token by token: longer, because values pay for each block with the rounding of
+/// its weights. Blocks of codes quantised along channels have a group of tokens each.
+const PACKED_BLOCK: usize = 64;
 
 /// How a [`Store`] keeps its numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,6 +87,7 @@ pub struct Store {
     dim: usize,
     side: Side,
     scheme: Scheme,
+    precision: Precision,
     /// Tokens pushed.
     len: usize,
     /// Tokens before this one are in `pages`, the others in `recent`.
@@ -124,7 +128,7 @@ impl Store {
                 assert!(group > 0 && group % LANES == 0, "group must be a multiple of 16, not {group}");
                 let (slots, waiting) = match axis {
                     Axis::Channel => (group, residual + group),
-                    Axis::Token => (BLOCK, residual),
+                    Axis::Token => (PACKED_BLOCK, residual),
                 };
                 let codes = CodeBlock::new(side, Some(axis), dim, slots, bits, group);
                 let lines = codes.head_lines();
@@ -132,23 +136,21 @@ impl Store {
             }
             Scheme::Codes { bits } => {
                 assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
-                let codes = CodeBlock::new(side, None, dim, BLOCK, bits, dim);
+                let codes = CodeBlock::new(side, None, dim, PACKED_BLOCK, bits, dim);
                 let lines = codes.head_lines();
                 (Block::Codes(Arc::new(codes)), lines, 0)
             }
         };
         let recent = Recent { lines: Arc::new([]), slots: 0, most };
-        Self {
-            heads,
-            dim,
-            side,
-            scheme,
-            len: 0,
-            packed: 0,
-            block,
-            pages: Pages::new(heads * head_lines),
-            recent,
-        }
+        let precision = Precision::default();
+        let pages = Pages::new(heads * head_lines);
+        Self { heads, dim, side, scheme, precision, len: 0, packed: 0, block, pages, recent }
+    }
+
+    /// The same store with its weights rounded otherwise where they meet codes. Floats are weighed in f32 anyway.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Appends tokens: `rows` is `(tokens, heads, dim)`.

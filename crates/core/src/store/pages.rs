@@ -16,7 +16,8 @@ const MAX_BLOCKS: usize = 8;
 pub(super) struct Pages {
     pages: VecDeque<Arc<[Line]>>,
     block_lines: usize,
-    per_page: usize,
+    /// Blocks per page, as a power of two.
+    page_log: u32,
     /// Pages dropped at the front.
     dropped: usize,
     /// Blocks, dropped ones included.
@@ -25,19 +26,19 @@ pub(super) struct Pages {
 
 impl Pages {
     pub(super) fn new(block_lines: usize) -> Self {
-        let per_page = (PAGE_BYTES / (block_lines * Line::BYTES).max(1)).clamp(1, MAX_BLOCKS);
-        Self { pages: VecDeque::new(), block_lines, per_page, dropped: 0, blocks: 0 }
+        let page_log = (PAGE_BYTES / (block_lines * Line::BYTES).max(1)).clamp(1, MAX_BLOCKS).ilog2();
+        Self { pages: VecDeque::new(), block_lines, page_log, dropped: 0, blocks: 0 }
     }
 
     /// The first block still held.
     pub(super) fn first(&self) -> usize {
-        (self.dropped * self.per_page).min(self.blocks)
+        (self.dropped << self.page_log).min(self.blocks)
     }
 
     /// Appends a block of zeros.
     pub(super) fn push(&mut self) {
         let zeros = std::iter::repeat_n(Line::ZERO, self.block_lines);
-        if self.blocks.is_multiple_of(self.per_page) {
+        if self.blocks.is_multiple_of(1 << self.page_log) {
             self.pages.push_back(zeros.collect());
         } else if let Some(last) = self.pages.back_mut() {
             *last = last.iter().copied().chain(zeros).collect();
@@ -46,8 +47,8 @@ impl Pages {
     }
 
     fn place(&self, block: usize) -> (usize, Range<usize>) {
-        let start = block % self.per_page * self.block_lines;
-        (block / self.per_page - self.dropped, start..start + self.block_lines)
+        let start = block % (1 << self.page_log) * self.block_lines;
+        ((block >> self.page_log) - self.dropped, start..start + self.block_lines)
     }
 
     pub(super) fn block(&self, block: usize) -> &[Line] {
@@ -62,7 +63,7 @@ impl Pages {
 
     /// Frees the pages of which every block is before `block`.
     pub(super) fn drop_before(&mut self, block: usize) {
-        while self.dropped < block.min(self.blocks) / self.per_page {
+        while self.dropped < block.min(self.blocks) >> self.page_log {
             self.pages.pop_front();
             self.dropped += 1;
         }

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::layout::{CodeBlock, FloatBlock, Tile};
+use super::layout::{CodeBlock, FloatBlock};
 use super::{Block, Side, Store};
 use crate::kernels::{
-    self, Codes, Digits, Factor, Float, Isa, LANES, Line, ROWS, Sums, Weights, padded, view,
+    self, Codes, Digits, Factor, Float, Isa, LANES, Line, Precision, ROWS, Sums, Weights, padded, view,
 };
 
 /// Rows whose digits are kept while the blocks go by.
@@ -23,17 +23,29 @@ thread_local! {
 struct Scratch {
     digits: Vec<i32>,
     factors: Vec<Factor>,
+    bounds: Vec<f32>,
     floats: Vec<f32>,
 }
 
 /// A stretch of one block: `slots` of it are the tokens from `offset` on in the caller's range.
 struct Part<'a> {
     lines: &'a [Line],
-    /// The packed block after this one, empty if the range does not reach it.
+    /// The packed block after this one, if any: the next call, if not this one, reads it.
     next: &'a [Line],
     recent: bool,
     slots: Range<usize>,
     offset: usize,
+}
+
+impl Part<'_> {
+    /// The head's lines of this block and of the next, whose scales are asked for (its codes are by the kernels).
+    fn head(&self, head: usize, block: &CodeBlock) -> (&[Line], &[Line]) {
+        let lines = block.head_lines();
+        let place = head * lines..(head + 1) * lines;
+        let next = self.next.get(place.clone()).unwrap_or(&[]);
+        kernels::prefetch(next.get(block.scale_lines()).unwrap_or(&[]));
+        (&self.lines[place], next)
+    }
 }
 
 impl Store {
@@ -77,19 +89,29 @@ impl Store {
         out: &mut [f32],
     ) {
         let tokens = range.len();
-        let Scratch { digits, factors, floats } = scratch;
+        let Scratch { digits, factors, bounds, floats } = scratch;
         if let Block::Codes(block) = &self.block
-            && !block.scale_of_step()
             && range.start < self.packed
         {
-            query_digits(isa, block, q, digits, factors);
+            row_bounds(q, self.dim, bounds);
+            if !block.scale_of_step() {
+                query_digits(isa, self.precision, block, q, bounds, digits, factors);
+            }
         }
         for part in self.parts(range) {
             let strips = part.slots.start / LANES..part.slots.end.div_ceil(LANES);
             let whole = part.slots.start % LANES == 0 && part.slots.end % LANES == 0;
             if whole {
                 let y = &mut out[part.offset..];
-                self.score_part(isa, head, &part, strips, q, (digits, factors), Sums { y, stride: tokens });
+                self.score_part(
+                    isa,
+                    head,
+                    &part,
+                    strips,
+                    q,
+                    (digits, factors, bounds),
+                    Sums { y, stride: tokens },
+                );
                 continue;
             }
             // A strip that the range cuts: computed whole beside the output, and the part asked for copied.
@@ -97,7 +119,7 @@ impl Store {
             let skip = part.slots.start % LANES;
             fresh(floats, q.rows * width);
             let y = Sums { y: &mut floats[..], stride: width };
-            self.score_part(isa, head, &part, strips, q, (digits, factors), y);
+            self.score_part(isa, head, &part, strips, q, (digits, factors, bounds), y);
             for (row, y) in floats.chunks_exact(width).enumerate() {
                 let n = part.slots.len();
                 out[row * tokens + part.offset..][..n].copy_from_slice(&y[skip..skip + n]);
@@ -113,7 +135,7 @@ impl Store {
         part: &Part,
         strips: Range<usize>,
         q: Weights,
-        (digits, factors): (&mut Vec<i32>, &mut Vec<Factor>),
+        (digits, factors, bounds): (&mut Vec<i32>, &mut Vec<Factor>, &[f32]),
         out: Sums,
     ) {
         if part.recent {
@@ -136,42 +158,43 @@ impl Store {
                 out,
             ),
             Block::Codes(block) => {
-                let n = block.head_lines();
-                let lines = &part.lines[head * n..(head + 1) * n];
-                kernels::prefetch(part.next.get(head * n..(head + 1) * n).unwrap_or(&[]));
+                let (lines, next) = part.head(head, block);
                 if block.scale_of_step() {
-                    block_digits(isa, block, &block.tiles[0], view(lines), q, digits, factors);
+                    prepare(digits, factors, q.rows, block.dim);
+                    let scales = Some(block.step_scales(view(lines)));
+                    kernels::digits(isa, self.precision, q, bounds, block.dim, scales, digits, factors);
                 }
-                let per_row: usize = block.tiles.iter().map(|t| padded(t.steps)).sum();
-                let tiles = block.tiles.len();
-                let mut start = 0;
+                let mut set = 0;
                 for (i, tile) in block.tiles.iter().enumerate() {
                     let bytes = kernels::strip_bytes(block.bits, tile.steps, LANES);
                     let lanes = (block.scaled() && !block.scale_of_step()).then(|| {
-                        let (scale, zero) = block.scales(view(lines), tile);
+                        let (scale, zero) = block.lane_scales(view(lines), tile);
                         (&scale[strips.start * LANES..], &zero[strips.start * LANES..])
                     });
+                    let codes = tile.codes + strips.start * bytes;
+                    let codes = codes..codes + strips.len() * bytes;
                     let m = Codes {
                         bits: block.bits,
-                        codes: &view(lines)[tile.codes + strips.start * bytes..],
+                        codes: &view(lines)[codes.clone()],
+                        next: view(next).get(codes).unwrap_or(&[]),
                         strips: strips.len(),
                         width: LANES,
                         steps: tile.steps,
+                        per_set: strips.len(),
                         lanes,
                     };
+                    let padded = padded(tile.steps);
                     for row in (0..q.rows).step_by(ROWS) {
-                        let rows = ROWS.min(q.rows - row);
-                        let mut these = [Factor::default(); ROWS];
-                        (0..rows).for_each(|r| these[r] = factors[(row + r) * tiles + i]);
                         let w = Digits {
-                            digits: &digits[row * per_row + start..],
-                            stride: per_row,
-                            factors: &these[..rows],
+                            digits: &digits[set + row * padded..],
+                            factors: &factors[i * q.rows + row..],
+                            rows: ROWS.min(q.rows - row),
+                            precision: self.precision,
                         };
                         let y = Sums { y: &mut out.y[row * out.stride..], stride: out.stride };
                         kernels::codes(isa, m, w, y);
                     }
-                    start += padded(tile.steps);
+                    set += q.rows * padded;
                 }
             }
         }
@@ -201,6 +224,9 @@ impl Store {
         }
         let isa = Isa::active();
         SCRATCH.with_borrow_mut(|scratch| {
+            if matches!(self.block, Block::Codes(_)) && range.start < self.packed {
+                row_bounds(Weights { w: p, stride: tokens, rows }, tokens, &mut scratch.bounds);
+            }
             for part in self.parts(&range) {
                 let w = Weights { w: &p[part.offset..], stride: tokens, rows };
                 self.sum_part(isa, scratch, head, &part, w, out);
@@ -239,14 +265,14 @@ impl Store {
                 y,
             ),
             Block::Codes(block) => {
-                let n = block.head_lines();
-                let lines = &part.lines[head * n..(head + 1) * n];
-                kernels::prefetch(part.next.get(head * n..(head + 1) * n).unwrap_or(&[]));
+                let lines = part.head(head, block);
                 for row in (0..w.rows).step_by(ROWS) {
                     let rows = ROWS.min(w.rows - row);
                     let w = Weights { w: &w.w[row * w.stride..], stride: w.stride, rows };
                     let out = &mut out[row * self.dim..];
-                    sum_codes(isa, scratch, block, lines, slots.clone(), w, out);
+                    let Scratch { digits, factors, bounds, floats } = scratch;
+                    let scratch = (digits, factors, &bounds[row..], floats);
+                    sum_codes(isa, self.precision, scratch, block, lines, slots.clone(), w, out);
                 }
             }
         }
@@ -270,7 +296,7 @@ impl Store {
             let lines = if recent { &self.recent.lines[..] } else { self.pages.block(at / size) };
             let offset = at - start;
             at += slots.len();
-            let next = if at < end && !recent { self.pages.block(at / size) } else { &[] };
+            let next = if !recent && at < self.packed { self.pages.block(at / size) } else { &[] };
             let part = Part { lines, next, recent, offset, slots };
             Some(part)
         })
@@ -305,59 +331,58 @@ fn at_least<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
     }
 }
 
+/// The largest magnitude of each row's first `n` weights.
+fn row_bounds(w: Weights, n: usize, bounds: &mut Vec<f32>) {
+    bounds.clear();
+    bounds.extend((0..w.rows).map(|row| kernels::largest(&w.w[row * w.stride..][..n])));
+}
+
+/// Room for the digits of `sets` rows of `steps`.
+fn prepare(digits: &mut Vec<i32>, factors: &mut Vec<Factor>, sets: usize, steps: usize) {
+    at_least(digits, sets * padded(steps));
+    at_least(factors, sets);
+}
+
 /// Digits of the queries for each tile of a block whose scales belong to the lanes: the same for every block.
-fn query_digits(isa: Isa, block: &CodeBlock, q: Weights, digits: &mut Vec<i32>, factors: &mut Vec<Factor>) {
-    let per_row: usize = block.tiles.iter().map(|t| padded(t.steps)).sum();
-    at_least(digits, q.rows * per_row);
-    at_least(factors, q.rows * block.tiles.len());
-    for row in 0..q.rows {
-        let mut digits = &mut digits[row * per_row..(row + 1) * per_row];
-        for (i, tile) in block.tiles.iter().enumerate() {
-            let (these, rest) = digits.split_at_mut(padded(tile.steps));
-            let w = &q.w[row * q.stride + tile.channel..][..tile.steps];
-            factors[row * block.tiles.len() + i] = plain_digits(isa, block, w, these);
-            digits = rest;
-        }
-    }
-}
-
-/// Digits of weights that no scale multiplies; their sum counts only where there are zeros for it to multiply.
-fn plain_digits(isa: Isa, block: &CodeBlock, w: &[f32], digits: &mut [i32]) -> Factor {
-    let factor = kernels::digits(isa, w, None, digits);
-    if block.scaled() { factor } else { Factor { bias: 0.0, ..factor } }
-}
-
-/// Digits of the weights times the scales of one tile.
-fn block_digits(
+fn query_digits(
     isa: Isa,
+    precision: Precision,
     block: &CodeBlock,
-    tile: &Tile,
-    head: &[f16],
-    w: Weights,
+    q: Weights,
+    bounds: &[f32],
     digits: &mut Vec<i32>,
     factors: &mut Vec<Factor>,
 ) {
-    let per_row = padded(tile.steps);
-    at_least(digits, w.rows * per_row);
-    at_least(factors, w.rows);
-    let scales = Some(block.scales(head, tile));
-    for row in 0..w.rows {
-        let digits = &mut digits[row * per_row..(row + 1) * per_row];
-        factors[row] = kernels::digits(isa, &w.w[row * w.stride..][..tile.steps], scales, digits);
+    prepare(digits, factors, q.rows * block.tiles.len(), block.group);
+    let mut set = 0;
+    for (i, tile) in block.tiles.iter().enumerate() {
+        let w = Weights { w: &q.w[tile.channel..], ..q };
+        let factors = &mut factors[i * q.rows..];
+        kernels::digits(isa, precision, w, bounds, tile.steps, None, &mut digits[set..], factors);
+        drop_bias(block, &mut factors[..q.rows]);
+        set += q.rows * padded(tile.steps);
+    }
+}
+
+/// Codes that stand for themselves have no zeros for the sum of the weights to multiply.
+fn drop_bias(block: &CodeBlock, factors: &mut [Factor]) {
+    if !block.scaled() {
+        factors.iter_mut().for_each(|f| f.bias = 0.0);
     }
 }
 
 /// At most [`ROWS`] rows of `out` get the tokens `slots` of a block of codes.
+#[allow(clippy::too_many_arguments)]
 fn sum_codes(
     isa: Isa,
-    scratch: &mut Scratch,
+    precision: Precision,
+    (digits, factors, bounds, floats): (&mut Vec<i32>, &mut Vec<Factor>, &[f32], &mut Vec<f32>),
     block: &CodeBlock,
-    lines: &[Line],
+    (lines, next): (&[Line], &[Line]),
     slots: Range<usize>,
     w: Weights,
     out: &mut [f32],
 ) {
-    let Scratch { digits, factors, floats } = scratch;
     let mut w = w;
     if slots != (0..block.slots) {
         // Tokens outside the range weigh nothing.
@@ -367,31 +392,25 @@ fn sum_codes(
         }
         w = Weights { w: floats, stride: block.slots, rows: w.rows };
     }
-    let mut group = None;
-    let per_row = padded(block.slots);
-    at_least(digits, w.rows * per_row);
-    at_least(factors, w.rows);
+    let scales = block.scale_of_step().then(|| block.step_scales(view(lines)));
+    prepare(digits, factors, w.rows * block.groups(), block.slots);
+    kernels::digits(isa, precision, w, bounds, block.slots, scales, digits, factors);
+    drop_bias(block, &mut factors[..w.rows]);
     for tile in &block.tiles {
-        let mut lanes = None;
-        if block.scale_of_step() {
-            if group != Some(tile.group) {
-                block_digits(isa, block, tile, view(lines), w, digits, factors);
-            }
-        } else {
-            lanes = block.scaled().then(|| block.scales(view(lines), tile));
-            if group.is_none() {
-                for row in 0..w.rows {
-                    let digits = &mut digits[row * per_row..(row + 1) * per_row];
-                    let w = &w.w[row * w.stride..][..block.slots];
-                    factors[row] = plain_digits(isa, block, w, digits);
-                }
-            }
-        }
-        group = Some(tile.group);
-        let (bits, steps) = (block.bits, tile.steps);
-        let codes = &view(lines)[tile.codes..];
-        let m = Codes { bits, codes, strips: tile.strips, width: tile.width, steps, lanes };
-        let w = Digits { digits, stride: per_row, factors: &factors[..w.rows] };
+        let set = tile.group * w.rows;
+        let bytes = tile.strips * kernels::strip_bytes(block.bits, tile.steps, tile.width);
+        let m = Codes {
+            bits: block.bits,
+            codes: &view(lines)[tile.codes..tile.codes + bytes],
+            next: view(next).get(tile.codes..tile.codes + bytes).unwrap_or(&[]),
+            strips: tile.strips,
+            width: tile.width,
+            steps: tile.steps,
+            per_set: if scales.is_some() { block.group.div_ceil(LANES) } else { tile.strips },
+            lanes: (block.scaled() && scales.is_none()).then(|| block.lane_scales(view(lines), tile)),
+        };
+        let digits = &digits[set * padded(block.slots)..];
+        let w = Digits { digits, factors: &factors[set..], rows: w.rows, precision };
         kernels::codes(isa, m, w, Sums { y: &mut out[tile.channel..], stride: block.dim });
     }
 }
