@@ -27,6 +27,7 @@ pub(crate) fn usage(message: impl Into<String>) -> Error {
 }
 
 /// Turns any error into one about the call or a file that it names.
+#[allow(dead_code)] // for the commands that read files of their own
 pub(crate) trait OrUsage<T> {
     /// Exit code 2 for whatever went wrong here, `what` (the file or option) named first.
     fn or_usage(self, what: impl std::fmt::Display) -> anyhow::Result<T>;
@@ -40,14 +41,43 @@ impl<T, E: std::fmt::Display> OrUsage<T> for Result<T, E> {
 
 /// The exit code of an error: 2 where an error in the chain says that the call or a file is wrong, else 1.
 fn code(error: &Error) -> u8 {
-    let wrong = error.chain().any(|e| {
-        e.is::<Usage>()
-            || e.is::<minicache_config::ConfigError>()
-            || e.downcast_ref::<minicache_core::Error>().is_some_and(|e| {
-                matches!(e, minicache_core::Error::Config(_) | minicache_core::Error::Missing(_))
-            })
-    });
-    if wrong { WRONG } else { FAILED }
+    if error.chain().any(is_wrong) { WRONG } else { FAILED }
+}
+
+/// Whether the user's call or a file is at fault, rather than the machine, the network or the numbers.
+fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
+    use minicache_core::Error as Cache;
+    use minicache_eval::run::RunError as Run;
+    use minicache_eval::store::StoreError as Store;
+    use minicache_models::Error as Model;
+    use minicache_plot::PlotError as Plot;
+    if e.is::<Usage>() || e.is::<minicache_config::ConfigError>() || e.is::<minicache_eval::data::DataError>()
+    {
+        true
+    } else if let Some(e) = e.downcast_ref::<Cache>() {
+        matches!(e, Cache::Config(_) | Cache::Missing(_))
+    } else if let Some(e) = e.downcast_ref::<Model>() {
+        match e {
+            Model::Cache(e) => is_wrong(e),
+            Model::Hub(_) | Model::Candle(_) => false,
+            _ => true,
+        }
+    } else if let Some(e) = e.downcast_ref::<Store>() {
+        matches!(e, Store::Malformed { .. })
+    } else if let Some(e) = e.downcast_ref::<Plot>() {
+        !matches!(e, Plot::Io { .. } | Plot::Draw { .. })
+    } else if let Some(e) = e.downcast_ref::<Run>() {
+        match e {
+            Run::Config(_) | Run::Asked(_) | Run::Data(_) => true,
+            Run::Store(e) => is_wrong(e),
+            Run::Model(e) => is_wrong(e),
+            Run::Cache(e) => is_wrong(e),
+            Run::Cell { source, .. } => is_wrong(source.as_ref()),
+            Run::Candle(_) => false,
+        }
+    } else {
+        false
+    }
 }
 
 /// Prints the error as `minicache: ...` and gives its exit code. A reader that closed the pipe is no failure.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use candle_core::Device;
 use clap::Args;
+use minicache_eval::data::DataSource;
 
 use crate::failure::usage;
 
@@ -37,58 +38,19 @@ impl Global {
             let message = "no such folder; give the folder with the data sets' original files";
             return Err(usage(format!("--data: {}: {message}", data.display())));
         }
-        self.device_names().map(|_| ())
+        self.devices().map(|_| ())
     }
 
     /// The devices to spread a model over.
     ///
     /// # Errors
-    /// Names of no device, and GPUs that this build or machine does not have (exit code 2).
+    /// Names of no device, and GPUs that this build or machine does not have.
     pub(crate) fn devices(&self) -> Result<Vec<Device>> {
-        self.device_names()?
-            .into_iter()
-            .map(|n| match n {
-                None => Ok(Device::Cpu),
-                Some(n) => Device::new_cuda(n).map_err(|e| {
-                    let reason = e.to_string();
-                    let reason = reason.lines().next().unwrap_or_default();
-                    usage(format!("--device: cannot use cuda:{n}: {reason}; use --device cpu"))
-                }),
-            })
-            .collect()
+        Ok(minicache_models::parse_devices(&self.device)?)
     }
 
-    fn device_names(&self) -> Result<Vec<Option<usize>>> {
-        let wrong = || {
-            let message = "is not a device; use `cpu`, `cuda:N` or `cuda:0,cuda:1`";
-            usage(format!("--device: `{}` {message}", self.device))
-        };
-        let parse = |name: &str| match name.trim() {
-            "cpu" => Ok(None),
-            "cuda" => Ok(Some(0)),
-            other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Some).ok_or_else(wrong),
-        };
-        let names: Vec<Option<usize>> = self.device.split(',').map(parse).collect::<Result<_>>()?;
-        if names.len() > 1 && names.contains(&None) { Err(wrong()) } else { Ok(names) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn global(device: &str) -> Global {
-        Global { device: device.to_string(), data: None, threads: None }
-    }
-
-    #[test]
-    fn devices_are_named_as_candle_numbers_them() {
-        let names = |d| global(d).device_names().ok();
-        assert_eq!(names("cpu"), Some(vec![None]));
-        assert_eq!(names("cuda"), Some(vec![Some(0)]));
-        assert_eq!(names("cuda:0,cuda:1"), Some(vec![Some(0), Some(1)]));
-        for bad in ["gpu", "cuda:x", "cpu,cuda:0", ""] {
-            assert_eq!(names(bad), None, "{bad}");
-        }
+    /// Where data sets come from.
+    pub(crate) fn data_source(&self) -> DataSource {
+        DataSource::new(self.data.clone())
     }
 }

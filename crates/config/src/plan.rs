@@ -70,10 +70,20 @@ fn variants(experiment: &Experiment) -> Result<Vec<Cell>> {
         };
         let mut sweep = experiment.sweep.clone();
         sweep.extend(variant.sweep.clone());
+        // An error of a swept value points at the sweep that has it, any other at the variant or `[cache]`.
+        let blame = |e: ConfigError| {
+            if variant.sweep.contains_key(&e.key) {
+                place(e.under("sweep"))
+            } else if sweep.contains_key(&e.key) {
+                e.under("sweep")
+            } else {
+                place(e)
+            }
+        };
         for (swept, table) in combinations(&base, &sweep)? {
             let (cache, model) = split(table);
-            let cache = cache_of(cache).map_err(|e| blame(e, &swept, place))?;
-            let settings: ModelSettings = typed(model, "model").map_err(|e| blame(e, &swept, place))?;
+            let cache = cache_of(cache).map_err(blame)?;
+            let settings: ModelSettings = typed(model, "model").map_err(blame)?;
             let name = variant.name.clone().unwrap_or_else(|| cache.label());
             let read = |key: &str| key.strip_prefix("cache.").is_none_or(|k| cache.reads(k));
             let swept = swept.into_iter().filter(|(k, _)| read(k)).collect();
@@ -90,15 +100,6 @@ fn split(mut table: toml::Table) -> (toml::Table, toml::Table) {
         _ => toml::Table::new(),
     };
     (take("cache"), take("model"))
-}
-
-/// An error of a swept value points at the sweep, any other at the variant or `[cache]`.
-fn blame(
-    e: ConfigError,
-    swept: &IndexMap<String, String>,
-    place: impl Fn(ConfigError) -> ConfigError,
-) -> ConfigError {
-    if swept.contains_key(&e.key) { e.under("sweep") } else { place(e) }
 }
 
 /// `base` with the keys of `over` on top, tables merged key by key. A new method starts from its own defaults of

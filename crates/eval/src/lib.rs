@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod metrics;
+pub mod run;
 pub mod score;
 pub mod store;
 pub mod tasks;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use minicache_core::{CacheSpec, KvCache, Resources};
+use minicache_core::{CacheSpec, KvCache, ModelShape, Resources};
 use sha2::{Digest, Sha256};
 
 use crate::tokenizer::read_json;
@@ -129,6 +129,30 @@ impl Model {
             )
         })
     }
+}
+
+/// What a model is, without its weights in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// As [`Model::fingerprint`].
+    pub fingerprint: String,
+    /// What a cache has to know.
+    pub shape: ModelShape,
+}
+
+/// Describes the model that `what` names, as [`Model::load`] takes it, from its configuration.
+///
+/// # Errors
+/// As [`Model::load`], as far as it shows there.
+pub fn describe(what: &str) -> Result<Description> {
+    let (path, _) = locate(what)?;
+    if path.is_dir() {
+        let shape = Parts::of_dir(&path)?.config.shape();
+        return Ok(Description { fingerprint: fingerprint_of(&files_of(&path)?)?, shape });
+    }
+    let gguf = Gguf::open(&path)?;
+    let config = ModelConfig::from_json(&gguf.hf_config()?.to_string()).map_err(in_file(gguf.path()))?;
+    Ok(Description { fingerprint: fingerprint_of(&gguf.files())?, shape: config.shape() })
 }
 
 impl Parts {

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use minicache_config::{Cell, Experiment, cells};
+use minicache_config::Experiment;
+use minicache_eval::run::Context;
+use minicache_models::LoadOptions;
 
 use crate::failure::usage;
 use crate::global::Global;
@@ -24,6 +26,10 @@ pub(crate) struct Args {
     /// Sets a key of the experiment, such as `cache.start_layer=10`; may be given again.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Sweeps a key over values, such as `cache.retention.gamma=0,0.05`, in place of the experiment's; may be given
+    /// again.
+    #[arg(long, value_name = "KEY=V1,V2,..")]
+    sweep: Vec<String>,
     /// The profile of models, tasks and limits.
     #[arg(long, default_value = "default", value_name = "P")]
     profile: String,
@@ -39,17 +45,43 @@ pub(crate) struct Args {
 }
 
 /// Runs the experiments one after another.
-pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
+pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     // All files are read first: a mistake in the last one should not show after an hour.
     let experiments = args.experiments.iter().map(|path| load(path, args)).collect::<Result<Vec<_>>>()?;
-    for (_, experiment) in &experiments {
-        print_plan(experiment, &cells(experiment)?)?;
+    let context = Context {
+        results: args.results.clone(),
+        data: global.data_source(),
+        load: LoadOptions { devices: global.devices()?, ..LoadOptions::default() },
+        fresh: args.fresh,
+        command: command_line(std::env::args_os().skip(1)),
+    };
+    if args.dry_run {
+        return experiments.iter().try_for_each(|e| print_plan(e, &context));
     }
-    if args.dry_run { Ok(()) } else { Err(usage("only --dry-run is implemented so far")) }
+    for experiment in &experiments {
+        let dir = args.results.join(&experiment.id);
+        let summary = match minicache_eval::run::run(experiment, &context) {
+            Ok(summary) => summary,
+            Err(e) => {
+                // What is finished is reported all the same; the error is what the user has to know.
+                let _ = minicache_plot::report(&dir, None);
+                return Err(e.into());
+            }
+        };
+        super::report::rebuild(&dir)?;
+        let (planned, computed) = (summary.planned, summary.computed);
+        let report = dir.join("report.md");
+        output::line(format!(
+            "{}: {planned} cells, {computed} computed, {}",
+            experiment.id,
+            report.display()
+        ))?;
+    }
+    Ok(())
 }
 
 /// Reads an experiment file with the options of the command line on top.
-fn load(name: &Path, args: &Args) -> Result<(PathBuf, Experiment)> {
+fn load(name: &Path, args: &Args) -> Result<Experiment> {
     let bare = name.extension().is_none() && name.components().count() == 1 && !name.is_file();
     let path =
         if bare { Path::new("experiments").join(name).with_extension("toml") } else { name.to_path_buf() };
@@ -65,14 +97,84 @@ fn load(name: &Path, args: &Args) -> Result<(PathBuf, Experiment)> {
         let message = "no models in this profile; name some with --models";
         return Err(usage(format!("{}: {message}", path.display())));
     }
-    Ok((path, experiment))
+    for sweep in &args.sweep {
+        let (key, values) = parse_sweep(sweep)?;
+        // It takes the place of the variants' own values of this key.
+        for variant in &mut experiment.variants {
+            if let Some(own) = variant.sweep.get_mut(&key) {
+                own.clone_from(&values);
+            }
+        }
+        if !experiment.variants.iter().any(|v| v.sweep.contains_key(&key)) {
+            experiment.sweep.insert(key, values);
+        }
+    }
+    Ok(experiment)
 }
 
-fn print_plan(experiment: &Experiment, plan: &[Cell]) -> Result<()> {
-    output::line(format!("{} ({:?}): {} cells", experiment.id, experiment.kind, plan.len()).to_lowercase())?;
-    for cell in plan {
-        let swept = cell.swept.iter().map(|(k, v)| format!(" {k}={v}")).collect::<String>();
-        output::line(format!("  {} {} {}{swept}", cell.model, cell.task, cell.variant))?;
+/// `KEY=V1,V2`: a dotted key and TOML values or bare words.
+fn parse_sweep(text: &str) -> Result<(String, Vec<toml::Value>)> {
+    let wrong = || usage(format!("--sweep: `{text}` is not KEY=V1,V2,.. such as cache.start_layer=8,16"));
+    let (key, values) = text.split_once('=').ok_or_else(wrong)?;
+    let value = |text: &str| {
+        let parsed =
+            toml::from_str::<toml::Table>(&format!("v = {text}")).ok().and_then(|mut t| t.remove("v"));
+        parsed.unwrap_or_else(|| toml::Value::String(text.to_string()))
+    };
+    let values: Vec<toml::Value> =
+        values.split(',').map(str::trim).filter(|v| !v.is_empty()).map(value).collect();
+    if key.trim().is_empty() || values.is_empty() {
+        Err(wrong())
+    } else {
+        Ok((key.trim().to_string(), values))
+    }
+}
+
+/// The call as it can be typed again.
+fn command_line(args: impl Iterator<Item = std::ffi::OsString>) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,+@%".contains(c);
+    let quote = |arg: std::ffi::OsString| {
+        let arg = arg.to_string_lossy().into_owned();
+        if !arg.is_empty() && arg.chars().all(plain) {
+            arg
+        } else {
+            format!("'{}'", arg.replace('\'', r"'\''"))
+        }
+    };
+    std::iter::once("minicache".to_string()).chain(args.map(quote)).collect::<Vec<_>>().join(" ")
+}
+
+fn print_plan(experiment: &Experiment, context: &Context) -> Result<()> {
+    let preview = minicache_eval::run::preview(experiment, context)?;
+    let (total, done) = (preview.cells.len(), preview.cells.iter().filter(|(_, done)| *done).count());
+    let left = preview.tokens;
+    output::line(format!("{}: {total} cells, {done} finished, about {left} tokens to go", experiment.id))?;
+    for (cell, done) in &preview.cells {
+        let swept = cell.swept.iter().map(|(k, v)| format!("  {k}={v}")).collect::<String>();
+        let state = if *done { "  (finished)" } else { "" };
+        output::line(format!("  {}  {}  {}{swept}{state}", cell.model, cell.task, cell.variant))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweeps_are_keys_with_values() {
+        let (key, values) = parse_sweep("cache.start_layer=half, 8,0.5").unwrap();
+        assert_eq!(key, "cache.start_layer");
+        assert_eq!(values, [toml::Value::from("half"), toml::Value::from(8), toml::Value::from(0.5)]);
+        for bad in ["x", "x=", "=1"] {
+            assert!(parse_sweep(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_can_be_typed_again() {
+        let args = ["run", "e.toml", "--set", "tasks=[\"a\"]", "it's"].map(std::ffi::OsString::from);
+        assert_eq!(command_line(args.into_iter()), r#"minicache run e.toml --set 'tasks=["a"]' 'it'\''s'"#);
+    }
 }

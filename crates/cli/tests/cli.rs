@@ -1,0 +1,352 @@
+//! The binary, end to end, on a tiny model with random weights.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// Folder of the tiny model in the fixtures of the models crate.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures/llama3");
+const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.json");
+
+/// A folder with a model, an experiment and room for results.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap() };
+        let model = place.path("model");
+        fs::create_dir(&model).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(Path::new(MODEL).join(name), model.join(name)).unwrap();
+        }
+        fs::copy(TOKENIZER, model.join("tokenizer.json")).unwrap();
+        place.write("e.toml", EXPERIMENT);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_minicache"));
+        command.args(args).current_dir(self.dir.path());
+        command.env_remove("MINICACHE_DATA").env("HF_HUB_OFFLINE", "1").env("RUST_BACKTRACE", "1");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that has to succeed and gives its stdout.
+    fn done(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert_eq!(out.status.code(), Some(0), "{args:?}: {}", text(&out.stderr));
+        text(&out.stdout)
+    }
+
+    /// Runs a command that has to fail with `code`, with every one of `words` in its one or two lines on stderr.
+    fn fails(&self, args: &[&str], code: i32, words: &[&str]) {
+        let out = self.run(args);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+        assert!((1..=2).contains(&said.lines().count()), "{args:?}: {said}");
+        assert!(said.starts_with("minicache: ") && !said.contains("panicked"), "{args:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{args:?}: no `{word}` in: {said}");
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// `cells.csv` without the columns that hold times.
+fn untimed(path: &Path) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(path).unwrap();
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let headers = reader.headers().unwrap().clone();
+    let keep: Vec<usize> = (0..headers.len()).filter(|&i| !headers[i].contains("seconds")).collect();
+    let pick = |r: &csv::StringRecord| keep.iter().map(|&i| r[i].to_string()).collect();
+    std::iter::once(pick(&headers)).chain(reader.records().map(|r| pick(&r.unwrap()))).collect()
+}
+
+const EXPERIMENT: &str = r#"id = "e"
+title = "A small experiment"
+kind = "fidelity"
+models = ["model"]
+tasks = ["coqa", "gsm8k"]
+limit = 6
+
+[fidelity]
+prefill = 48
+continuation = 24
+
+[cache]
+method = "minicache"
+start_layer = 0
+
+[[variants]]
+cache = { method = "full" }
+
+[[variants]]
+cache = { method = "mean" }
+
+[[variants]]
+name = "slerp"
+sweep = { "cache.start_layer" = [0, 2], "cache.retention.gamma" = [0.0, 0.1] }
+
+[profiles.small]
+limit = 1
+
+[[plots]]
+name = "kl"
+x = "ratio"
+y = "kl"
+series = ["variant"]
+kind = "scatter"
+"#;
+
+const SIMILARITY: &str = r#"id = "s"
+kind = "similarity"
+models = ["model"]
+tasks = ["gsm8k"]
+limit = 3
+
+[similarity]
+tokens = 64
+by_position = true
+
+[cache]
+method = "minicache"
+start_layer = 0
+"#;
+
+#[test]
+fn a_run_leaves_rows_in_plan_order_and_a_report() {
+    let place = Place::new();
+    place.done(&["run", "e.toml"]);
+    let rows = untimed(&place.path("results/e/cells.csv"));
+    assert_eq!(rows.len(), 1 + 2 * 6);
+    let column = |name: &str| rows[0].iter().position(|c| c == name).unwrap();
+    let (task, variant, kl, ratio) = (column("task"), column("variant"), column("kl"), column("ratio"));
+    assert_eq!(rows[1][task], "coqa");
+    assert_eq!(rows[7][task], "gsm8k");
+    let variants: Vec<&str> = rows[1..7].iter().map(|r| r[variant].as_str()).collect();
+    assert_eq!(variants, ["full", "mean", "slerp", "slerp", "slerp", "slerp"]);
+    assert_eq!(rows[1][kl], "0", "the full cache is its own reference");
+    assert!(rows[2][kl].parse::<f64>().unwrap() > 0.0);
+    assert!(rows[3][ratio].parse::<f64>().unwrap() > rows[1][ratio].parse::<f64>().unwrap());
+    assert_eq!(rows[0][column("cache.start_layer")], "cache.start_layer");
+    assert!(place.path("results/e/report.md").is_file() && place.path("results/e/kl.png").is_file());
+    let info: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.path("results/e/run.json")).unwrap()).unwrap();
+    assert_eq!(info["finished"], true);
+    assert_eq!(info["planned"], 12);
+    assert!(info["command"].as_str().unwrap().contains("run e.toml"), "{info}");
+    assert!(info["origins"]["coqa"].as_str().unwrap().contains("sample"), "{info}");
+}
+
+#[test]
+fn a_second_run_does_nothing_and_changes_nothing() {
+    let place = Place::new();
+    place.write("s.toml", SIMILARITY);
+    place.done(&["run", "e.toml", "s.toml"]);
+    let files = |dir: &str| {
+        let mut all: Vec<(PathBuf, Vec<u8>)> = walk(&place.path(dir));
+        all.sort();
+        all
+    };
+    let before = files("results");
+    // Without weights nothing can be computed, so whatever is there was not computed again.
+    fs::rename(place.path("model/model.safetensors"), place.path("model/away")).unwrap();
+    fs::rename(place.path("model/away"), place.path("model/model.safetensors")).unwrap();
+    place.done(&["run", "e.toml", "s.toml"]);
+    assert!(before == files("results"), "a finished run was changed");
+}
+
+fn walk(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    entries
+        .flat_map(|p| if p.is_dir() { walk(&p) } else { vec![(p.clone(), fs::read(&p).unwrap())] })
+        .collect()
+}
+
+#[test]
+fn two_runs_are_the_same_but_for_times() {
+    let place = Place::new();
+    place.write("s.toml", SIMILARITY);
+    place.done(&["run", "e.toml", "s.toml", "--results", "one"]);
+    place.done(&["run", "e.toml", "s.toml", "--results", "two"]);
+    for id in ["e", "s"] {
+        let cells = |dir: &str| untimed(&place.path(dir).join(id).join("cells.csv"));
+        assert_eq!(cells("one"), cells("two"));
+    }
+    place.done(&["run", "e.toml", "--results", "two", "--fresh"]);
+    assert_eq!(untimed(&place.path("one/e/cells.csv")), untimed(&place.path("two/e/cells.csv")));
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_the_same() {
+    let place = Place::new();
+    let args = ["run", "e.toml", "--limit", "24"];
+    place.done(&[&args[..], &["--results", "whole"]].concat());
+    let mut kills = 0;
+    let mut wait = Duration::from_millis(40);
+    loop {
+        let mut child = place
+            .command(&[&args[..], &["--results", "killed"]].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(wait);
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        wait += Duration::from_millis(20);
+    }
+    assert!(kills > 0, "the run was over before it could be killed");
+    assert_eq!(untimed(&place.path("whole/e/cells.csv")), untimed(&place.path("killed/e/cells.csv")));
+}
+
+#[test]
+fn a_smaller_plan_sets_cells_aside_and_a_larger_takes_them_back() {
+    let place = Place::new();
+    place.done(&["run", "e.toml"]);
+    let all = fs::read(place.path("results/e/cells.csv")).unwrap();
+    place.done(&["run", "e.toml", "--profile", "small"]);
+    assert_ne!(all, fs::read(place.path("results/e/cells.csv")).unwrap());
+    place.done(&["run", "e.toml"]);
+    assert_eq!(
+        all,
+        fs::read(place.path("results/e/cells.csv")).unwrap(),
+        "seconds included: nothing ran again"
+    );
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_writes_nothing() {
+    let place = Place::new();
+    let said = place.done(&["run", "e.toml", "--dry-run", "--limit", "2"]);
+    assert!(said.contains("12 cells") && said.contains("tokens"), "{said}");
+    assert!(said.contains("cache.retention.gamma=0.1"), "{said}");
+    assert!(!place.path("results").exists());
+}
+
+#[test]
+fn a_sweep_may_come_from_the_command_line() {
+    let place = Place::new();
+    place.done(&[
+        "run",
+        "e.toml",
+        "--limit",
+        "1",
+        "--sweep",
+        "cache.retention.gamma=0.3,0.4",
+        "--set",
+        "tasks=[\"gsm8k\"]",
+    ]);
+    let rows = untimed(&place.path("results/e/cells.csv"));
+    let gamma = rows[0].iter().position(|c| c == "cache.retention.gamma").unwrap();
+    let values: Vec<&str> = rows[1..].iter().map(|r| r[gamma].as_str()).collect();
+    assert_eq!(values, ["", "", "0.3", "0.4", "0.3", "0.4"]);
+}
+
+#[test]
+fn bad_calls_are_refused_in_a_line() {
+    let place = Place::new();
+    place.fails(&["run"], 2, &["EXPERIMENT", "--help"]);
+    place.fails(&["run", "e.toml", "--no-such-option"], 2, &["--no-such-option"]);
+    place.fails(&["fly"], 2, &["fly"]);
+    place.fails(&["run", "absent.toml"], 2, &["absent.toml", "cannot read"]);
+    place.fails(&["run", "e.toml", "--limit", "0"], 2, &["--limit", "at least 1"]);
+    place.fails(&["run", "e.toml", "--limit", "many"], 2, &["--limit", "many"]);
+    place.fails(&["run", "e.toml", "--profile", "huge"], 2, &["huge", "small"]);
+    place.fails(&["run", "e.toml", "--set", "cache.t=2"], 2, &["cache.t", "0 to 1"]);
+    place.fails(&["run", "e.toml", "--set", "cache.retention.gama=0"], 2, &["gama"]);
+    place.fails(&["run", "e.toml", "--set", "limit"], 2, &["KEY=VALUE"]);
+    place.fails(&["run", "e.toml", "--device", "abacus"], 2, &["abacus", "cpu"]);
+    place.fails(&["run", "e.toml", "--threads", "0"], 2, &["--threads"]);
+    place.fails(&["run", "e.toml", "--data", "nowhere"], 2, &["nowhere"]);
+    place.fails(&["report", "nowhere"], 2, &["nowhere", "minicache run"]);
+}
+
+#[test]
+fn bad_experiments_name_line_and_key() {
+    let place = Place::new();
+    let bad = |from: &str, to: &str, words: &[&str]| {
+        assert!(EXPERIMENT.contains(from), "{from}");
+        place.write("bad.toml", &EXPERIMENT.replace(from, to));
+        place.fails(&["run", "bad.toml"], 2, words);
+    };
+    bad("limit = 6", "limt = 6", &["bad.toml:6", "limt"]);
+    bad("limit = 6", "limit = \"six\"", &["bad.toml:6", "limit"]);
+    bad("limit = 6", "limit = ", &["bad.toml:6"]);
+    bad("\"fidelity\"", "\"fidelty\"", &["bad.toml:3", "fidelity"]);
+    bad("start_layer = 0", "start_layer = 4", &["start_layer", "4 layers"]);
+    bad("[0.0, 0.1]", "[0.0, 1.1]", &["bad.toml:24", "gamma", "0 to 1"]);
+    bad("\"gsm8k\"", "\"gsm9k\"", &["gsm9k"]);
+    bad("[\"model\"]", "[\"no-such-model\"]", &["no-such-model"]);
+    bad("tasks = [\"coqa\", \"gsm8k\"]", "tasks = []", &["tasks"]);
+    bad("prefill = 48", "prefill = 4000000", &["4000025 tokens", "fidelity.prefill"]);
+}
+
+#[test]
+fn bad_files_are_named() {
+    let place = Place::new();
+    let weights = fs::read(place.path("model/model.safetensors")).unwrap();
+    fs::write(place.path("model/model.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    place.fails(&["run", "e.toml"], 2, &["model.safetensors"]);
+    fs::write(place.path("model/model.safetensors"), b"").unwrap();
+    place.fails(&["run", "e.toml"], 2, &["model.safetensors"]);
+    fs::remove_file(place.path("model/model.safetensors")).unwrap();
+    place.fails(&["run", "e.toml"], 2, &["model", "model.safetensors"]);
+    fs::write(place.path("model/model.safetensors"), &weights).unwrap();
+
+    let config = fs::read_to_string(place.path("model/config.json")).unwrap();
+    place.write("model/config.json", "{");
+    place.fails(&["run", "e.toml"], 2, &["config.json"]);
+    place.write("model/config.json", &config.replace("\"llama\"", "\"lama\""));
+    place.fails(&["run", "e.toml"], 2, &["lama"]);
+    place.write("model/config.json", &config);
+
+    fs::rename(place.path("model/tokenizer.json"), place.path("tokenizer.json")).unwrap();
+    place.fails(&["run", "e.toml"], 2, &["tokenizer"]);
+    fs::rename(place.path("tokenizer.json"), place.path("model/tokenizer.json")).unwrap();
+
+    place.write(
+        "data/gsm8k/test.jsonl",
+        "{\"question\": \"1 + 1?\", \"answer\": \"#### 2\"}\n{\"question\": 3}\n",
+    );
+    place.write("data/gsm8k/train.jsonl", "{\"question\": \"1 + 1?\", \"answer\": \"#### 2\"}\n");
+    place.fails(&["run", "e.toml", "--data", "data"], 2, &["test.jsonl", "2", "question"]);
+
+    place.write("results/e/cells.csv", "this,is\nno,store\n");
+    place.fails(&["run", "e.toml"], 2, &["cells.csv", "remove the file"]);
+}
+
+#[test]
+fn results_that_cannot_be_written_are_a_failure_not_a_mistake() {
+    let place = Place::new();
+    place.write("results", "a file where a folder should be");
+    place.fails(&["run", "e.toml"], 1, &["results/e", "Not a directory"]);
+}

@@ -1,0 +1,336 @@
+//! What a compressed cache does to a model's predictions on real text: perplexity, KL divergence from the full cache
+//! and top-1 agreement with it.
+//!
+//! A window of a document is prefilled with `prefill` tokens, which the cache then compresses; the next
+//! `continuation` tokens are teacher-forced one at a time, so that every prediction scored reads the compressed cache
+//! and every token scored enters it. The reference is the full FP16 cache on the same model and text.
+//!
+//! All open cells of a task go through the model together: one prefill fills every cache (see `prefill`), and
+//! the decode steps of several windows and all caches form one ragged batch.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use candle_core::Tensor;
+use minicache_config::CacheSpec;
+use minicache_core::KvCache;
+use minicache_models::{LogitsFor, Step, Tokenizer};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::numbers::{argmax, kl, log_softmax, mean_std, number, seconds};
+use super::prefill::Prefill;
+use super::progress::Progress;
+use super::{Plan, Planned, Result, RunError, Work};
+use crate::store::{Row, Samples, Store};
+use crate::tasks::TextDoc;
+
+/// What is measured.
+pub(crate) const COLUMNS: &[&str] = &[
+    "perplexity",
+    "perplexity_full",
+    "kl",
+    "kl_std",
+    "agreement",
+    "agreement_std",
+    "ratio",
+    "bytes",
+    "samples",
+    "tokens",
+    "seconds",
+];
+
+/// Bytes of full caches that one batch of windows may come to. A constant and not the machine's memory, because the
+/// make-up of batches shows in the last digits of the results.
+const BATCH_BYTES: usize = 1 << 30;
+/// Windows side by side, at most.
+const MOST_WINDOWS: usize = 8;
+
+/// Piece of text that one sample looks at.
+struct Window {
+    id: String,
+    tokens: Vec<u32>,
+}
+
+/// One window's measures for one cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Sample {
+    id: String,
+    /// Predictions scored.
+    tokens: usize,
+    /// Mean negative log-likelihood of the true next token, in nats.
+    nll: f64,
+    /// The same with the full cache.
+    nll_full: f64,
+    /// Mean KL(full || cache) in nats.
+    kl: f64,
+    /// Share of predictions whose most likely token is that of the full cache.
+    agreement: f64,
+    /// Footprint after the last token.
+    bytes: usize,
+    /// The full FP16 cache at this length.
+    full_bytes: usize,
+    /// This cache's share of the batch's time.
+    seconds: f64,
+}
+
+/// Tokens that go through the model for `cells`, at most.
+pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
+    let settings = &plan.experiment.fidelity;
+    let mut tasks: Vec<_> = cells.iter().map(|p| (&p.cell.model, &p.cell.settings, &p.cell.task)).collect();
+    let caches = tasks.len();
+    tasks.dedup();
+    let windows = |task: &String| plan.experiment.limit.unwrap_or(plan.texts[task].docs.len());
+    let per_window = tasks.iter().map(|(_, _, t)| windows(t) * (settings.prefill + settings.continuation));
+    let mean = tasks.iter().map(|(_, _, t)| windows(t)).max().unwrap_or(0);
+    per_window.sum::<usize>() + caches * mean * settings.continuation
+}
+
+/// Runs the open cells of one task.
+pub(crate) fn run(work: &Work<'_>, store: &mut Store) -> Result<()> {
+    let settings = &work.experiment.fidelity;
+    let windows = windows(
+        &work.texts.docs,
+        work.tokenizer()?,
+        settings.prefill + settings.continuation + 1,
+        work.experiment.limit,
+    )?;
+    let mut open: Vec<Samples<Sample>> =
+        work.cells.iter().map(|p| store.samples(&p.key)).collect::<std::result::Result<_, _>>()?;
+    // A kill can fall between two cells' appends; all go on from where the last of them is, in the same batches as
+    // an undisturbed run.
+    let batch = batch_size(work, settings.prefill + settings.continuation);
+    let done = open.iter().map(Samples::len).min().unwrap_or(0);
+    let done = if done < windows.len() { done / batch * batch } else { done };
+    open.iter_mut().for_each(|s| s.truncate(done));
+    let model = &work.cells[0].cell.model;
+    let title = format!("{} {model} {}", work.experiment.id, work.cells[0].cell.task);
+    let per_window = settings.prefill + settings.continuation * (work.cells.len() + 1);
+    let progress = Progress::new(title, windows.len() * per_window);
+    progress.add(done.min(windows.len()) * per_window);
+    for group in windows.get(done..).unwrap_or_default().chunks(batch) {
+        let start = Instant::now();
+        let mut results = measure(work, group, &progress)?;
+        let share = start.elapsed().as_secs_f64() / (results.len() * group.len()) as f64;
+        for (samples, results) in open.iter_mut().zip(&mut results) {
+            results.iter_mut().for_each(|s| s.seconds = share);
+            samples.append(std::mem::take(results))?;
+        }
+    }
+    let finished = work.cells.iter().zip(&open).map(|(p, s)| (p.key.clone(), vec![row(s.iter())]));
+    store.finish(finished.collect::<Vec<_>>())?;
+    Ok(())
+}
+
+/// Windows that go through the model side by side.
+fn batch_size(work: &Work<'_>, tokens: usize) -> usize {
+    let per_window = work.model.decoder.shape().full_bytes(tokens) * (work.cells.len() + 1);
+    (BATCH_BYTES / per_window.max(1)).clamp(1, MOST_WINDOWS)
+}
+
+/// Cuts documents into windows of `length` tokens, each headed by what the tokenizer puts before a text (such as a
+/// BOS). The first window of every document comes first, then the second of each, and so on, up to `limit`.
+fn windows(
+    docs: &[TextDoc],
+    tokenizer: &Tokenizer,
+    length: usize,
+    limit: Option<usize>,
+) -> Result<Vec<Window>> {
+    let head = tokenizer.encode("", true)?;
+    let body = length.saturating_sub(head.len()).max(1);
+    let mut encoded: HashMap<usize, Vec<u32>> = HashMap::new();
+    let mut out: Vec<Window> = Vec::new();
+    for round in 0.. {
+        let before = out.len();
+        for (index, doc) in docs.iter().enumerate() {
+            if limit.is_some_and(|l| out.len() >= l) {
+                return Ok(out);
+            }
+            let tokens = match encoded.entry(index) {
+                std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
+                std::collections::hash_map::Entry::Vacant(e) => e.insert(tokenizer.encode(&doc.text, false)?),
+            };
+            if let Some(piece) = tokens.get(round * body..(round + 1) * body) {
+                let id = format!("{}#{round}", doc.id);
+                out.push(Window { id, tokens: head.iter().chain(piece).copied().collect() });
+            }
+        }
+        if out.len() == before {
+            break;
+        }
+    }
+    if out.is_empty() {
+        let message = "no document is that long; lower fidelity.prefill or fidelity.continuation, or choose a task with longer texts";
+        return Err(RunError::Asked(format!("a sample takes {length} tokens and {message}")));
+    }
+    Ok(out)
+}
+
+/// Sums over one window's predictions.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    nll: f64,
+    kl: f64,
+    agreed: usize,
+}
+
+/// Measures every cell's cache on `windows`: one list of samples per cell.
+fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress) -> Result<Vec<Vec<Sample>>> {
+    let settings = &work.experiment.fidelity;
+    let (prefill, steps) = (settings.prefill, settings.continuation);
+    let reference = CacheSpec::default();
+    // Per window: the reference, then one cache per cell. A cell that is the reference takes its numbers from it.
+    let own: Vec<Option<usize>> = work
+        .cells
+        .iter()
+        .scan(0, |next, p| {
+            let is_reference = p.cell.cache.canonical(None) == reference.canonical(None);
+            Some((!is_reference).then(|| {
+                *next += 1;
+                *next
+            }))
+        })
+        .collect();
+    let mut caches: Vec<Vec<Box<dyn KvCache>>> = Vec::with_capacity(windows.len());
+    for window in windows {
+        let mut of_window = vec![work.model.new_cache_for(&reference, prefill + steps)?];
+        for (planned, own) in work.cells.iter().zip(&own) {
+            if own.is_some() {
+                let label = || planned.cell.variant.clone();
+                of_window.push(
+                    work.model
+                        .new_cache_for(&planned.cell.cache, prefill + steps)
+                        .map_err(|e| RunError::from(e).in_cell(label()))?,
+                );
+            }
+        }
+        Prefill::new(work.model, &window.tokens[..prefill], prefill + steps, None)?.fill(&mut of_window)?;
+        progress.add(prefill);
+        caches.push(of_window);
+    }
+    let per_window = caches[0].len();
+    let mut sums = vec![Sums::default(); windows.len() * per_window];
+    for at in prefill..prefill + steps {
+        let mut batch: Vec<Step<'_>> = Vec::with_capacity(sums.len());
+        for (window, of_window) in windows.iter().zip(&mut caches) {
+            for cache in of_window {
+                batch.push(Step {
+                    tokens: &window.tokens[at..=at],
+                    cache: cache.as_mut(),
+                    planned_len: prefill + steps,
+                    logits: LogitsFor::Last,
+                });
+            }
+        }
+        let logits = work.model.decoder.forward(&mut batch)?;
+        drop(batch);
+        let targets: Vec<usize> = windows.iter().map(|w| w.tokens[at + 1] as usize).collect();
+        score(&logits, per_window, &targets, &mut sums)?;
+        progress.add(sums.len());
+    }
+    let full_bytes = work.model.decoder.shape().full_bytes(prefill + steps);
+    let sample = |window: usize, own: Option<usize>| {
+        let (full, sum) = (sums[window * per_window], sums[window * per_window + own.unwrap_or(0)]);
+        let n = steps as f64;
+        Sample {
+            id: windows[window].id.clone(),
+            tokens: steps,
+            nll: sum.nll / n,
+            nll_full: full.nll / n,
+            kl: sum.kl / n,
+            agreement: sum.agreed as f64 / n,
+            bytes: caches[window][own.unwrap_or(0)].footprint().total(),
+            full_bytes,
+            seconds: 0.0,
+        }
+    };
+    Ok(own.iter().map(|&own| (0..windows.len()).map(|w| sample(w, own)).collect()).collect())
+}
+
+/// Adds one step's predictions: `logits` holds for every window the reference's and then every cache's.
+fn score(logits: &[Tensor], per_window: usize, targets: &[usize], sums: &mut [Sums]) -> Result<()> {
+    let windows = logits.par_chunks(per_window).zip(sums.par_chunks_mut(per_window)).zip(targets);
+    windows.try_for_each(|((logits, sums), &target)| {
+        let log_probs = |t: &Tensor| -> Result<Vec<f32>> {
+            let mut x: Vec<f32> = t.flatten_all()?.to_vec1()?;
+            log_softmax(&mut x);
+            Ok(x)
+        };
+        let full = log_probs(&logits[0])?;
+        let best = argmax(&full);
+        sums[0].nll -= f64::from(full[target]);
+        sums[0].agreed += 1;
+        for (logits, sum) in logits[1..].iter().zip(&mut sums[1..]) {
+            let own = log_probs(logits)?;
+            sum.nll -= f64::from(own[target]);
+            sum.kl += kl(&full, &own);
+            sum.agreed += usize::from(argmax(&own) == best);
+        }
+        Ok(())
+    })
+}
+
+/// One cell's row over its samples; perplexities pool the tokens of all samples, spreads are over samples.
+fn row<'a>(samples: impl Iterator<Item = &'a Sample>) -> Row {
+    let samples: Vec<&Sample> = samples.collect();
+    let tokens: usize = samples.iter().map(|s| s.tokens).sum();
+    let pooled = |of: fn(&Sample) -> f64| {
+        (samples.iter().map(|s| of(s) * s.tokens as f64).sum::<f64>() / tokens as f64).exp()
+    };
+    let (kl, kl_std) = mean_std(samples.iter().map(|s| s.kl));
+    let (agreement, agreement_std) = mean_std(samples.iter().map(|s| s.agreement));
+    let bytes: usize = samples.iter().map(|s| s.bytes).sum();
+    let full: usize = samples.iter().map(|s| s.full_bytes).sum();
+    let columns = [
+        ("perplexity", number(pooled(|s| s.nll))),
+        ("perplexity_full", number(pooled(|s| s.nll_full))),
+        ("kl", number(kl)),
+        ("kl_std", number(kl_std)),
+        ("agreement", number(agreement)),
+        ("agreement_std", number(agreement_std)),
+        ("ratio", number(full as f64 / bytes as f64)),
+        ("bytes", (bytes / samples.len().max(1)).to_string()),
+        ("samples", samples.len().to_string()),
+        ("tokens", tokens.to_string()),
+        ("seconds", seconds(samples.iter().map(|s| s.seconds).sum())),
+    ];
+    columns.into_iter().map(|(c, text)| (c.to_string(), text)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predictions_are_compared_with_the_reference_of_their_window() {
+        let t = |x: [f32; 3]| Tensor::from_slice(&x, (1, 3), &candle_core::Device::Cpu).unwrap();
+        let logits = [t([0.0, 1.0, 2.0]), t([0.0, 1.0, 2.0]), t([5.0, 0.0, 0.0]), t([0.0, 5.0, 0.0])];
+        let mut sums = vec![Sums::default(); 4];
+        score(&logits, 2, &[2, 1], &mut sums).unwrap();
+        assert_eq!(sums[1].agreed, 1);
+        assert!(sums[1].kl.abs() < 1e-7 && (sums[0].nll - sums[1].nll).abs() < 1e-9);
+        assert_eq!(sums[3].agreed, 0);
+        assert!(sums[3].kl > 4.0 && sums[2].nll > 4.0 && sums[3].nll < 0.1);
+    }
+
+    #[test]
+    fn a_row_pools_tokens_and_counts_bytes() {
+        let sample = |nll: f64, kl: f64| Sample {
+            id: "a#0".into(),
+            tokens: 4,
+            nll,
+            nll_full: 1.0,
+            kl,
+            agreement: 0.5,
+            bytes: 50,
+            full_bytes: 100,
+            seconds: 0.5,
+        };
+        let row = row([sample(1.0, 0.2), sample(3.0, 0.4)].iter());
+        assert_eq!(row["perplexity"], number(2f64.exp()));
+        assert_eq!((row["kl"].as_str(), row["kl_std"].as_str()), ("0.3", "0.141421"));
+        assert_eq!((row["ratio"].as_str(), row["bytes"].as_str(), row["tokens"].as_str()), ("2", "50", "8"));
+        assert_eq!(row["seconds"], "1.000");
+    }
+}

@@ -1,0 +1,70 @@
+//! What determines a cell, and its hash.
+
+use minicache_config::{CacheSpec, Cell, Experiment, Kind};
+use minicache_models::Description;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::tasks::Texts;
+
+/// Raised when the meaning of a column, or how it is computed, changes: cells of older versions then run again.
+const FORMAT: u32 = 1;
+
+/// The key of a cell: the first 16 hexadecimal digits of the SHA-256 of everything that determines its rows.
+pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, texts: &Texts) -> String {
+    let kind = match experiment.kind {
+        Kind::Similarity => json!({
+            "tokens": experiment.similarity.tokens,
+            "by_position": experiment.similarity.by_position,
+            // Rows by position are of the pairs that a merge would take.
+            "start_layer": experiment.similarity.by_position.then(|| cell.cache.start_layer.resolve(model.shape.layers)),
+        }),
+        Kind::Fidelity => json!({ "fidelity": experiment.fidelity }),
+        _ => json!({ "bench": experiment.bench }),
+    };
+    let cache = match experiment.kind {
+        Kind::Similarity => Value::Null,
+        _ => cache_json(&cell.cache, model.shape.layers),
+    };
+    let all = json!({
+        "format": FORMAT,
+        "kind": experiment.kind,
+        "settings": kind,
+        "model": model.fingerprint,
+        "load": cell.settings,
+        "task": cell.task,
+        "data": texts.fingerprint,
+        "limit": experiment.limit,
+        "seed": experiment.seed,
+        "cache": cache,
+    });
+    let digest = Sha256::digest(all.to_string());
+    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+/// A cache as the settings that its method reads, with the start layer as a number.
+pub(crate) fn cache_json(spec: &CacheSpec, layers: usize) -> Value {
+    let canonical = spec.canonical(Some(layers));
+    let mut json = serde_json::to_value(&canonical).unwrap_or_default();
+    if let Value::Object(map) = &mut json {
+        map.retain(|key, value| !value.is_null() && (canonical.reads(key) || key == "quant"));
+    }
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minicache_config::Method;
+
+    #[test]
+    fn only_what_a_method_reads_is_in_its_json() {
+        let full = CacheSpec { t: 0.1, sinks: 9, ..CacheSpec::default() };
+        assert_eq!(cache_json(&full, 30).to_string(), r#"{"method":"full","dtype":"f16"}"#);
+        let merged = cache_json(&CacheSpec::of(Method::Minicache), 30);
+        assert_eq!(merged["start_layer"], 15);
+        assert!(merged.get("sinks").is_none() && merged.get("quant").is_none());
+        let kivi = cache_json(&CacheSpec::of(Method::Kivi), 30);
+        assert_eq!(kivi["quant"]["bits"], 4);
+    }
+}

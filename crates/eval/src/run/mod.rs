@@ -1,0 +1,291 @@
+//! Runs experiments: from a plan to rows in the results store.
+//!
+//! A run goes model by model, and task by task within it. What is finished is in the store, so that a run that was
+//! stopped goes on where it was; models and data of finished cells are not even loaded.
+
+#[allow(dead_code)] // until the accuracy runner
+mod engine;
+mod error;
+mod fidelity;
+mod info;
+mod key;
+mod numbers;
+#[allow(dead_code)] // until the accuracy runner
+mod prefill;
+mod progress;
+mod similarity;
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use minicache_config::{Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo, cells};
+use minicache_models::{Description, LoadOptions, Model, Registry};
+
+pub use error::{Result, RunError};
+
+use crate::data::DataSource;
+use crate::store::{Row, Store};
+use crate::tasks::Texts;
+
+/// What a run needs besides the experiment.
+pub struct Context {
+    /// Folder with one folder per experiment.
+    pub results: PathBuf,
+    /// Where data sets come from.
+    pub data: DataSource,
+    /// How models are loaded; the weights' form is the experiment's.
+    pub load: LoadOptions,
+    /// Start the planned cells anew.
+    pub fresh: bool,
+    /// The command line, for the report.
+    pub command: String,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// The experiment's results folder.
+    pub dir: PathBuf,
+    /// Cells in the plan.
+    pub planned: usize,
+    /// Cells that this run computed.
+    pub computed: usize,
+}
+
+/// A plan as it is printed before a run.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    /// The cells, with whether each is finished already.
+    pub cells: Vec<(Cell, bool)>,
+    /// Tokens that go through a model for the cells that are not, at most.
+    pub tokens: usize,
+}
+
+/// Says what [`run`] would do, without loading a model.
+///
+/// # Errors
+/// As [`run`], as far as it shows without a model.
+pub fn preview(experiment: &Experiment, context: &Context) -> Result<Preview> {
+    let plan = Plan::new(experiment, context, |name| match absent(name)? {
+        // Its weights are elsewhere: nothing of it can be finished here.
+        Some(shape) => Ok(Description { fingerprint: String::new(), shape }),
+        None => Ok(minicache_models::describe(name)?),
+    })?;
+    let store = plan.store(&context.results)?;
+    let is_done = |p: &Planned| !context.fresh && store.is_done(&p.key);
+    let cells = plan.cells.iter().map(|p| (p.cell.clone(), is_done(p))).collect();
+    let open: Vec<_> = plan.cells.iter().filter(|p| !is_done(p)).collect();
+    Ok(Preview { cells, tokens: plan.tokens(&open) })
+}
+
+/// The shape of a model of the registry whose weights are not on this machine.
+fn absent(name: &str) -> Result<Option<ModelShape>> {
+    let registry = Registry::load()?;
+    Ok(registry.find(name).filter(|entry| entry.local().is_none()).map(|entry| entry.shape()))
+}
+
+/// Runs `experiment`, or what is left of it.
+///
+/// # Errors
+/// Whatever is wrong with the experiment, a model or the data is found before the first cell is computed, as far as
+/// it can be; what is finished stays in the store whatever happens.
+pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
+    let plan = Plan::new(experiment, context, |name| Ok(minicache_models::describe(name)?))?;
+    let mut store = plan.store(&context.results)?;
+    store.begin(context.fresh)?;
+    let dir = context.results.join(&experiment.id);
+    let open = |store: &Store| plan.cells.iter().filter(|p| !store.is_done(&p.key)).count();
+    let computed = open(&store);
+    let mut about = info::Info::new(&plan, context, &dir);
+    if computed > 0 {
+        about.write(false)?;
+    }
+    for (model, settings) in plan.models() {
+        let of_model: Vec<&Planned> = plan.cells.iter().filter(|p| p.is_of(model, settings)).collect();
+        if of_model.iter().all(|p| store.is_done(&p.key)) {
+            continue;
+        }
+        let loaded = load(model, settings, &of_model, context)?;
+        about.add(model, &loaded, settings);
+        about.write(false)?;
+        for (task, texts) in &plan.texts {
+            let cells: Vec<&Planned> =
+                of_model.iter().copied().filter(|p| p.cell.task == *task && !store.is_done(&p.key)).collect();
+            if !cells.is_empty() {
+                let work = Work { experiment, model: &loaded, texts, cells: &cells };
+                let place = |e: RunError| e.in_cell(format!("{}, {model}, {task}", experiment.id));
+                match experiment.kind {
+                    Kind::Similarity => similarity::run(&work, &mut store).map_err(place)?,
+                    Kind::Fidelity => fidelity::run(&work, &mut store).map_err(place)?,
+                    other => return Err(unsupported(other)),
+                }
+            }
+        }
+    }
+    about.write(true)?;
+    Ok(Summary { dir, planned: plan.cells.len(), computed })
+}
+
+fn unsupported(kind: Kind) -> RunError {
+    RunError::Asked(format!("experiments of kind {kind:?} cannot be run by this version"))
+}
+
+/// One task's cells of one model that are not finished.
+struct Work<'a> {
+    experiment: &'a Experiment,
+    model: &'a Model,
+    texts: &'a Texts,
+    cells: &'a [&'a Planned],
+}
+
+impl Work<'_> {
+    fn tokenizer(&self) -> Result<&minicache_models::Tokenizer> {
+        Ok(self.model.need_tokenizer()?)
+    }
+}
+
+/// A cell with what names it in results.
+#[derive(Debug, Clone)]
+struct Planned {
+    cell: Cell,
+    key: String,
+    names: Row,
+}
+
+impl Planned {
+    fn is_of(&self, model: &str, settings: &ModelSettings) -> bool {
+        self.cell.model == model && self.cell.settings == *settings
+    }
+}
+
+/// The cells of an experiment with the data that they need.
+struct Plan<'a> {
+    experiment: &'a Experiment,
+    cells: Vec<Planned>,
+    texts: IndexMap<String, Texts>,
+}
+
+impl<'a> Plan<'a> {
+    /// `describe` says what a model is, by its name.
+    fn new(
+        experiment: &'a Experiment,
+        context: &Context,
+        describe: impl Fn(&str) -> Result<Description>,
+    ) -> Result<Self> {
+        let listed = cells(experiment)?;
+        if !matches!(experiment.kind, Kind::Similarity | Kind::Fidelity) {
+            return Err(unsupported(experiment.kind));
+        }
+        if experiment.tasks.is_empty() {
+            let message = "must name at least one task whose text is used";
+            return Err(minicache_config::ConfigError::new("tasks", message).into());
+        }
+        let mut texts = IndexMap::new();
+        for task in &experiment.tasks {
+            // Fidelity cuts several windows out of a long document, so its limit counts windows.
+            let limit = if experiment.kind == Kind::Similarity { experiment.limit } else { None };
+            texts.insert(task.clone(), crate::tasks::texts(task, &context.data, limit)?);
+        }
+        let mut models = IndexMap::new();
+        for name in &experiment.models {
+            models.insert(name.clone(), describe(name)?);
+        }
+        let mut planned: Vec<Planned> = Vec::with_capacity(listed.len());
+        for cell in listed {
+            let model = &models[&cell.model];
+            cell.cache.validate_for(&model.shape).map_err(|e| e.under("cache"))?;
+            let key = key::of(experiment, &cell, model, &texts[&cell.task]);
+            // Two spellings of one cache (start_layer "half" and 15 of 30) are one cell.
+            if !planned.iter().any(|p| p.key == key) {
+                let names = names(experiment, &cell, model.shape.layers);
+                planned.push(Planned { cell, key, names });
+            }
+        }
+        Ok(Self { experiment, cells: planned, texts })
+    }
+
+    /// The store, opened for this plan.
+    fn store(&self, results: &Path) -> Result<Store> {
+        let columns = match self.experiment.kind {
+            Kind::Similarity => similarity::COLUMNS,
+            _ => fidelity::COLUMNS,
+        };
+        let dir = results.join(&self.experiment.id);
+        let mut swept: Vec<&String> = Vec::new();
+        for key in self.cells.iter().flat_map(|p| p.cell.swept.keys()) {
+            if !swept.contains(&key) {
+                swept.push(key);
+            }
+        }
+        // Every cell has every naming column, so that the columns of the file are those of the plan.
+        let named = |p: &Planned| {
+            let mut names: Row = ["model", "task", "variant"]
+                .iter()
+                .map(|c| ((*c).to_string(), p.names[*c].clone()))
+                .collect();
+            for key in &swept {
+                names.insert((*key).clone(), p.names.get(*key).cloned().unwrap_or_default());
+            }
+            names.insert("cache".into(), p.names["cache"].clone());
+            (p.key.clone(), names)
+        };
+        let plan: Vec<_> = self.cells.iter().map(named).collect();
+        Ok(Store::open(&dir, &plan, columns)?)
+    }
+
+    /// Models with their settings, in plan order.
+    fn models(&self) -> Vec<(&str, &ModelSettings)> {
+        let mut models: Vec<(&str, &ModelSettings)> = Vec::new();
+        for p in &self.cells {
+            let model = (p.cell.model.as_str(), &p.cell.settings);
+            if !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// Tokens that go through a model for `cells`, at most.
+    fn tokens(&self, cells: &[&Planned]) -> usize {
+        match self.experiment.kind {
+            Kind::Similarity => cells
+                .iter()
+                .map(|p| self.texts[&p.cell.task].docs.len() * self.experiment.similarity.tokens)
+                .sum(),
+            _ => fidelity::tokens(self, cells),
+        }
+    }
+}
+
+/// What names a cell in its rows.
+fn names(experiment: &Experiment, cell: &Cell, layers: usize) -> Row {
+    let mut names = Row::new();
+    names.insert("model".into(), cell.model.clone());
+    names.insert("task".into(), cell.task.clone());
+    let caches = experiment.kind != Kind::Similarity;
+    names.insert("variant".into(), if caches { cell.variant.clone() } else { String::new() });
+    names.extend(cell.swept.clone());
+    names.insert(
+        "cache".into(),
+        if caches { key::cache_json(&cell.cache, layers).to_string() } else { String::new() },
+    );
+    names
+}
+
+fn load(model: &str, settings: &ModelSettings, cells: &[&Planned], context: &Context) -> Result<Model> {
+    let loaded = Model::load(model, &LoadOptions { weights: settings.weights, ..context.load.clone() })?;
+    for p in cells {
+        p.cell.cache.validate_for(&loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
+    }
+    Ok(loaded)
+}
+
+/// The experiment's results folder below `results`.
+pub fn folder(results: &Path, experiment: &Experiment) -> PathBuf {
+    results.join(&experiment.id)
+}
+
+/// `run.json` of an experiment's folder, where there is one.
+pub(crate) fn previous(dir: &Path) -> Option<RunInfo> {
+    RunInfo::read(dir).ok()
+}
