@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::lines::prefetch_line;
 use super::scalar;
 use super::{
     Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded, strip_bytes,
@@ -55,7 +56,7 @@ macro_rules! dense {
                 let whole = m.steps / 4 * 4;
                 for step in (0..whole).step_by(4) {
                     for at in (0..4 * LANES).step_by(LINE) {
-                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(step * LANES + at).cast());
+                        prefetch_line(next.wrapping_add(step * LANES + at).cast());
                     }
                     for u in 0..4 {
                         add(step + u, u % U);
@@ -188,7 +189,7 @@ unsafe fn strips<const BITS: u8, const D: usize, const R: usize>(
         // SAFETY: the strip exists, and has both halves.
         let x = unsafe { m.codes.as_ptr().add(half / 2 * bytes + half % 2 * (VECTOR / 2)) };
         let load = |at: usize| {
-            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(half / 2 * bytes + at).cast());
+            prefetch_line(next.wrapping_add(half / 2 * bytes + at).cast());
             // SAFETY: vector v of a strip lies within its bytes.
             unsafe { _mm256_loadu_si256(x.add(at).cast()) }
         };

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::lines::prefetch_line;
 use super::scalar;
 use super::{
     Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded, strip_bytes,
@@ -51,7 +52,7 @@ macro_rules! dense {
                 let whole = m.steps / 4 * 4;
                 for step in (0..whole).step_by(4) {
                     for at in (0..4 * LANES).step_by(LINE) {
-                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(step * LANES + at).cast());
+                        prefetch_line(next.wrapping_add(step * LANES + at).cast());
                     }
                     for u in 0..4 {
                         add(step + u, u % U);
@@ -198,7 +199,7 @@ unsafe fn tile<const BITS: u8, const D: usize, const R: usize, const S: usize>(
         }
     };
     let load = |s: usize, at: usize| {
-        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(s * bytes + at).cast());
+        prefetch_line(next.wrapping_add(s * bytes + at).cast());
         // SAFETY: vector v of a strip lies within its bytes.
         unsafe { _mm512_loadu_si512(x.add(s * bytes + at).cast()) }
     };

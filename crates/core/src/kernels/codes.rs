@@ -32,20 +32,38 @@ fn place(plane: usize, width: usize, step: usize, lane: usize) -> (usize, usize)
     ((four / per * width + lane) * 4 + step % 4, four % per * plane)
 }
 
-/// Writes the code at (step, lane) of a strip.
-pub(crate) fn put_code(
+/// Writes the codes of one step into a strip, a lane each.
+pub(crate) fn put_step(strip: &mut [u8], bits: u8, steps: usize, step: usize, codes: &[u8]) {
+    let width = codes.len();
+    let mut start = 0;
+    for &(plane, low) in planes(bits) {
+        let (first, shift) = place(plane, width, step, 0);
+        let mask = 0xff_u8 >> (8 - plane);
+        let bytes = &mut strip[start + first..];
+        for (fours, &code) in bytes.chunks_mut(4).zip(codes) {
+            fours[0] = fours[0] & !(mask << shift) | (code >> low & mask) << shift;
+        }
+        start += plane_bytes(plane, steps, width);
+    }
+}
+
+/// Writes the codes of one lane into a strip of `width`, a step each, from the first step on.
+pub(crate) fn put_lane(
     strip: &mut [u8],
     bits: u8,
     (steps, width): (usize, usize),
-    (step, lane): (usize, usize),
-    code: u8,
+    lane: usize,
+    codes: &[u8],
 ) {
     let mut start = 0;
     for &(plane, low) in planes(bits) {
-        let (byte, shift) = place(plane, width, step, lane);
-        let mask = (0xff_u8 >> (8 - plane)) << shift;
-        let byte = &mut strip[start + byte];
-        *byte = *byte & !mask | (code >> low << shift) & mask;
+        let mask = 0xff_u8 >> (8 - plane);
+        for (four, codes) in codes.chunks(4).enumerate() {
+            let (first, shift) = place(plane, width, 4 * four, lane);
+            for (byte, &code) in strip[start + first..].iter_mut().zip(codes) {
+                *byte = *byte & !(mask << shift) | (code >> low & mask) << shift;
+            }
+        }
         start += plane_bytes(plane, steps, width);
     }
 }

@@ -50,12 +50,24 @@ pub(crate) fn view_mut<T: Plain>(lines: &mut [Line]) -> &mut [T] {
 /// Asks for lines that are read soon: hardware prefetchers lose their place where a head's part of a block ends.
 #[inline]
 pub(crate) fn prefetch(lines: &[Line]) {
+    lines.iter().for_each(|line| prefetch_line(std::ptr::from_ref(line).cast()));
+}
+
+/// Asks for the line at an address, which need not be readable, into the second-level cache: hints for the first
+/// level wait for one of its few miss buffers and come to half the bandwidth.
+#[inline(always)]
+pub(super) fn prefetch_line(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    for line in lines {
+    {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint about memory that the reference proves readable; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast()) };
+        // SAFETY: a hint, without effect on what is not readable; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = lines;
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint, without effect on what is not readable.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{0}]", in(reg) address, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
 }

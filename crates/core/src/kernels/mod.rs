@@ -8,7 +8,7 @@
 //!
 //! Numbers are f32, f16 or codes of 2, 3, 4 or 8 bits. Codes are not converted to floats: the weights of a tile (times
 //! the scales, where these belong to the steps) become integers, split into two or three signed bytes ([`Precision`]),
-//! and byte dot products (`vpdpbusd`, `vpmaddubsw`) of codes and digits are exact. A byte dot product does the work of
+//! and byte dot products (`vpdpbusd`, `vpmaddubsw`, `sdot`) of codes and digits are exact. A byte dot product does the work of
 //! four float ones.
 
 #[cfg(target_arch = "x86_64")]
@@ -18,13 +18,16 @@ mod avx512;
 mod bandwidth;
 mod codes;
 mod lines;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 pub use bandwidth::bandwidth_gb_s;
-pub(crate) use codes::{get_code, put_code, strip_bytes};
+pub(crate) use codes::{get_code, put_lane, put_step, strip_bytes};
 pub(crate) use lines::{Line, Plain, prefetch, view, view_mut};
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
@@ -45,6 +48,9 @@ pub enum Isa {
     /// AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON with the dot product extension.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
@@ -56,6 +62,8 @@ impl Isa {
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
         }
     }
 
@@ -73,6 +81,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni");
             found.extend(avx2.then_some(Isa::Avx2));
             found.extend((avx2 && avx512).then_some(Isa::Avx512));
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            found.extend((has!("neon") && has!("dotprod")).then_some(Isa::Neon));
         }
         found
     }
@@ -137,7 +150,7 @@ pub(crate) struct Dense<'a, T> {
     pub(crate) next: &'a [T],
 }
 
-/// Strips of codes, packed one after another as [`put_code`] writes them.
+/// Strips of codes, packed one after another as [`put_step`] writes them.
 #[derive(Clone, Copy)]
 pub(crate) struct Codes<'a> {
     pub(crate) bits: u8,
@@ -253,11 +266,11 @@ pub(crate) fn padded(steps: usize) -> usize {
 }
 
 /// Floats that kernels read.
-pub(crate) trait Float: Plain {
+pub(crate) trait Float: Plain + Default {
     /// As f32.
     fn get(self) -> f32;
-    /// From f32: nearest even, finite values saturate.
-    fn of(x: f32) -> Self;
+    /// From f32: nearest even; what is too large saturates.
+    fn round(x: &[f32], out: &mut [Self]);
     /// The kernel of `isa`.
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums);
 }
@@ -266,8 +279,8 @@ impl Float for f32 {
     fn get(self) -> f32 {
         self
     }
-    fn of(x: f32) -> Self {
-        x
+    fn round(x: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(x);
     }
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums) {
         match isa {
@@ -278,6 +291,9 @@ impl Float for f32 {
             // SAFETY: likewise.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { avx512::dense_f32(m, w, out) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon::dense_f32(m, w, out) },
         }
     }
 }
@@ -286,8 +302,13 @@ impl Float for f16 {
     fn get(self) -> f32 {
         self.to_f32()
     }
-    fn of(x: f32) -> Self {
-        f16::from_f32(x.clamp(-65504.0, 65504.0))
+    fn round(x: &[f32], out: &mut [Self]) {
+        out.convert_from_f32_slice(x);
+        for out in out {
+            // The largest finite number is the one before infinity, on either side.
+            let bits = out.to_bits();
+            *out = f16::from_bits(if bits & 0x7fff == 0x7c00 { bits - 1 } else { bits });
+        }
     }
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums) {
         match isa {
@@ -298,6 +319,9 @@ impl Float for f16 {
             // SAFETY: likewise.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { avx512::dense_f16(m, w, out) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon::dense_f16(m, w, out) },
         }
     }
 }
@@ -344,6 +368,9 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
         // SAFETY: likewise.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::codes(m, w, out) },
+        // SAFETY: likewise.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => unsafe { neon::codes(m, w, out) },
     }
 }
 
@@ -382,5 +409,8 @@ pub(crate) fn digits(
         // SAFETY: likewise.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::digits(precision, w, bounds, steps, scales, digits, factors) },
+        // SAFETY: likewise.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => unsafe { neon::digits(precision, w, bounds, steps, scales, digits, factors) },
     }
 }

@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use minicache_config::Axis;
 
 use super::Side;
 use crate::kernels::{
-    self, Dense, Float, Isa, LANES, Line, StepScales, Sums, Weights, get_code, put_code, strip_bytes,
+    self, Dense, Float, Isa, LANES, Line, StepScales, Sums, Weights, get_code, put_lane, put_step,
+    strip_bytes,
 };
 
 /// One head's floats in a block of `slots` tokens. Keys: strips of 16 tokens, a step per channel (`slots` is a
@@ -32,6 +34,31 @@ impl FloatBlock {
                 let first = channel / LANES * LANES;
                 let width = LANES.min(self.dim - first);
                 first * self.slots + slot * width + channel % LANES
+            }
+        }
+    }
+
+    /// Writes the vector of one slot.
+    pub(super) fn put<T: Float>(&self, head: &mut [T], slot: usize, x: &[T]) {
+        let run = if self.side == Side::Keys { 1 } else { LANES };
+        for (i, x) in x.chunks(run).enumerate() {
+            let at = self.index(slot, i * run);
+            head[at..at + x.len()].copy_from_slice(x);
+        }
+    }
+
+    /// One channel of every slot.
+    pub(super) fn channel(&self, head: &[f16], channel: usize, out: &mut [f32]) {
+        let at = self.index(0, channel);
+        match self.side {
+            Side::Keys => {
+                for (strip, out) in out.chunks_mut(LANES).enumerate() {
+                    head[at + strip * self.dim * LANES..][..out.len()].convert_to_f32_slice(out);
+                }
+            }
+            Side::Values => {
+                let width = self.index(1, channel) - at;
+                out.iter_mut().zip(head[at..].iter().step_by(width)).for_each(|(out, x)| *out = x.to_f32());
             }
         }
     }
@@ -222,10 +249,28 @@ impl CodeBlock {
         }
     }
 
-    /// Writes one code into the head's bytes.
-    pub(super) fn put(&self, head: &mut [u8], slot: usize, channel: usize, code: u8) {
-        let (at, shape, place) = self.strip(slot, channel);
-        put_code(&mut head[at..], self.bits, shape, place, code);
+    /// Writes the codes of a slot, one for each channel, into the head's bytes.
+    pub(super) fn put_slot(&self, head: &mut [u8], slot: usize, codes: &[u8]) {
+        let run = if self.side == Side::Keys { self.group } else { LANES };
+        for (i, codes) in codes.chunks(run).enumerate() {
+            let (at, shape, (step, lane)) = self.strip(slot, i * run);
+            match self.side {
+                Side::Keys => put_lane(&mut head[at..], self.bits, shape, lane, codes),
+                Side::Values => put_step(&mut head[at..], self.bits, shape.0, step, codes),
+            }
+        }
+    }
+
+    /// Writes the codes of a channel, one for each slot, into the head's bytes.
+    pub(super) fn put_channel(&self, head: &mut [u8], channel: usize, codes: &[u8]) {
+        let run = if self.side == Side::Keys { LANES } else { self.slots };
+        for (i, codes) in codes.chunks(run).enumerate() {
+            let (at, shape, (step, lane)) = self.strip(i * run, channel);
+            match self.side {
+                Side::Keys => put_step(&mut head[at..], self.bits, shape.0, step, codes),
+                Side::Values => put_lane(&mut head[at..], self.bits, shape, lane, codes),
+            }
+        }
     }
 
     /// Reads one code from the head's bytes.

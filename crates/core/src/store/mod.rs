@@ -8,19 +8,25 @@ mod weigh;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use minicache_config::Axis;
 
 use self::grid::{Grid, decode};
 use self::layout::{CodeBlock, FloatBlock};
-use self::pages::{Pages, shared_bytes};
+use self::pages::Pages;
 use crate::kernels::{Float, LANES, Line, Precision, view, view_mut};
 
 /// Tokens of a block of floats.
 const BLOCK: usize = 32;
+
+/// Tokens of a block of those that wait to be quantised: as few as a strip holds, so that little is allocated beside
+/// them.
+const RECENT: usize = LANES;
 
 /// Tokens of a block of codes quantised token by token: longer, because values pay for each block with the rounding of
 /// its weights. Blocks of codes quantised along channels have a group of tokens each.
@@ -90,11 +96,12 @@ pub struct Store {
     precision: Precision,
     /// Tokens pushed.
     len: usize,
-    /// Tokens before this one are in `pages`, the others in `recent`.
+    /// Tokens before this one are in `pages`, those from it on in `recent`.
     packed: usize,
     block: Block,
     pages: Pages,
-    recent: Recent,
+    /// The newest tokens of a quantised store, f16 in blocks of [`RECENT`].
+    recent: Pages,
 }
 
 #[derive(Clone)]
@@ -104,15 +111,6 @@ enum Block {
     Codes(Arc<CodeBlock>),
 }
 
-/// The newest tokens of a quantised store: a ring of slots, token i in slot i modulo their number. It grows to its
-/// final size before it first wraps.
-#[derive(Clone)]
-struct Recent {
-    lines: Arc<[Line]>,
-    slots: usize,
-    most: usize,
-}
-
 impl Store {
     /// An empty store for vectors of `heads` by `dim`.
     ///
@@ -120,28 +118,25 @@ impl Store {
     /// Bits other than 2, 3, 4 and 8, or a group that is zero or not a multiple of 16.
     pub fn new(heads: usize, dim: usize, scheme: Scheme, side: Side) -> Self {
         let floats = FloatBlock { side, dim, slots: BLOCK };
-        let (block, head_lines, most) = match scheme {
-            Scheme::F32 => (Block::F32(floats), floats.head_lines::<f32>(), 0),
-            Scheme::F16 => (Block::F16(floats), floats.head_lines::<f16>(), 0),
-            Scheme::Quant { bits, group, axis, residual } => {
+        let (block, head_lines) = match scheme {
+            Scheme::F32 => (Block::F32(floats), floats.head_lines::<f32>()),
+            Scheme::F16 => (Block::F16(floats), floats.head_lines::<f16>()),
+            Scheme::Quant { bits, group, axis, .. } => {
                 assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
                 assert!(group > 0 && group % LANES == 0, "group must be a multiple of 16, not {group}");
-                let (slots, waiting) = match axis {
-                    Axis::Channel => (group, residual + group),
-                    Axis::Token => (PACKED_BLOCK, residual),
-                };
+                let slots = if axis == Axis::Channel { group } else { PACKED_BLOCK };
                 let codes = CodeBlock::new(side, Some(axis), dim, slots, bits, group);
                 let lines = codes.head_lines();
-                (Block::Codes(Arc::new(codes)), lines, waiting.next_multiple_of(LANES))
+                (Block::Codes(Arc::new(codes)), lines)
             }
             Scheme::Codes { bits } => {
                 assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
                 let codes = CodeBlock::new(side, None, dim, PACKED_BLOCK, bits, dim);
                 let lines = codes.head_lines();
-                (Block::Codes(Arc::new(codes)), lines, 0)
+                (Block::Codes(Arc::new(codes)), lines)
             }
         };
-        let recent = Recent { lines: Arc::new([]), slots: 0, most };
+        let recent = Pages::single(heads * FloatBlock { side, dim, slots: RECENT }.head_lines::<f16>());
         let precision = Precision::default();
         let pages = Pages::new(heads * head_lines);
         Self { heads, dim, side, scheme, precision, len: 0, packed: 0, block, pages, recent }
@@ -162,15 +157,23 @@ impl Store {
         assert_eq!(rows.len() % size.max(1), 0, "rows of {size} numbers, not {}", rows.len());
         for row in rows.chunks_exact(size) {
             match self.scheme {
-                Scheme::F32 => self.push_float::<f32>(row),
-                Scheme::F16 => self.push_float::<f16>(row),
+                Scheme::F32 => self.push_float(row),
+                Scheme::F16 => PACKING.with_borrow_mut(|p| {
+                    rounded(row, &mut p.halves);
+                    self.push_float(&p.halves);
+                }),
                 Scheme::Codes { .. } => {
                     self.pack_codes(row);
                     self.len += 1;
                 }
                 Scheme::Quant { residual, axis: Axis::Token, .. } => {
                     if residual == 0 {
-                        self.pack_token(|head, channel, dim| f16::of(row[head * dim + channel]).to_f32());
+                        PACKING.with_borrow_mut(|p| {
+                            rounded(row, &mut p.halves);
+                            at_least(&mut p.floats, size);
+                            p.halves.convert_to_f32_slice(&mut p.floats[..size]);
+                            self.pack_token(&p.floats[..size], &mut p.codes);
+                        });
                     } else {
                         if self.len - self.packed == residual {
                             self.pack_oldest_token();
@@ -190,72 +193,71 @@ impl Store {
         }
     }
 
-    fn push_float<T: Float>(&mut self, row: &[f32]) {
+    fn push_float<T: Float>(&mut self, row: &[T]) {
         let (Block::F32(block) | Block::F16(block)) = self.block else { return };
         let slot = self.len % BLOCK;
         if slot == 0 {
             self.pages.push();
         }
-        let lines = self.pages.block_mut(self.len / BLOCK);
-        write_token::<T>(lines, block, slot, row);
+        write_token(self.pages.block_mut(self.len / BLOCK), block, slot, row);
         self.len += 1;
         self.packed = self.len;
     }
 
-    /// Puts the next token into the ring.
+    /// How the tokens that wait are laid out.
+    fn waiting(&self) -> FloatBlock {
+        FloatBlock { side: self.side, dim: self.dim, slots: RECENT }
+    }
+
+    /// Appends the next token to those that wait.
     fn keep(&mut self, row: &[f32]) {
-        let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-        let ring = if self.len - self.packed == ring.slots { self.grow(ring) } else { ring };
-        let lines = Arc::make_mut(&mut self.recent.lines);
-        write_token::<f16>(lines, ring, self.len % ring.slots, row);
-    }
-
-    /// More slots for the ring, before it ever wrapped: token i stays in slot i.
-    fn grow(&mut self, old: FloatBlock) -> FloatBlock {
-        let new = FloatBlock { slots: (old.slots + BLOCK).min(self.recent.most), ..old };
-        let (from, to) = (old.head_lines::<f16>(), new.head_lines::<f16>());
-        let mut lines: Arc<[Line]> = std::iter::repeat_n(Line::ZERO, self.heads * to).collect();
-        let data = Arc::make_mut(&mut lines);
-        for head in 0..self.heads {
-            let from = view::<f16>(&self.recent.lines[head * from..(head + 1) * from]);
-            let to = view_mut::<f16>(&mut data[head * to..(head + 1) * to]);
-            for slot in 0..old.slots {
-                (0..self.dim).for_each(|c| to[new.index(slot, c)] = from[old.index(slot, c)]);
-            }
+        let slot = self.len % RECENT;
+        if slot == 0 {
+            self.recent.push();
         }
-        self.recent = Recent { lines, slots: new.slots, most: self.recent.most };
-        new
-    }
-
-    /// Moves the oldest token of the ring into the codes.
-    fn pack_oldest_token(&mut self) {
-        let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-        let slot = self.packed % ring.slots;
-        let lines = Arc::clone(&self.recent.lines);
-        let per_head = ring.head_lines::<f16>();
-        self.pack_token(|head, channel, _| {
-            view::<f16>(&lines[head * per_head..(head + 1) * per_head])[ring.index(slot, channel)].to_f32()
+        let block = self.waiting();
+        PACKING.with_borrow_mut(|p| {
+            rounded(row, &mut p.halves);
+            write_token(self.recent.block_mut(self.len / RECENT), block, slot, &p.halves);
         });
     }
 
-    /// Quantises one token along its channels.
-    fn pack_token(&mut self, x: impl Fn(usize, usize, usize) -> f32) {
+    /// Moves the oldest token that waits into the codes.
+    fn pack_oldest_token(&mut self) {
+        let (block, slot) = (self.waiting(), self.packed % RECENT);
+        PACKING.with_borrow_mut(|p| {
+            at_least(&mut p.floats, self.heads * self.dim);
+            let x = &mut p.floats[..self.heads * self.dim];
+            let lines = self.recent.block(self.packed / RECENT);
+            for (head, x) in x.chunks_exact_mut(self.dim).enumerate() {
+                read_token::<f16>(lines, block, head, slot, x);
+            }
+            self.pack_token(x, &mut p.codes);
+        });
+        self.recent.drop_before(self.packed / RECENT);
+    }
+
+    /// Quantises one token `(heads, dim)` along its channels.
+    fn pack_token(&mut self, x: &[f32], codes: &mut Vec<u8>) {
         let Block::Codes(block) = &self.block else { return };
         let slot = self.packed % block.slots;
         if slot == 0 {
             self.pages.push();
         }
+        at_least(codes, block.dim);
+        let codes = &mut codes[..block.dim];
         let lines = self.pages.block_mut(self.packed / block.slots);
-        for (head, lines) in lines.chunks_exact_mut(block.head_lines()).enumerate() {
+        let heads = lines.chunks_exact_mut(block.head_lines());
+        for (lines, x) in heads.zip(x.chunks_exact(block.dim)) {
             for channels in block.group_channels() {
-                let x = |c| x(head, c, block.dim);
-                let grid = Grid::of(channels.clone().map(x), block.bits);
+                let x = &x[channels.clone()];
+                let grid = Grid::of(x, block.bits);
                 let (scale, zero) = block.scale_index(slot, channels.start);
                 let floats = view_mut::<f16>(lines);
                 (floats[scale], floats[zero]) = (grid.scale, grid.zero);
-                let bytes = view_mut::<u8>(lines);
-                channels.for_each(|c| block.put(bytes, slot, c, grid.code(x(c))));
+                grid.codes(x, &mut codes[channels]);
             }
+            block.put_slot(view_mut(lines), slot, codes);
         }
         self.packed += 1;
     }
@@ -267,36 +269,45 @@ impl Store {
         if slot == 0 {
             self.pages.push();
         }
-        let most = f32::from((1u16 << block.bits) - 1);
+        let most = f32::from((1_u16 << block.bits) - 1);
         let lines = self.pages.block_mut(self.packed / block.slots).chunks_exact_mut(block.head_lines());
-        for (lines, row) in lines.zip(row.chunks_exact(block.dim)) {
-            let bytes = view_mut::<u8>(lines);
-            let codes = row.iter().map(|x| x.round_ties_even().clamp(0.0, most) as u8);
-            codes.enumerate().for_each(|(c, code)| block.put(bytes, slot, c, code));
-        }
+        PACKING.with_borrow_mut(|p| {
+            for (lines, row) in lines.zip(row.chunks_exact(block.dim)) {
+                p.codes.clear();
+                p.codes.extend(row.iter().map(|x| x.round_ties_even().clamp(0.0, most) as u8));
+                block.put_slot(view_mut(lines), slot, &p.codes);
+            }
+        });
         self.packed += 1;
     }
 
-    /// Quantises the oldest group of tokens of the ring along tokens, channel by channel.
+    /// Quantises the oldest group of the tokens that wait along tokens, channel by channel.
     fn pack_block(&mut self) {
+        let waiting = self.waiting();
         let Block::Codes(block) = &self.block else { return };
-        let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-        let per_head = ring.head_lines::<f16>();
         self.pages.push();
         let lines = self.pages.block_mut(self.packed / block.slots);
-        for (head, lines) in lines.chunks_exact_mut(block.head_lines()).enumerate() {
-            let x = view::<f16>(&self.recent.lines[head * per_head..(head + 1) * per_head]);
-            for channel in 0..self.dim {
-                let x = |i: usize| x[ring.index((self.packed + i) % ring.slots, channel)].to_f32();
-                let grid = Grid::of((0..block.slots).map(x), block.bits);
-                let (scale, zero) = block.scale_index(0, channel);
-                let floats = view_mut::<f16>(lines);
-                (floats[scale], floats[zero]) = (grid.scale, grid.zero);
-                let bytes = view_mut::<u8>(lines);
-                (0..block.slots).for_each(|i| block.put(bytes, i, channel, grid.code(x(i))));
+        PACKING.with_borrow_mut(|p| {
+            at_least(&mut p.floats, block.slots);
+            at_least(&mut p.codes, block.slots);
+            let (x, codes) = (&mut p.floats[..block.slots], &mut p.codes[..block.slots]);
+            for (head, lines) in lines.chunks_exact_mut(block.head_lines()).enumerate() {
+                for channel in 0..block.dim {
+                    for (part, x) in x.chunks_exact_mut(RECENT).enumerate() {
+                        let from = self.recent.block(self.packed / RECENT + part);
+                        waiting.channel(head_view(from, waiting, head), channel, x);
+                    }
+                    let grid = Grid::of(x, block.bits);
+                    let (scale, zero) = block.scale_index(0, channel);
+                    let floats = view_mut::<f16>(lines);
+                    (floats[scale], floats[zero]) = (grid.scale, grid.zero);
+                    grid.codes(x, codes);
+                    block.put_channel(view_mut(lines), channel, codes);
+                }
             }
-        }
+        });
         self.packed += block.slots;
+        self.recent.drop_before(self.packed / RECENT);
     }
 
     /// Tokens pushed, dropped ones included: indices stay positions.
@@ -343,8 +354,8 @@ impl Store {
         self.check(head, &(index..index + 1));
         assert_eq!(out.len(), self.dim);
         if index >= self.packed {
-            let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-            return read_token::<f16>(&self.recent.lines, ring, head, index % ring.slots, out);
+            let lines = self.recent.block(index / RECENT);
+            return read_token::<f16>(lines, self.waiting(), head, index % RECENT, out);
         }
         let tokens = self.block_tokens();
         let lines = self.pages.block(index / tokens);
@@ -374,8 +385,7 @@ impl Store {
             Block::Codes(block) => self.pages.held() * self.heads * block.head_bytes().1,
             _ => 0,
         };
-        let residual = if self.recent.lines.is_empty() { 0 } else { shared_bytes(&self.recent.lines) };
-        StoreBytes { codes: self.pages.bytes() - scales, scales, residual }
+        StoreBytes { codes: self.pages.bytes() - scales, scales, residual: self.recent.bytes() }
     }
 
     fn block_tokens(&self) -> usize {
@@ -395,17 +405,46 @@ impl Store {
     }
 }
 
+thread_local! {
+    static PACKING: RefCell<Packing> = RefCell::default();
+}
+
+/// Working memory of a thread that packs.
+#[derive(Default)]
+struct Packing {
+    halves: Vec<f16>,
+    floats: Vec<f32>,
+    codes: Vec<u8>,
+}
+
+fn at_least<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
+    if scratch.len() < len {
+        scratch.resize(len, T::default());
+    }
+}
+
+/// A row rounded to what is stored.
+fn rounded<T: Float>(row: &[f32], out: &mut Vec<T>) {
+    out.clear();
+    out.resize(row.len(), T::default());
+    T::round(row, out);
+}
+
 /// Writes a token `(heads, dim)` into a slot of a block of floats.
-fn write_token<T: Float>(lines: &mut [Line], block: FloatBlock, slot: usize, row: &[f32]) {
+fn write_token<T: Float>(lines: &mut [Line], block: FloatBlock, slot: usize, row: &[T]) {
     let heads = lines.chunks_exact_mut(block.head_lines::<T>());
     for (lines, row) in heads.zip(row.chunks_exact(block.dim)) {
-        let x = view_mut::<T>(lines);
-        row.iter().enumerate().for_each(|(c, &value)| x[block.index(slot, c)] = T::of(value));
+        block.put(view_mut::<T>(lines), slot, row);
     }
 }
 
 fn read_token<T: Float>(lines: &[Line], block: FloatBlock, head: usize, slot: usize, out: &mut [f32]) {
-    let n = block.head_lines::<T>();
-    let x = view::<T>(&lines[head * n..(head + 1) * n]);
+    let x = head_view::<T>(lines, block, head);
     out.iter_mut().enumerate().for_each(|(c, out)| *out = x[block.index(slot, c)].get());
+}
+
+/// One head of a block of floats; nothing where there is no block.
+fn head_view<T: Float>(lines: &[Line], block: FloatBlock, head: usize) -> &[T] {
+    let n = block.head_lines::<T>();
+    view(lines.get(head * n..(head + 1) * n).unwrap_or(&[]))
 }

@@ -27,6 +27,15 @@ pub(super) struct Pages {
 impl Pages {
     pub(super) fn new(block_lines: usize) -> Self {
         let page_log = (PAGE_BYTES / (block_lines * Line::BYTES).max(1)).clamp(1, MAX_BLOCKS).ilog2();
+        Self::with_log(block_lines, page_log)
+    }
+
+    /// Every block in a page of its own, so that each can be dropped.
+    pub(super) fn single(block_lines: usize) -> Self {
+        Self::with_log(block_lines, 0)
+    }
+
+    fn with_log(block_lines: usize, page_log: u32) -> Self {
         Self { pages: VecDeque::new(), block_lines, page_log, dropped: 0, blocks: 0 }
     }
 
@@ -71,7 +80,9 @@ impl Pages {
 
     /// Bytes allocated: pages with their counters, and the list of pages.
     pub(super) fn bytes(&self) -> usize {
-        let pages: usize = self.pages.iter().map(|p| shared_bytes(p)).sum();
+        // An `Arc` allocates two counters, padded to the lines' alignment, and the lines.
+        let counters = Line::BYTES.max(2 * size_of::<usize>());
+        let pages: usize = self.pages.iter().map(|lines| counters + size_of_val(&lines[..])).sum();
         pages + self.pages.capacity() * size_of::<Arc<[Line]>>()
     }
 
@@ -79,11 +90,6 @@ impl Pages {
     pub(super) fn held(&self) -> usize {
         self.blocks - self.first()
     }
-}
-
-/// Bytes that an `Arc` of these lines allocates: two counters, padded to the lines' alignment, and the lines.
-pub(super) fn shared_bytes(lines: &[Line]) -> usize {
-    Line::BYTES.max(2 * size_of::<usize>()) + size_of_val(lines)
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::layout::{CodeBlock, FloatBlock};
-use super::{Block, Side, Store};
+use super::layout::CodeBlock;
+use super::{Block, RECENT, Side, Store, at_least, head_view};
 use crate::kernels::{
-    self, Codes, Digits, Factor, Float, Isa, LANES, Line, Precision, ROWS, Sums, Weights, padded, view,
+    self, Codes, Digits, Factor, Isa, LANES, Line, Precision, ROWS, Sums, Weights, padded, view,
 };
 
 /// Rows whose digits are kept while the blocks go by.
@@ -139,8 +139,8 @@ impl Store {
         out: Sums,
     ) {
         if part.recent {
-            let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-            return ring.scores(isa, (head_view::<f16>(part.lines, ring, head), &[]), strips, q, out);
+            let block = self.waiting();
+            return block.scores(isa, (head_view::<f16>(part.lines, block, head), &[]), strips, q, out);
         }
         match &self.block {
             Block::F32(b) => b.scores(
@@ -246,8 +246,8 @@ impl Store {
         let y = Sums { y: &mut out[..], stride: self.dim };
         let slots = part.slots.clone();
         if part.recent {
-            let ring = FloatBlock { side: self.side, dim: self.dim, slots: self.recent.slots };
-            return ring.sums(isa, (head_view::<f16>(part.lines, ring, head), &[]), slots, w, y);
+            let block = self.waiting();
+            return block.sums(isa, (head_view::<f16>(part.lines, block, head), &[]), slots, w, y);
         }
         match &self.block {
             Block::F32(b) => b.sums(
@@ -289,11 +289,12 @@ impl Store {
             }
             let (recent, size, end) = match at < self.packed {
                 true => (false, tokens, end.min(self.packed)),
-                false => (true, self.recent.slots, end),
+                false => (true, RECENT, end),
             };
             let first = at % size;
             let slots = first..size.min(first + end - at);
-            let lines = if recent { &self.recent.lines[..] } else { self.pages.block(at / size) };
+            let pages = if recent { &self.recent } else { &self.pages };
+            let lines = pages.block(at / size);
             let offset = at - start;
             at += slots.len();
             let next = if !recent && at < self.packed { self.pages.block(at / size) } else { &[] };
@@ -314,21 +315,9 @@ impl Store {
     }
 }
 
-/// One head of a block of floats.
-fn head_view<T: Float>(lines: &[Line], block: FloatBlock, head: usize) -> &[T] {
-    let n = block.head_lines::<T>();
-    view(lines.get(head * n..(head + 1) * n).unwrap_or(&[]))
-}
-
 fn fresh<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
     scratch.clear();
     scratch.resize(len, T::default());
-}
-
-fn at_least<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
-    if scratch.len() < len {
-        scratch.resize(len, T::default());
-    }
 }
 
 /// The largest magnitude of each row's first `n` weights.
