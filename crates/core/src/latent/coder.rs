@@ -126,8 +126,8 @@ impl Latents {
 
     /// Appends latents `(tokens, rank)`.
     pub(super) fn push(&mut self, z: &[f32]) {
-        self.len += if self.rank == 0 { 0 } else { z.len() / self.rank };
-        for z in z.chunks_exact(self.rank.max(1)) {
+        self.len += z.len() / self.rank;
+        for z in z.chunks_exact(self.rank) {
             let magnitude = self.scale.as_mut().map(|scale| {
                 // Mean square in units of the calibrated deviations: about 1 for an ordinary token.
                 let ratios = |s: &Section| {
