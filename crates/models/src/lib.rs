@@ -8,6 +8,7 @@ mod devices;
 mod error;
 pub mod gguf;
 pub mod hub;
+mod latents;
 mod linear;
 mod model;
 mod moe;

@@ -5,9 +5,12 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use minicache_config::{Calibration, Method};
+use minicache_core::latent::Basis;
 use minicache_core::{CacheSpec, KvCache, ModelShape, Resources};
 use sha2::{Digest, Sha256};
 
+use crate::latents::Latents;
 use crate::tokenizer::read_json;
 use crate::{
     ChatTemplate, Decoder, Error, Gguf, Hub, HubId, LoadOptions, ModelConfig, Registry, Result, Safetensors,
@@ -33,6 +36,7 @@ pub struct Model {
     /// contents, 32 hexadecimal digits. It does not read whole files.
     pub fingerprint: String,
     stop: Vec<u32>,
+    latents: Latents,
 }
 
 /// The parts of a model that are not its weights.
@@ -86,6 +90,7 @@ impl Model {
             chat,
             fingerprint,
             stop,
+            latents: Latents::default(),
         })
     }
 
@@ -103,13 +108,23 @@ impl Model {
     /// # Errors
     /// A specification that does not fit the model.
     pub fn new_cache_for(&self, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
-        Ok(minicache_core::build(spec, self.decoder.shape(), &self.resources(planned_len))?)
+        let rotary = self.decoder.rotary(planned_len);
+        let shape = self.decoder.shape();
+        let latent = match spec.method {
+            Method::Latent => Some(self.latents.plan(spec, shape, rotary.clone(), &self.fingerprint)?),
+            _ => None,
+        };
+        Ok(minicache_core::build(spec, shape, &Resources { rotary: Some(rotary), latent })?)
     }
 
-    /// What caches of this model may need besides its shape, for `minicache_core::build`; calibrated bases are the
-    /// caller's to add.
-    pub fn resources(&self, planned_len: usize) -> Resources {
-        Resources { rotary: Some(self.decoder.rotary(planned_len)), ..Resources::default() }
+    /// Whether latent caches with these calibration settings have their basis.
+    pub fn has_basis(&self, calibration: &Calibration) -> bool {
+        self.latents.has(calibration)
+    }
+
+    /// Gives latent caches with these calibration settings their basis (see [`crate::calibrate`]).
+    pub fn add_basis(&self, calibration: &Calibration, basis: Basis) {
+        self.latents.add(calibration, basis);
     }
 
     /// Ids that end a generation, ascending: of the configuration, the generation defaults and the tokenizer.

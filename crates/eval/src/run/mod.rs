@@ -3,6 +3,7 @@
 //! A run goes model by model, and task by task within it. What is finished is in the store, so that a run that was
 //! stopped goes on where it was; models and data of finished cells are not even loaded.
 
+mod calibration;
 #[allow(dead_code)] // until the accuracy runner
 mod engine;
 mod error;
@@ -277,6 +278,7 @@ fn load(model: &str, settings: &ModelSettings, cells: &[&Planned], context: &Con
     for p in cells {
         p.cell.cache.validate_for(&loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
     }
+    calibration::prepare(&loaded, cells.iter().map(|p| &p.cell.cache), &context.data)?;
     Ok(loaded)
 }
 

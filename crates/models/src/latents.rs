@@ -1,0 +1,71 @@
+//! The bases that latent caches of a loaded model take, and the transforms made from them.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use minicache_config::Calibration;
+use minicache_core::latent::{Basis, LatentPlan};
+use minicache_core::{CacheSpec, ModelShape, Rotary};
+
+use crate::{Error, Result, calibrate};
+
+/// Bases by the calibration that they come from, and plans by specification and frequencies: made once, shared by all
+/// caches of the model.
+#[derive(Default)]
+pub(crate) struct Latents {
+    bases: Mutex<Vec<(Calibration, Arc<Basis>)>>,
+    plans: Mutex<HashMap<String, Arc<LatentPlan>>>,
+}
+
+impl std::fmt::Debug for Latents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Latents")
+    }
+}
+
+impl Latents {
+    pub(crate) fn add(&self, calibration: &Calibration, basis: Basis) {
+        let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        bases.retain(|(c, _)| c != calibration);
+        bases.push((calibration.clone(), Arc::new(basis)));
+    }
+
+    pub(crate) fn has(&self, calibration: &Calibration) -> bool {
+        self.bases.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(c, _)| c == calibration)
+    }
+
+    pub(crate) fn plan(
+        &self,
+        spec: &CacheSpec,
+        shape: &ModelShape,
+        rotary: Arc<dyn Rotary>,
+        fingerprint: &str,
+    ) -> Result<Arc<LatentPlan>> {
+        // Frequencies may depend on a sequence's length; position 1 of a probe tells them apart.
+        let mut probe = vec![1.0f32; shape.head_dim];
+        rotary.rotate(1, &mut probe);
+        let frequencies: Vec<u32> = probe.iter().map(|x| x.to_bits()).collect();
+        let key = format!("{:?} {frequencies:?}", spec.canonical(None));
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = plans.get(&key) {
+            return Ok(plan.clone());
+        }
+        let basis = match &spec.basis {
+            Some(path) => Arc::new(calibrate::load(Path::new(path), fingerprint)?.0),
+            None => {
+                let bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+                let found = bases.iter().find(|(c, _)| *c == spec.calibration).map(|(_, b)| b.clone());
+                found.ok_or_else(|| {
+                    Error::Calibration(
+                        "method = \"latent\" needs a calibrated basis: make one with `minicache calibrate`, and name it as `basis = \"FILE\"`"
+                            .to_string(),
+                    )
+                })?
+            }
+        };
+        let plan = Arc::new(LatentPlan::new(spec, shape, &basis, rotary)?);
+        plans.insert(key, plan.clone());
+        Ok(plan)
+    }
+}
