@@ -1,9 +1,13 @@
 //! The command `minicache`.
 
+mod bench;
 mod commands;
 mod failure;
 mod global;
 mod output;
+mod shape;
+mod source;
+mod tensors;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,9 @@
 //! The binary, end to end, on a tiny model with random weights.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/commands.rs"]
+mod commands;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -22,6 +22,18 @@ pub trait KvCache: Send {
     /// Slices of the wrong length; states that are not finite, with layer and position.
     fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()>;
 
+    /// Stores `k` and `v` as [`KvCache::attend_into`] does, without attending: for states that were computed
+    /// elsewhere. A method that ranks tokens by the attention they receive counts none for these.
+    ///
+    /// # Errors
+    /// As [`KvCache::attend_into`].
+    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        let shape = *self.shape();
+        let q = vec![0.0; k.len() / shape.kv_dim() * shape.heads * shape.head_dim];
+        let mut out = q.clone();
+        self.attend_into(layer, &q, k, v, &mut out)
+    }
+
     /// Ends a forward step: tokens of the step now count as cached; what is complete is merged and packed.
     ///
     /// # Errors

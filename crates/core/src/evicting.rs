@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::cache::{KvCache, Restored};
 use crate::dense::{View, add_product, mul_transposed};
-use crate::layered::{check_layer, check_step};
+use crate::layered::{check_layer, check_states, check_step};
 use crate::scratch::with_buffer;
 use crate::softmax::exp_sum;
 use crate::{Footprint, Result};
@@ -34,6 +34,35 @@ struct Slots {
 }
 
 impl Slots {
+    /// Takes the step's states of KV head `head`, whose first token is at position `len`, and the attention that held
+    /// and new tokens received in it; then evicts.
+    fn take(
+        &mut self,
+        shape: &ModelShape,
+        evict: &impl Evict,
+        (head, len): (usize, usize),
+        (k, v): (&[f32], &[f32]),
+        received: &[f32],
+    ) {
+        let dim = shape.head_dim;
+        let tokens = k.len() / shape.kv_dim();
+        self.positions.extend((len..len + tokens).map(|p| p as u32));
+        for (store, x) in [(&mut self.keys, k), (&mut self.values, v)] {
+            for token in x.chunks_exact(shape.kv_dim()) {
+                store.extend(token[head * dim..(head + 1) * dim].iter().map(|&x| f16::from_f32(x)));
+            }
+        }
+        if evict.needs_attention() {
+            self.attention.resize(self.positions.len(), 0.0);
+            self.attention.iter_mut().zip(received).for_each(|(a, r)| *a += r);
+        }
+        let mut keep = vec![true; self.positions.len()];
+        evict.keep(&self.positions, &self.attention, len + tokens, &mut keep);
+        let start = shape.window.map_or(0, |w| (len + tokens + 1).saturating_sub(w));
+        keep.iter_mut().zip(&self.positions).for_each(|(k, &p)| *k &= p as usize >= start);
+        self.retain(&keep, dim);
+    }
+
     /// Removes the tokens that are not marked, filling gaps from the end.
     fn retain(&mut self, keep: &[bool], dim: usize) {
         let mut next = 0;
@@ -154,35 +183,29 @@ impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
     fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
         let (shape, len, evict) = (self.shape, self.len, &self.evict);
         let tokens = check_step(&shape, layer, len, q, k, v, out)?;
-        let dim = shape.head_dim;
         let heads = self.slots[layer].par_iter_mut().enumerate().map(|(head, slots)| {
             let held = slots.positions.len();
             let mut received = vec![0.0; held + tokens];
             let rows = attend_head(&shape, slots, (head, len), (q, k, v), &mut received);
-            slots.positions.extend((len..len + tokens).map(|p| p as u32));
-            for (store, x) in [(&mut slots.keys, k), (&mut slots.values, v)] {
-                for token in x.chunks_exact(shape.kv_dim()) {
-                    store.extend(token[head * dim..(head + 1) * dim].iter().map(|&x| f16::from_f32(x)));
-                }
-            }
-            if evict.needs_attention() {
-                slots.attention.resize(held + tokens, 0.0);
-                slots.attention.iter_mut().zip(&received).for_each(|(a, r)| *a += r);
-            }
-            let mut keep = vec![true; held + tokens];
-            evict.keep(&slots.positions, &slots.attention, len + tokens, &mut keep);
-            let start = shape.window.map_or(0, |w| (len + tokens + 1).saturating_sub(w));
-            keep.iter_mut().zip(&slots.positions).for_each(|(k, &p)| *k &= p as usize >= start);
-            slots.retain(&keep, dim);
+            slots.take(&shape, evict, (head, len), (k, v), &received);
             rows
         });
         let heads: Vec<Vec<f32>> = heads.collect();
-        let width = shape.group() * dim;
+        let width = shape.group() * shape.head_dim;
         for (i, part) in out.chunks_exact_mut(width).enumerate() {
             let (token, head) = (i / shape.kv_heads, i % shape.kv_heads);
             part.copy_from_slice(&heads[head][token * width..(token + 1) * width]);
         }
         self.step = tokens;
+        Ok(())
+    }
+
+    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        let (shape, len, evict) = (self.shape, self.len, &self.evict);
+        self.step = check_states(&shape, layer, len, k, v)?;
+        self.slots[layer].par_iter_mut().enumerate().for_each(|(head, slots)| {
+            slots.take(&shape, evict, (head, len), (k, v), &[]);
+        });
         Ok(())
     }
 

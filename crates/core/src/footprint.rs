@@ -29,6 +29,21 @@ impl Footprint {
         self.parts().iter().map(|(_, b)| b).sum()
     }
 
+    /// The footprint of `n` alike.
+    #[must_use]
+    pub fn times(&self, n: usize) -> Self {
+        Self {
+            states: n * self.states,
+            directions: n * self.directions,
+            magnitudes: n * self.magnitudes,
+            retained: n * self.retained,
+            residual: n * self.residual,
+            scales: n * self.scales,
+            latents: n * self.latents,
+            state: n * self.state,
+        }
+    }
+
     /// Parts by name, in a fixed order.
     pub fn parts(&self) -> [(&'static str, usize); 8] {
         [

@@ -176,14 +176,6 @@ impl Layered {
         })
     }
 
-    /// Stores the states of a step without attending.
-    pub(crate) fn load(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
-        let q = vec![0.0; k.len() * self.shape.group()];
-        self.step = check_step(&self.shape, layer, self.len, &q, k, v, &q)?;
-        self.store(layer, k, v);
-        Ok(())
-    }
-
     fn store(&mut self, layer: usize, k: &[f32], v: &[f32]) {
         let key_pair = self.keys.push(layer, k);
         let value_pair = self.values.push(layer, v);
@@ -235,6 +227,12 @@ impl KvCache for Layered {
         }
         self.store(layer, k, v);
         self.step = tokens;
+        Ok(())
+    }
+
+    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        self.step = check_states(&self.shape, layer, self.len, k, v)?;
+        self.store(layer, k, v);
         Ok(())
     }
 
@@ -316,28 +314,42 @@ pub(crate) fn check_step(
     v: &[f32],
     out: &[f32],
 ) -> Result<usize> {
+    let tokens = check_states(shape, layer, len, k, v)?;
+    let width = shape.heads * shape.head_dim;
+    check_len("queries", q.len(), tokens, width)?;
+    check_len("output", out.len(), tokens, width)?;
+    Ok(tokens)
+}
+
+/// [`check_step`] without queries.
+pub(crate) fn check_states(
+    shape: &ModelShape,
+    layer: usize,
+    len: usize,
+    k: &[f32],
+    v: &[f32],
+) -> Result<usize> {
     check_layer(shape, layer)?;
-    let tokens = k.len() / shape.kv_dim();
-    let q_dim = shape.heads * shape.head_dim;
-    for (what, got, width) in [
-        ("queries", q.len(), q_dim),
-        ("keys", k.len(), shape.kv_dim()),
-        ("values", v.len(), shape.kv_dim()),
-        ("output", out.len(), q_dim),
-    ] {
-        if tokens == 0 || got != tokens * width {
-            let expected = format!("{} tokens of {width} numbers", tokens.max(1));
-            return Err(Error::Shape { what, expected, got: format!("{got} numbers") });
-        }
-    }
+    let width = shape.kv_dim();
+    let tokens = k.len() / width;
+    check_len("keys", k.len(), tokens, width)?;
+    check_len("values", v.len(), tokens, width)?;
     for (side, x) in [("key", k), ("value", v)] {
         // A sum is NaN or infinite if any term is: one pass without branches, and the slow search only on failure.
         if !x.iter().map(|v| v * 0.0).sum::<f32>().is_finite() {
             let at = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
-            return Err(Error::NotFinite { side, layer, position: len + at / shape.kv_dim() });
+            return Err(Error::NotFinite { side, layer, position: len + at / width });
         }
     }
     Ok(tokens)
+}
+
+fn check_len(what: &'static str, got: usize, tokens: usize, width: usize) -> Result<()> {
+    if tokens > 0 && got == tokens * width {
+        return Ok(());
+    }
+    let expected = format!("{} tokens of {width} numbers", tokens.max(1));
+    Err(Error::Shape { what, expected, got: format!("{got} numbers") })
 }
 
 pub(crate) fn check_layer(shape: &ModelShape, layer: usize) -> Result<()> {

@@ -5,6 +5,7 @@
 //!
 //! Layouts: slices are f32, contiguous and token-major, `(tokens, heads, head_dim)`, as a linear layer writes them.
 
+mod account;
 mod attend;
 mod cache;
 mod dense;
@@ -26,7 +27,9 @@ mod retain;
 mod scratch;
 mod softmax;
 pub mod store;
+mod synthetic;
 
+pub use account::{Nominal, footprint, nominal};
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;
@@ -36,3 +39,4 @@ pub use methods::{build, describe};
 pub use minicache_config::{CacheSpec, ModelShape};
 pub use resources::{Resources, Rotary};
 pub use store::{Scheme, Side, Store, StoreBytes};
+pub use synthetic::{LayerSimilarity, Synthetic};

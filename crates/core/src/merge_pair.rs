@@ -48,8 +48,8 @@ pub fn merge_pair(spec: &CacheSpec, states: &PairStates<'_>) -> Result<MergedPai
     let exact = CacheSpec { dtype: StoreType::F32, magnitudes: StoreType::F32, ..stored.clone() };
     let fill = |spec: &CacheSpec| {
         let mut cache = crate::methods::layered(spec, &shape, &Resources::default())?;
-        cache.load(0, states.key_a, states.value_a)?;
-        cache.load(1, states.key_b, states.value_b)?;
+        cache.append(0, states.key_a, states.value_a)?;
+        cache.append(1, states.key_b, states.value_b)?;
         cache.finish_step()?;
         Ok::<_, crate::Error>(cache)
     };

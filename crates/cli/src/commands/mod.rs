@@ -1,5 +1,13 @@
 //! The commands, one file each: an `Args` struct and `run(&Args, &Global) -> anyhow::Result<()>`.
 
+mod bench;
+mod dump_kv;
+mod footprint;
+mod generate;
+mod logits;
+mod merge;
+mod methods;
+mod models;
 mod report;
 mod run;
 mod score;
@@ -7,6 +15,7 @@ mod tasks;
 
 use anyhow::Result;
 use clap::Subcommand;
+use minicache_core::Footprint;
 
 use crate::global::Global;
 
@@ -21,6 +30,22 @@ pub(crate) enum Command {
     Score(score::Args),
     /// List the tasks and where their data is.
     Tasks(tasks::Args),
+    /// Continue a prompt, with any cache.
+    Generate(generate::Args),
+    /// Write a model's logits for given tokens, with any cache.
+    Logits(logits::Args),
+    /// Write a prompt's keys and values as attention sees them.
+    DumpKv(dump_kv::Args),
+    /// Measure how fast a model decodes with each cache.
+    Bench(bench::Args),
+    /// Compress one pair of layers from a file, and write what attention would see.
+    Merge(merge::Args),
+    /// Measure what a cache holds in a model of any size, without its weights.
+    Footprint(footprint::Args),
+    /// List the models that have a name.
+    Models(models::Args),
+    /// List the cache methods and the settings that each reads.
+    Methods(methods::Args),
 }
 
 impl Command {
@@ -31,6 +56,19 @@ impl Command {
             Command::Report(args) => report::run(args, global),
             Command::Score(args) => score::run(args, global),
             Command::Tasks(args) => tasks::run(args, global),
+            Command::Generate(args) => generate::run(args, global),
+            Command::Logits(args) => logits::run(args, global),
+            Command::DumpKv(args) => dump_kv::run(args, global),
+            Command::Bench(args) => bench::run(args, global),
+            Command::Merge(args) => merge::run(args, global),
+            Command::Footprint(args) => footprint::run(args, global),
+            Command::Models(args) => models::run(args, global),
+            Command::Methods(args) => methods::run(args, global),
         }
     }
+}
+
+/// Bytes by part, as JSON prints them.
+fn parts_json(footprint: &Footprint) -> serde_json::Map<String, serde_json::Value> {
+    footprint.parts().into_iter().map(|(part, bytes)| (part.to_string(), bytes.into())).collect()
 }

@@ -314,7 +314,7 @@ fn bad_states_are_refused_with_layer_and_position() {
     let e = cache.attend_into(2, &s.q, &s.k, &s.v, &mut out).unwrap_err().to_string();
     assert!(e.contains("value state of layer 2 at position 3"), "{e}");
     let e = cache.attend_into(2, &s.q, &s.k[1..], &s.v, &mut out).unwrap_err().to_string();
-    assert!(e.contains("queries"), "{e}");
+    assert!(e.contains("keys"), "{e}");
     let e = cache.attend_into(9, &s.q, &s.k, &s.v, &mut out).unwrap_err().to_string();
     assert!(e.contains("layer"), "{e}");
 }

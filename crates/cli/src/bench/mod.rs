@@ -1,0 +1,173 @@
+//! Speed of decoding with several caches, measured side by side.
+//!
+//! All caches are filled first and then take turns, a few steps each, so that what else the machine does meets all of
+//! them alike; the median over all steps counts.
+
+mod attention;
+mod whole;
+
+use std::time::Instant;
+
+use anyhow::Result;
+use minicache_core::{CacheSpec, KvCache};
+
+pub(crate) use attention::Attention;
+pub(crate) use whole::Whole;
+
+/// Rounds in which every cache gets its turn.
+const ROUNDS: usize = 5;
+/// Steps before the first round that are not counted.
+const WARM_UP: usize = 2;
+/// A turn has as many steps as fit into this many seconds, within limits.
+const TURN: f64 = 0.4;
+const TURN_STEPS: std::ops::RangeInclusive<usize> = 2..=12;
+
+/// Steps that a cache takes at most, for which there has to be room after the context.
+pub(crate) const MOST_STEPS: usize = WARM_UP + ROUNDS * *TURN_STEPS.end();
+
+/// What is timed: a model with its caches, or the caches alone.
+pub(crate) trait Subject {
+    /// Fills the caches of all sequences with the context. Gives them, and the tokens per second of prefilling one.
+    fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Box<dyn KvCache>>, f64)>;
+    /// One decode step of all sequences.
+    fn step(&mut self, caches: &mut [Box<dyn KvCache>]) -> Result<()>;
+    /// Bytes that a step reads besides the caches.
+    fn weight_bytes(&self) -> usize;
+    /// Model layers per layer that is really there: times and bytes are multiplied by it.
+    fn scale(&self) -> f64;
+}
+
+/// What was measured of one cache, all sequences together.
+#[derive(Debug, Clone)]
+pub(crate) struct Measured {
+    pub(crate) prefill_tokens_per_s: f64,
+    pub(crate) decode_tokens_per_s: f64,
+    /// Bytes held at the end of the prefill.
+    pub(crate) cache_bytes: f64,
+    /// Bytes of weights and caches over what memory could have delivered in the time of a step.
+    pub(crate) bandwidth_share: f64,
+}
+
+/// A cache under measurement.
+struct Lane {
+    caches: Vec<Box<dyn KvCache>>,
+    prefill: f64,
+    bytes: f64,
+    turn: usize,
+    times: Vec<f64>,
+}
+
+/// Measures all `specs`, in their order. `bandwidth` is in bytes per second.
+pub(crate) fn measure(
+    subject: &mut dyn Subject,
+    specs: &[CacheSpec],
+    bandwidth: f64,
+    progress: &dyn Fn(&str),
+) -> Result<Vec<Measured>> {
+    let mut lanes = Vec::with_capacity(specs.len());
+    for spec in specs {
+        progress(&format!("filling {}", spec.label()));
+        let (caches, prefill) = subject.fill(spec)?;
+        let bytes = caches.iter().map(|c| c.footprint().total() as f64).sum::<f64>() * subject.scale();
+        lanes.push(Lane { caches, prefill, bytes, turn: 1, times: Vec::new() });
+    }
+    progress("decoding");
+    for lane in &mut lanes {
+        let mut last = 0.0;
+        for _ in 0..WARM_UP {
+            last = timed(subject, &mut lane.caches)?;
+        }
+        lane.turn = ((TURN / last) as usize).clamp(*TURN_STEPS.start(), *TURN_STEPS.end());
+    }
+    for _ in 0..ROUNDS {
+        for lane in &mut lanes {
+            for _ in 0..lane.turn {
+                let time = timed(subject, &mut lane.caches)?;
+                lane.times.push(time);
+            }
+        }
+    }
+    let weights = subject.weight_bytes() as f64;
+    let finish = |lane: &mut Lane| {
+        let step = median(&mut lane.times) * subject.scale();
+        Measured {
+            prefill_tokens_per_s: lane.prefill,
+            decode_tokens_per_s: lane.caches.len() as f64 / step,
+            cache_bytes: lane.bytes,
+            bandwidth_share: (weights + lane.bytes) / (step * bandwidth),
+        }
+    };
+    Ok(lanes.iter_mut().map(finish).collect())
+}
+
+fn timed(subject: &mut dyn Subject, caches: &mut [Box<dyn KvCache>]) -> Result<f64> {
+    let start = Instant::now();
+    subject.step(caches)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use minicache_core::{ModelShape, Resources, build};
+
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    /// Steps of a known length.
+    struct Sleeper {
+        steps: usize,
+    }
+
+    const SHAPE: ModelShape =
+        ModelShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 32, window: None, scale: 1.0 };
+
+    impl Subject for Sleeper {
+        fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Box<dyn KvCache>>, f64)> {
+            let mut cache = build(spec, &SHAPE, &Resources::default())?;
+            cache.append(0, &[1.0; 32 * 64], &[1.0; 32 * 64])?;
+            cache.finish_step()?;
+            Ok((vec![cache.fork(), cache], 7.0))
+        }
+        fn step(&mut self, _: &mut [Box<dyn KvCache>]) -> Result<()> {
+            self.steps += 1;
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            Ok(())
+        }
+        fn weight_bytes(&self) -> usize {
+            1000
+        }
+        fn scale(&self) -> f64 {
+            2.0
+        }
+    }
+
+    #[test]
+    fn rates_are_of_all_sequences_and_the_whole_model() {
+        let mut sleeper = Sleeper { steps: 0 };
+        let specs = [CacheSpec::default(), CacheSpec::parse("rtn-8").unwrap()];
+        let measured = measure(&mut sleeper, &specs, 1e6, &|_| {}).unwrap();
+        assert_eq!(measured.len(), 2);
+        assert!(sleeper.steps <= 2 * MOST_STEPS);
+        for m in &measured {
+            // Two sequences in twice 20 ms or a little more.
+            assert!(m.decode_tokens_per_s <= 50.0 && m.decode_tokens_per_s > 10.0, "{m:?}");
+            let step = 2.0 / m.decode_tokens_per_s;
+            assert!((m.bandwidth_share - (1000.0 + m.cache_bytes) / (step * 1e6)).abs() < 1e-9);
+            assert_eq!(m.prefill_tokens_per_s, 7.0);
+        }
+        // f16 in two layers for one, two sequences, 64 tokens: at least the states themselves.
+        assert!(measured[0].cache_bytes >= (2 * 2 * 64 * 32 * 2 * 2) as f64);
+    }
+}

@@ -1,0 +1,180 @@
+//! `minicache generate`: continues a prompt with any cache.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use candle_transformers::generation::{LogitsProcessor, Sampling};
+use minicache_config::WeightMode;
+use minicache_core::{CacheSpec, KvCache};
+use minicache_models::{LogitsFor, Message, Model, Step};
+
+use crate::failure::{OrUsage, usage};
+use crate::global::Global;
+use crate::shape::at_least_one;
+use crate::source::{ModelArgs, new_cache, read_text};
+
+/// Options of `minicache generate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// The cache: a method's name, such as minicache-4, or an inline table.
+    #[arg(long, default_value = "full", value_name = "SPEC")]
+    cache: String,
+    /// Tokens to generate, at most.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    max_new_tokens: usize,
+    /// Continue the prompt as it stands, without the model's chat template.
+    #[arg(long)]
+    raw: bool,
+    /// Insist on the chat template: an error where the model has none.
+    #[arg(long, conflicts_with = "raw")]
+    chat: bool,
+    /// A system message before the prompt.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Sample at this temperature; 0 takes the most likely token.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "T")]
+    temperature: f64,
+    /// Sample from the most likely tokens that together have this probability.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    top_p: f64,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct PromptArgs {
+    /// The prompt.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// A file with the prompt.
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+}
+
+/// Generates, streaming to stdout; says on stderr what it took.
+pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
+    let spec = CacheSpec::parse(&args.cache).or_usage("--cache")?;
+    at_least_one("--max-new-tokens", args.max_new_tokens)?;
+    let sampling = sampling(args)?;
+    let prompt = match (&args.prompt.prompt, &args.prompt.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (_, Some(path)) => read_text(path)?,
+        _ => String::new(),
+    };
+    let model = args.model.load(global, WeightMode::Auto)?;
+    let tokens = encode(args, &model, &prompt)?;
+    let room = model.config.context.saturating_sub(tokens.len());
+    if room == 0 {
+        let (tokens, context) = (tokens.len(), model.config.context);
+        return Err(usage(format!("the prompt has {tokens} tokens and the model's context is {context}")));
+    }
+    let planned_len = tokens.len() + args.max_new_tokens.min(room);
+    let mut sampler = LogitsProcessor::from_sampling(args.seed, sampling);
+    let mut cache = new_cache(&model, &spec, planned_len)?;
+
+    let start = Instant::now();
+    let mut next = forward(&model, &mut *cache, &tokens, planned_len, &mut sampler)?;
+    let prefill = start.elapsed();
+
+    let mut stream = model.need_tokenizer()?.stream(true);
+    let mut stdout = std::io::stdout().lock();
+    let mut say = |text: &str| -> Result<()> {
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+    };
+    let start = Instant::now();
+    let mut steps = 0;
+    let mut made = 0;
+    while !model.stop_ids().contains(&next) {
+        say(&stream.push(next)?)?;
+        made += 1;
+        if tokens.len() + made == planned_len {
+            break;
+        }
+        next = forward(&model, &mut *cache, &[next], planned_len, &mut sampler)?;
+        steps += 1;
+    }
+    say(&stream.finish()?)?;
+    say("\n")?;
+    let decode = start.elapsed();
+    eprintln!("{}", summary(&model, &spec, &*cache, (tokens.len(), prefill), (steps, decode)));
+    Ok(())
+}
+
+/// One step: the token that follows.
+fn forward(
+    model: &Model,
+    cache: &mut dyn KvCache,
+    tokens: &[u32],
+    planned_len: usize,
+    sampler: &mut LogitsProcessor,
+) -> Result<u32> {
+    let step = Step { tokens, cache, planned_len, logits: LogitsFor::Last };
+    let logits: Vec<Tensor> = model.decoder.forward(&mut [step])?;
+    Ok(sampler.sample(&logits[0].flatten_all()?)?)
+}
+
+fn sampling(args: &Args) -> Result<Sampling> {
+    let (temperature, p) = (args.temperature, args.top_p);
+    if !temperature.is_finite() || temperature < 0.0 {
+        return Err(usage(format!("--temperature: must be at least 0, not {temperature}")));
+    }
+    if !(p > 0.0 && p <= 1.0) {
+        return Err(usage(format!("--top-p: must be above 0 and at most 1, not {p}")));
+    }
+    Ok(match (temperature, p) {
+        (0.0, _) => Sampling::ArgMax,
+        (_, 1.0) => Sampling::All { temperature },
+        _ => Sampling::TopP { p, temperature },
+    })
+}
+
+/// The prompt's tokens: as a chat where the model has a template, unless told otherwise.
+fn encode(args: &Args, model: &Model, prompt: &str) -> Result<Vec<u32>> {
+    let tokenizer = model.need_tokenizer()?;
+    let tokens = match &model.chat {
+        Some(template) if !args.raw => {
+            let system = args.system.iter().map(|text| Message::new("system", text));
+            let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+            tokenizer.encode(&template.render(&messages, true)?, false)?
+        }
+        None if args.chat || args.system.is_some() => {
+            let message = "has no chat template, which --chat and --system need; leave them out";
+            return Err(usage(format!("{}: {message}", model.name)));
+        }
+        _ => tokenizer.encode(prompt, true)?,
+    };
+    if tokens.is_empty() { Err(usage("the prompt is empty")) } else { Ok(tokens) }
+}
+
+fn summary(
+    model: &Model,
+    spec: &CacheSpec,
+    cache: &dyn KvCache,
+    prefill: (usize, Duration),
+    decode: (usize, Duration),
+) -> String {
+    let rate = |(tokens, time): (usize, Duration)| tokens as f64 / time.as_secs_f64().max(1e-9);
+    let (held, full) = (cache.footprint().total(), model.decoder.shape().full_bytes(cache.len()));
+    let decoded = match decode.0 {
+        0 => String::new(),
+        n => format!("; decode: {n} tokens, {:.1} tokens/s", rate(decode)),
+    };
+    format!(
+        "prefill: {} tokens, {:.1} tokens/s{decoded}; {} cache: {} for {} tokens, {:.2}x",
+        prefill.0,
+        rate(prefill),
+        spec.label(),
+        indicatif::BinaryBytes(held as u64),
+        cache.len(),
+        full as f64 / held.max(1) as f64
+    )
+}

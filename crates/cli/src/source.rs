@@ -1,0 +1,160 @@
+//! Which model, which weights, which tokens: options of the commands that run a model.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use minicache_config::WeightMode;
+use minicache_core::{CacheSpec, KvCache};
+use minicache_models::{LoadOptions, Model};
+
+use crate::failure::{OrUsage, usage};
+use crate::global::Global;
+
+/// A model to load.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// The model: a name of `minicache models`, a folder with config.json and safetensors, a .gguf file or a hub id.
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// Form of the weights: auto (the fastest), f32 (dequantised) or quantized (as stored).
+    #[arg(long, value_name = "FORM", value_parser = weight_mode)]
+    weights: Option<WeightMode>,
+    /// The same as KEY=VALUE, as experiment files have it: `weights=f32`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+fn weight_mode(text: &str) -> std::result::Result<WeightMode, String> {
+    match text {
+        "auto" => Ok(WeightMode::Auto),
+        "f32" => Ok(WeightMode::F32),
+        "quantized" => Ok(WeightMode::Quantized),
+        _ => Err("must be auto, f32 or quantized".to_string()),
+    }
+}
+
+impl ModelArgs {
+    /// Loads the model, with weights in the form asked for or else in `default`.
+    pub(crate) fn load(&self, global: &Global, default: WeightMode) -> Result<Model> {
+        let mut weights = self.weights.unwrap_or(default);
+        for setting in &self.set {
+            match setting.split_once('=') {
+                Some(("weights" | "settings.weights", value)) => {
+                    weights = weight_mode(value.trim_matches('"')).or_usage("--set weights")?;
+                }
+                _ => {
+                    let message = "only `weights` can be set here; settings of a cache go into --cache";
+                    return Err(usage(format!("--set {setting}: {message}")));
+                }
+            }
+        }
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("loading {prefix} [{bar:30}] {percent:>3} %") {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.set_prefix(self.model.clone());
+            bar
+        });
+        let progress = bar.clone().map(|bar| -> minicache_models::Progress {
+            Arc::new(move |done, total| {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            })
+        });
+        let start = Instant::now();
+        let options = LoadOptions { weights, devices: global.devices()?, dtype: None, progress };
+        let model = Model::load(&self.model, &options);
+        match &bar {
+            Some(bar) => bar.finish_and_clear(),
+            None if model.is_ok() && start.elapsed().as_secs() >= 5 => {
+                eprintln!("loaded {} in {:.0} s", self.model, start.elapsed().as_secs_f64());
+            }
+            None => {}
+        }
+        Ok(model?)
+    }
+}
+
+/// The tokens that a model is run on.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct TokensArgs {
+    /// A text file; the model's tokenizer adds the special tokens that the model expects around a text.
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Token ids, separated by spaces or commas.
+    #[arg(long, value_name = "IDS")]
+    tokens: Option<String>,
+}
+
+impl TokensArgs {
+    /// Looks at what can be looked at before the model is loaded.
+    pub(crate) fn check(&self) -> Result<()> {
+        match (&self.prompt_file, &self.tokens) {
+            (Some(path), _) => read_text(path).map(|_| ()),
+            (_, Some(text)) => ids(text).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The tokens, at least one.
+    pub(crate) fn read(&self, model: &Model) -> Result<Vec<u32>> {
+        let tokens = match (&self.prompt_file, &self.tokens) {
+            (Some(path), _) => model.need_tokenizer()?.encode(&read_text(path)?, true)?,
+            (_, Some(text)) => ids(text)?,
+            _ => Vec::new(),
+        };
+        if tokens.is_empty() {
+            return Err(usage("no tokens: the prompt is empty"));
+        }
+        Ok(tokens)
+    }
+}
+
+/// Reads a prompt.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).or_usage(format!("--prompt-file: {}", path.display()))
+}
+
+fn ids(text: &str) -> Result<Vec<u32>> {
+    let parts = text.split(|c: char| c.is_whitespace() || c == ',').filter(|p| !p.is_empty());
+    let ids: Vec<u32> = parts
+        .map(|p| {
+            p.parse()
+                .map_err(|_| usage(format!("--tokens: `{p}` is no token id; give numbers such as \"1 2 3\"")))
+        })
+        .collect::<Result<_>>()?;
+    if ids.is_empty() { Err(usage("--tokens: no ids; give numbers such as \"1 2 3\"")) } else { Ok(ids) }
+}
+
+/// An empty cache of one sequence that is going to have `planned_len` tokens.
+pub(crate) fn new_cache(model: &Model, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
+    Ok(model.new_cache_for(spec, planned_len)?)
+}
+
+/// Reads `--cache`; the full cache in f32 where it is left out.
+pub(crate) fn cache_or_exact(spec: Option<&str>) -> Result<CacheSpec> {
+    match spec {
+        Some(text) => CacheSpec::parse(text).or_usage("--cache"),
+        None => Ok(CacheSpec { dtype: minicache_config::StoreType::F32, ..CacheSpec::default() }),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_numbers() {
+        assert_eq!(ids("1 2,3\n4").unwrap(), [1, 2, 3, 4]);
+        for bad in ["", " , ", "1 x", "-1", "4294967296"] {
+            assert!(ids(bad).unwrap_err().to_string().starts_with("--tokens: "), "{bad}");
+        }
+    }
+}

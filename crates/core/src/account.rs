@@ -1,0 +1,281 @@
+//! What a cache of any model holds at any context, without the model: measured, not computed from a formula.
+//!
+//! The layers of a model are alike, and so are its pairs. One unmerged layer and one pair are therefore built as real
+//! caches of full width, filled with synthetic states ([`crate::Synthetic`]), and their measured allocations taken
+//! times the number of such layers and pairs.
+
+use minicache_config::{Axis, CacheSpec, Method, ModelShape, Quant, StartLayer, StoreType};
+
+use crate::{Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build};
+
+/// Numbers of a side's states that are made at a time; bounds the memory that a long context takes.
+const STEP: usize = 1 << 22;
+const SEED: u64 = 0;
+
+/// Bytes that the cache of `spec` holds for one sequence of `context` tokens, prefilled at once, in a model of `shape`
+/// whose adjacent layers are `similarity` alike (that decides how many tokens a merge retains).
+///
+/// `h2o` counts every token as having received the same attention. Without a sliding window that makes no difference.
+///
+/// # Errors
+/// A specification that does not fit the shape, a context of 0, a method that needs what `resources` lacks.
+pub fn footprint(
+    spec: &CacheSpec,
+    shape: &ModelShape,
+    resources: &Resources,
+    context: usize,
+    similarity: LayerSimilarity,
+) -> Result<Footprint> {
+    spec.validate_for(shape).map_err(|e| e.under("cache"))?;
+    if context == 0 {
+        let expected = "at least 1 token".to_string();
+        return Err(Error::Shape { what: "context", expected, got: "0".to_string() });
+    }
+    let measure = |part: &ModelShape, step: usize| {
+        let spec = CacheSpec { start_layer: StartLayer::Layer(0), ..spec.clone() };
+        let mut cache = build(&spec, part, resources)?;
+        Synthetic::new(part, context, similarity, SEED).fill(&mut *cache, 0..context, step)?;
+        Ok::<_, Error>(cache.footprint())
+    };
+    match spec.method {
+        // Every KV head has its own slots, and what they hold after a prefill depends on it having been one step.
+        Method::H2o | Method::Sinks => {
+            let part = ModelShape { layers: 1, heads: shape.group(), kv_heads: 1, ..*shape };
+            Ok(measure(&part, context)?.times(shape.layers * shape.kv_heads))
+        }
+        _ => {
+            let pairs = spec.deep_pairs(shape.layers).len();
+            let layers = shape.layers - 2 * pairs;
+            let step = (STEP / shape.kv_dim()).max(1);
+            let measure = |layers, times| -> Result<Footprint> {
+                if times == 0 {
+                    return Ok(Footprint::default());
+                }
+                Ok(measure(&ModelShape { layers, ..*shape }, step)?.times(times))
+            };
+            let (own, merged) = rayon::join(|| measure(1, layers), || measure(2, pairs));
+            let mut total = own?;
+            total += merged?;
+            Ok(total)
+        }
+    }
+}
+
+/// The ratio that a specification promises on paper, with its arithmetic: bits of a number and layers stored, or
+/// tokens kept. Magnitudes, retained tokens, residual windows and bookkeeping are what [`footprint`] finds beside it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nominal {
+    /// Full FP16 bytes over the bytes of this arithmetic.
+    pub ratio: f64,
+    /// A line on each term, the last one with the result.
+    pub lines: Vec<String>,
+}
+
+/// The arithmetic of `spec`; `None` for latents, whose rank may depend on the basis.
+pub fn nominal(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Option<Nominal> {
+    let mut lines = Vec::new();
+    match spec.method {
+        Method::Latent => None,
+        Method::H2o | Method::Sinks => {
+            let recent = spec.recent.resolve(context).max(1);
+            let (older, what) = match spec.method {
+                Method::H2o => (spec.heavy.resolve(context), "heavy hitters"),
+                _ => (spec.sinks, "first tokens"),
+            };
+            let held = shape.window.map_or(context, |w| context.min(w));
+            let kept = (recent + older).min(held);
+            lines.push(format!("{recent} recent tokens and {older} {what}: {kept} of {held} are kept"));
+            let ratio = held as f64 / kept as f64;
+            lines.push(format!("{held} / {kept} = {ratio:.2}x"));
+            Some(Nominal { ratio, lines })
+        }
+        _ => {
+            let keys = bits(spec, shape, "keys", &mut lines);
+            let values = bits(spec, shape, "values", &mut lines);
+            let (layers, pairs) = (shape.layers, spec.deep_pairs(shape.layers).len());
+            let stored = |merged: bool| layers - if merged { pairs } else { 0 };
+            let (of_keys, of_values) = (stored(spec.merge.keys()), stored(spec.merge.values()));
+            let merged = pairs > 0 && spec.method.merges();
+            if merged {
+                let first = spec.start_layer.resolve(layers);
+                let what = match (of_keys == layers, of_values == layers) {
+                    (false, false) => "",
+                    (false, true) => " of keys",
+                    _ => " of values",
+                };
+                lines.push(format!(
+                    "{pairs} pairs from layer {first} share one vector{what}: {} of {layers} layers are stored",
+                    of_keys.min(of_values)
+                ));
+            }
+            let share = |bits: f64, of: usize| bits * of as f64 / (16 * layers) as f64;
+            let ratio = 2.0 / (share(keys, of_keys) + share(values, of_values));
+            if keys == values && of_keys == of_values {
+                let layers = if merged { format!(" x {layers}/{of_keys}") } else { String::new() };
+                lines.push(format!("16 / {keys}{layers} = {ratio:.2}x"));
+            } else {
+                let term = |bits: f64, of: usize| {
+                    if of == layers { format!("{bits}") } else { format!("{bits} x {of}/{layers}") }
+                };
+                lines.push(format!(
+                    "2 x 16 / ({} + {}) = {ratio:.2}x",
+                    term(keys, of_keys),
+                    term(values, of_values)
+                ));
+            }
+            Some(Nominal { ratio, lines })
+        }
+    }
+}
+
+/// Bits of one number with its share of scale and zero.
+fn bits(spec: &CacheSpec, shape: &ModelShape, side: &str, lines: &mut Vec<String>) -> f64 {
+    let Some(quant) = spec.quantisation() else {
+        let bits = 8.0 * spec.dtype.bytes() as f64;
+        if spec.dtype != StoreType::F16 {
+            lines.push(format!("{side}: f32, {bits} bits a number"));
+        }
+        return bits;
+    };
+    let Quant { bits, group, .. } = quant;
+    let keys = side == "keys";
+    let by_channel = keys && !matches!(spec.method, Method::Rtn | Method::Smoothquant);
+    let default = if by_channel { Axis::Channel } else { Axis::Token };
+    let (group, of) = match if keys { quant.keys } else { quant.values }.unwrap_or(default) {
+        Axis::Channel => (group as f64, "tokens"),
+        // A group ends with its head.
+        Axis::Token => (shape.head_dim as f64 / shape.head_dim.div_ceil(group) as f64, "channels"),
+    };
+    let all = f64::from(bits) + 32.0 / group;
+    let all = (all * 1000.0).round() / 1000.0;
+    let group = (group * 10.0).round() / 10.0;
+    lines.push(format!(
+        "{side}: {bits} bits in groups of {group} {of}, each with an f16 scale and zero: {all} bits a number"
+    ));
+    all
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn shape(layers: usize, group: usize, kv_heads: usize, head_dim: usize) -> ModelShape {
+        ModelShape { layers, heads: group * kv_heads, kv_heads, head_dim, window: None, scale: 0.1 }
+    }
+
+    /// The whole model's cache, prefilled in one step.
+    fn whole(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Footprint {
+        let mut cache = build(spec, shape, &Resources::default()).unwrap();
+        let states = Synthetic::new(shape, context, LayerSimilarity::default(), SEED);
+        states.fill(&mut *cache, 0..context, context).unwrap();
+        cache.footprint()
+    }
+
+    const SPECS: [&str; 12] = [
+        "full",
+        "{ method = \"full\", dtype = \"f32\" }",
+        "mean",
+        "{ method = \"max_norm\", merge = \"values\" }",
+        "minicache",
+        "{ method = \"minicache\", start_layer = 0, granularity = \"head\" }",
+        "{ method = \"minicache\", retention = { rule = \"top_fraction\", gamma = 0.1 }, quant = { bits = 4, retained = true } }",
+        "{ method = \"minicache\", start_layer = 2, quant = { bits = 3, group = 64 } }",
+        "kivi-2",
+        "rtn-4",
+        "h2o",
+        "{ method = \"sinks\", recent = 200 }",
+    ];
+
+    #[test]
+    fn a_few_layers_scaled_are_the_whole_cache() {
+        for (shape, context) in [
+            (shape(7, 3, 3, 64), 700),
+            (shape(6, 1, 8, 96), 1000),
+            (shape(4, 4, 2, 128), 333),
+            (ModelShape { window: Some(300), ..shape(6, 2, 2, 80) }, 900),
+        ] {
+            for text in SPECS {
+                let spec = CacheSpec::parse(text).unwrap();
+                let got =
+                    footprint(&spec, &shape, &Resources::default(), context, LayerSimilarity::default());
+                let (got, want) = (got.unwrap(), whole(&spec, &shape, context));
+                // Pairs differ in how many of their tokens are outliers; all else is equal to the byte.
+                let random = spec.method == Method::Minicache;
+                for ((part, got), (_, want)) in got.parts().into_iter().zip(want.parts()) {
+                    if !random || shape.window.is_none() && !["retained", "scales"].contains(&part) {
+                        assert_eq!(got, want, "{part} of {text} in {shape:?}");
+                    }
+                }
+                let (got, want) = (got.total() as f64, want.total() as f64);
+                assert!((got / want - 1.0).abs() < 0.01, "{text} in {shape:?}: {got} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_do_not_change_what_is_held() {
+        let shape = shape(4, 1, 2, 64);
+        for text in SPECS {
+            let spec = CacheSpec::parse(text).unwrap();
+            // Slots have room by the largest step; heads have their extremes anywhere.
+            let evicts = matches!(spec.method, Method::H2o | Method::Sinks);
+            if evicts || spec.granularity == minicache_config::Granularity::Head {
+                continue;
+            }
+            let bytes = |step| {
+                let mut cache = build(&spec, &shape, &Resources::default()).unwrap();
+                let states = Synthetic::new(&shape, 1200, LayerSimilarity::default(), 3);
+                states.fill(&mut *cache, 0..1200, step).unwrap();
+                cache.footprint()
+            };
+            assert_eq!(bytes(1200), bytes(400), "{text}");
+        }
+    }
+
+    #[test]
+    fn arithmetic_is_the_papers_headline() {
+        let llama = shape(32, 1, 32, 128);
+        let of =
+            |text: &str, shape: &ModelShape| nominal(&CacheSpec::parse(text).unwrap(), shape, 1000).unwrap();
+        let headline = of("{ method = \"minicache\", quant = { bits = 4, group = 128 } }", &llama);
+        assert_eq!(headline.lines.last().unwrap(), "16 / 4.25 x 32/24 = 5.02x");
+        assert!((headline.ratio - 16.0 / 4.25 * 4.0 / 3.0).abs() < 1e-9);
+        assert!((of("minicache", &llama).ratio - 4.0 / 3.0).abs() < 1e-9);
+        assert!((of("full", &llama).ratio - 1.0).abs() < 1e-9);
+        // Heads of 64 end groups of 128 along channels.
+        let small = shape(30, 3, 3, 64);
+        let got = of("{ method = \"kivi\", quant = { bits = 2, group = 128 } }", &small).ratio;
+        assert!((got - 32.0 / (2.25 + 2.5)).abs() < 1e-9, "{got}");
+        let got = of("{ method = \"mean\", merge = \"values\", start_layer = 0 }", &small).ratio;
+        assert!((got - 4.0 / 3.0).abs() < 1e-9, "{got}");
+        assert!((of("h2o", &small).ratio - 5.0).abs() < 1e-9);
+        assert!((of("{ method = \"sinks\", recent = 196 }", &small).ratio - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_measured_stays_below_the_arithmetic_and_near_it() {
+        let shape = shape(4, 1, 4, 128);
+        for text in ["kivi-4", "rtn-2", "{ method = \"minicache\", quant = { group = 128 } }", "mean", "h2o"]
+        {
+            let spec = CacheSpec::parse(text).unwrap();
+            let promised = nominal(&spec, &shape, 8192).unwrap().ratio;
+            let none = Resources::default();
+            let held = footprint(&spec, &shape, &none, 8192, LayerSimilarity::default()).unwrap();
+            let measured = shape.full_bytes(8192) as f64 / held.total() as f64;
+            assert!(measured < promised && measured > 0.9 * promised, "{text}: {measured} of {promised}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_measure_is_an_error() {
+        let none = Resources::default();
+        let similarity = LayerSimilarity::default();
+        let spec = CacheSpec::parse("{ method = \"mean\", start_layer = 9 }").unwrap();
+        let message = footprint(&spec, &shape(4, 1, 1, 32), &none, 10, similarity).unwrap_err().to_string();
+        assert!(message.contains("cache.start_layer"), "{message}");
+        let spec = CacheSpec::parse("full").unwrap();
+        let message = footprint(&spec, &shape(4, 1, 1, 32), &none, 0, similarity).unwrap_err().to_string();
+        assert!(message.contains("context"), "{message}");
+    }
+}
