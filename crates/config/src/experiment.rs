@@ -54,13 +54,17 @@ pub struct ModelSettings {
 pub struct Fidelity {
     /// Tokens prefilled, then compressed.
     pub prefill: usize,
-    /// Tokens teacher-forced one at a time after it.
+    /// Tokens teacher-forced after it.
     pub continuation: usize,
+    /// Tokens of the continuation fed per step. Within a step attention reads the step's own states exactly, so 1
+    /// (the default) is decoding as it is, every token compressed before the next one reads it, and `continuation`
+    /// measures the compressed prompt alone.
+    pub chunk: usize,
 }
 
 impl Default for Fidelity {
     fn default() -> Self {
-        Self { prefill: 768, continuation: 256 }
+        Self { prefill: 768, continuation: 256, chunk: 1 }
     }
 }
 
@@ -330,8 +334,11 @@ impl Experiment {
         if self.limit == Some(0) {
             return Err(ConfigError::new("limit", "must be at least 1; leave it out for all samples"));
         }
-        if self.fidelity.prefill == 0 || self.fidelity.continuation == 0 {
-            return Err(ConfigError::new("fidelity", "prefill and continuation must be at least 1 token"));
+        let Fidelity { prefill, continuation, chunk } = self.fidelity;
+        for (key, tokens) in [("prefill", prefill), ("continuation", continuation), ("chunk", chunk)] {
+            if tokens == 0 {
+                return Err(ConfigError::new(format!("fidelity.{key}"), "must be at least 1 token"));
+            }
         }
         for (key, values) in &self.sweep {
             if values.is_empty() {

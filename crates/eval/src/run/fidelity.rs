@@ -2,8 +2,9 @@
 //! and top-1 agreement with it.
 //!
 //! A window of a document is prefilled with `prefill` tokens, which the cache then compresses; the next
-//! `continuation` tokens are teacher-forced one at a time, so that every prediction scored reads the compressed cache
-//! and every token scored enters it. The reference is the full FP16 cache on the same model and text.
+//! `continuation` tokens are teacher-forced `chunk` at a time: with 1, every prediction scored reads the compressed
+//! cache and every token scored enters it before the next. The reference is the full FP16 cache on the same model and
+//! text.
 //!
 //! All open cells of a task go through the model together: one prefill fills every cache (see `prefill`), and
 //! the decode steps of several windows and all caches form one ragged batch.
@@ -45,6 +46,9 @@ pub(crate) const COLUMNS: &[&str] = &[
 const BATCH_BYTES: usize = 1 << 30;
 /// Windows side by side, at most.
 const MOST_WINDOWS: usize = 8;
+
+/// Bytes of logits that one step may come to.
+const LOGITS_BYTES: usize = 256 << 20;
 
 /// Piece of text that one sample looks at.
 struct Window {
@@ -210,23 +214,31 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress) -> Result<V
     }
     let per_window = caches[0].len();
     let mut sums = vec![Sums::default(); windows.len() * per_window];
-    for at in prefill..prefill + steps {
-        let mut batch: Vec<Step<'_>> = Vec::with_capacity(sums.len());
-        for (window, of_window) in windows.iter().zip(&mut caches) {
-            for cache in of_window {
-                batch.push(Step {
-                    tokens: &window.tokens[at..=at],
+    let mut sequences: Vec<&mut Box<dyn KvCache>> = caches.iter_mut().flatten().collect();
+    for from in (prefill..prefill + steps).step_by(settings.chunk) {
+        let fed = from..(from + settings.chunk).min(prefill + steps);
+        let vocab = work.model.config.vocab;
+        let at_once = (LOGITS_BYTES / (fed.len() * vocab * 4)).max(1);
+        let mut reference = Vec::new();
+        for (part, group) in sequences.chunks_mut(at_once).enumerate() {
+            let first = part * at_once;
+            let mut batch: Vec<Step<'_>> = group
+                .iter_mut()
+                .enumerate()
+                .map(|(i, cache)| Step {
+                    tokens: &windows[(first + i) / per_window].tokens[fed.clone()],
                     cache: cache.as_mut(),
                     planned_len: prefill + steps,
-                    logits: LogitsFor::Last,
-                });
-            }
+                    logits: LogitsFor::All,
+                })
+                .collect();
+            let logits = work.model.decoder.forward(&mut batch)?;
+            let targets =
+                |sequence: usize| &windows[sequence / per_window].tokens[fed.start + 1..fed.end + 1];
+            let sums = &mut sums[first..first + logits.len()];
+            score(&logits, first, per_window, &targets, &mut reference, sums)?;
+            progress.add(sums.len() * fed.len());
         }
-        let logits = work.model.decoder.forward(&mut batch)?;
-        drop(batch);
-        let targets: Vec<usize> = windows.iter().map(|w| w.tokens[at + 1] as usize).collect();
-        score(&logits, per_window, &targets, &mut sums)?;
-        progress.add(sums.len());
     }
     let full_bytes = work.model.decoder.shape().full_bytes(prefill + steps);
     let sample = |window: usize, own: Option<usize>| {
@@ -247,27 +259,41 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress) -> Result<V
     Ok(own.iter().map(|&own| (0..windows.len()).map(|w| sample(w, own)).collect()).collect())
 }
 
-/// Adds one step's predictions: `logits` holds for every window the reference's and then every cache's.
-fn score(logits: &[Tensor], per_window: usize, targets: &[usize], sums: &mut [Sums]) -> Result<()> {
-    let windows = logits.par_chunks(per_window).zip(sums.par_chunks_mut(per_window)).zip(targets);
-    windows.try_for_each(|((logits, sums), &target)| {
-        let log_probs = |t: &Tensor| -> Result<Vec<f32>> {
-            let mut x: Vec<f32> = t.flatten_all()?.to_vec1()?;
-            log_softmax(&mut x);
-            Ok(x)
-        };
-        let full = log_probs(&logits[0])?;
-        let best = argmax(&full);
-        sums[0].nll -= f64::from(full[target]);
-        sums[0].agreed += 1;
-        for (logits, sum) in logits[1..].iter().zip(&mut sums[1..]) {
-            let own = log_probs(logits)?;
-            sum.nll -= f64::from(own[target]);
-            sum.kl += kl(&full, &own);
-            sum.agreed += usize::from(argmax(&own) == best);
+/// Adds the predictions of one step of the sequences from `first` on. Every window's sequences follow each other, its
+/// reference first; `reference` carries the last one's log-probabilities from call to call.
+fn score<'t>(
+    logits: &[Tensor],
+    first: usize,
+    per_window: usize,
+    targets: &(dyn Fn(usize) -> &'t [u32] + Sync),
+    reference: &mut Vec<f32>,
+    sums: &mut [Sums],
+) -> Result<()> {
+    let log_probs = |t: &Tensor| -> Result<Vec<f32>> {
+        let vocab = t.dim(1)?;
+        let mut x: Vec<f32> = t.flatten_all()?.to_vec1()?;
+        x.chunks_exact_mut(vocab).for_each(log_softmax);
+        Ok(x)
+    };
+    let mut all: Vec<Vec<f32>> = logits.par_iter().map(log_probs).collect::<Result<_>>()?;
+    let reference_of = |i: usize| i.checked_sub((first + i) % per_window);
+    sums.par_iter_mut().zip(&all).enumerate().for_each(|(i, (sum, own))| {
+        let full = reference_of(i).map_or(&*reference, |r| &all[r]);
+        let targets = targets(first + i);
+        let vocab = own.len() / targets.len();
+        let rows = own.chunks_exact(vocab).zip(full.chunks_exact(vocab));
+        for ((own, full), &target) in rows.zip(targets) {
+            sum.nll -= f64::from(own[target as usize]);
+            if reference_of(i) != Some(i) {
+                sum.kl += kl(full, own);
+            }
+            sum.agreed += usize::from(argmax(own) == argmax(full));
         }
-        Ok(())
-    })
+    });
+    if let Some(last) = all.len().checked_sub(1).and_then(reference_of) {
+        *reference = std::mem::take(&mut all[last]);
+    }
+    Ok(())
 }
 
 /// One cell's row over its samples; perplexities pool the tokens of all samples, spreads are over samples.
@@ -305,13 +331,32 @@ mod tests {
     #[test]
     fn predictions_are_compared_with_the_reference_of_their_window() {
         let t = |x: [f32; 3]| Tensor::from_slice(&x, (1, 3), &candle_core::Device::Cpu).unwrap();
-        let logits = [t([0.0, 1.0, 2.0]), t([0.0, 1.0, 2.0]), t([5.0, 0.0, 0.0]), t([0.0, 5.0, 0.0])];
-        let mut sums = vec![Sums::default(); 4];
-        score(&logits, 2, &[2, 1], &mut sums).unwrap();
-        assert_eq!(sums[1].agreed, 1);
-        assert!(sums[1].kl.abs() < 1e-7 && (sums[0].nll - sums[1].nll).abs() < 1e-9);
-        assert_eq!(sums[3].agreed, 0);
-        assert!(sums[3].kl > 4.0 && sums[2].nll > 4.0 && sums[3].nll < 0.1);
+        let logits = [
+            t([0.0, 1.0, 2.0]),
+            t([0.0, 1.0, 2.0]),
+            t([5.0, 0.0, 0.0]),
+            t([5.0, 0.0, 0.0]),
+            t([0.0, 5.0, 0.0]),
+            t([5.0, 0.0, 0.0]),
+        ];
+        let targets = |sequence: usize| if sequence < 3 { &[2][..] } else { &[1][..] };
+        let check = |sums: &[Sums]| {
+            assert_eq!(sums.iter().map(|s| s.agreed).collect::<Vec<_>>(), [1, 1, 0, 1, 0, 1]);
+            assert!(sums[1].kl.abs() < 1e-7 && (sums[0].nll - sums[1].nll).abs() < 1e-9);
+            assert!(sums[2].kl > 2.0 && sums[4].kl > 4.0 && sums[5].kl.abs() < 1e-7);
+            assert!(sums[3].nll > 4.0 && sums[4].nll < 0.1);
+        };
+        // However the sequences are cut into steps.
+        for at_once in 1..=6 {
+            let mut sums = vec![Sums::default(); 6];
+            let mut reference = Vec::new();
+            for (part, logits) in logits.chunks(at_once).enumerate() {
+                let first = part * at_once;
+                let sums = &mut sums[first..first + logits.len()];
+                score(logits, first, 3, &targets, &mut reference, sums).unwrap();
+            }
+            check(&sums);
+        }
     }
 
     #[test]

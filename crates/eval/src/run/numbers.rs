@@ -30,8 +30,9 @@ pub(crate) fn seconds(x: f64) -> String {
 pub(crate) fn log_softmax(logits: &mut [f32]) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
-    let shift = max + sum.ln() as f32;
-    logits.iter_mut().for_each(|x| *x -= shift);
+    // The maximum first: next to a large logit the logarithm would be rounded away.
+    let log_sum = sum.ln() as f32;
+    logits.iter_mut().for_each(|x| *x = (*x - max) - log_sum);
 }
 
 /// KL(p || q) in nats of two distributions given as log-probabilities.

@@ -299,7 +299,7 @@ mod tests {
         let all = states().measures(None, &[]).unwrap();
         assert_eq!(all.len(), 4);
         let first = &all[0];
-        assert!(first.token.abs() < 1e-9 && first.head.abs() < 1e-9);
+        assert!(first.token.abs() < 1e-6 && first.head.abs() < 1e-6);
         assert!((first.cka.unwrap() - 1.0).abs() < 1e-6);
         assert!((first.hidden - 1.0 / 3.0).abs() < 1e-9, "{}", first.hidden);
         assert_eq!(all[1].cka, Some(0.0), "all tokens of the third layer are alike");
