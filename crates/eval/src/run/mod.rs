@@ -276,7 +276,7 @@ fn names(experiment: &Experiment, cell: &Cell, layers: usize) -> Row {
 fn load(model: &str, settings: &ModelSettings, cells: &[&Planned], context: &Context) -> Result<Model> {
     let loaded = Model::load(model, &LoadOptions { weights: settings.weights, ..context.load.clone() })?;
     for p in cells {
-        p.cell.cache.validate_for(&loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
+        p.cell.cache.validate_for(loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
     }
     calibration::prepare(&loaded, cells.iter().map(|p| &p.cell.cache), &context.data)?;
     Ok(loaded)

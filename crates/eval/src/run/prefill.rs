@@ -5,7 +5,7 @@
 //! handed to every cache as its one prefill step. A prompt that begins with another one goes on from that one's
 //! record, and its caches still see the whole prompt as one exact step: sharing changes no result.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use minicache_config::{CacheSpec, StoreType};
 use minicache_core::{Footprint, KvCache, ModelShape, Restored, Result};
@@ -25,8 +25,8 @@ struct States {
 pub(crate) struct Prefill {
     tokens: Vec<u32>,
     planned_len: usize,
-    logits: Arc<Vec<f32>>,
-    recorder: Arc<Recorder>,
+    logits: Rc<Vec<f32>>,
+    recorder: Rc<Recorder>,
 }
 
 impl Prefill {
@@ -47,7 +47,7 @@ impl Prefill {
         let step = Step { tokens: fresh, cache: &mut recorder, planned_len, logits: LogitsFor::Last };
         let logits = model.decoder.forward(&mut [step])?;
         let logits = logits[0].flatten_all()?.to_vec1()?;
-        let (tokens, logits, recorder) = (tokens.to_vec(), Arc::new(logits), Arc::new(recorder));
+        let (tokens, logits, recorder) = (tokens.to_vec(), Rc::new(logits), Rc::new(recorder));
         Ok(Self { tokens, planned_len, logits, recorder })
     }
 

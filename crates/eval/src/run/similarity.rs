@@ -24,6 +24,9 @@ use super::progress::Progress;
 use super::{Result, RunError, Work};
 use crate::store::{Row, Store};
 
+/// Takes one measure.
+type Read = fn(&Measure) -> Option<f64>;
+
 /// What is measured.
 pub(crate) const COLUMNS: &[&str] = &[
     "pair",
@@ -131,7 +134,7 @@ fn rows(samples: &[Sample]) -> Vec<Row> {
             put("pair", pair.to_string());
             put("side", SIDES[side].to_string());
             put("position", position.map(|p| p.to_string()).unwrap_or_default());
-            let measures: [(&str, fn(&Measure) -> Option<f64>); 4] = [
+            let measures: [(&str, Read); 4] = [
                 ("token_cosine", |m| Some(m.token)),
                 ("head_cosine", |m| Some(m.head)),
                 ("cka", |m| m.cka),
