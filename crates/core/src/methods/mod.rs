@@ -14,7 +14,7 @@ mod smoothquant;
 
 use std::sync::Arc;
 
-use minicache_config::{Axis, CacheSpec, KeySpace, Method, ModelShape, Retention, StoreType};
+use minicache_config::{Axis, CacheSpec, KeySpace, Method, ModelShape, Pairs, Retention, StoreType};
 
 use crate::cache::KvCache;
 use crate::layered::{Layered, Plan};
@@ -109,6 +109,10 @@ fn merged(
     merge: Arc<dyn Merge>,
     retention: Option<Retention>,
 ) -> Result<Plan> {
+    if spec.pairs == Pairs::Auto {
+        let message = "pairs = \"auto\" is not available in this version; leave it out, or set start_layer";
+        return Err(Error::Missing(message.to_string()));
+    }
     let schemes = schemes(spec, Axis::Channel, Axis::Token);
     let retained = match spec.quantisation() {
         Some(q) if q.retained => {

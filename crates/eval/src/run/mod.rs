@@ -274,6 +274,11 @@ fn names(experiment: &Experiment, cell: &Cell, layers: usize) -> Row {
 }
 
 fn load(model: &str, settings: &ModelSettings, cells: &[&Planned], context: &Context) -> Result<Model> {
+    if settings.align.is_some() {
+        return Err(RunError::Asked(
+            "model.align is not available in this version; leave it out".to_string(),
+        ));
+    }
     let loaded = Model::load(model, &LoadOptions { weights: settings.weights, ..context.load.clone() })?;
     for p in cells {
         p.cell.cache.validate_for(loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
