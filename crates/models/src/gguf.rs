@@ -2,7 +2,7 @@
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. The header is parsed by candle; this module
 //! checks that every tensor lies inside the file before anything is read, joins split files, and gives tensors by
-//! their Hugging Face names ([`names`]) in the row order that transformers uses.
+//! their Hugging Face names (`names`) in the row order that transformers uses.
 
 mod config;
 mod names;

@@ -1,6 +1,6 @@
 //! Weighted sums over strips: the arithmetic under every cache, chosen at run time for the machine.
 //!
-//! A *strip* is a small matrix of `steps` rows and [`LANES`] columns; all kernels compute, for several weight rows at
+//! A *strip* is a small matrix of `steps` rows and `LANES` columns; all kernels compute, for several weight rows at
 //! once, `y[lane] += sum over steps of w[step] * x[step][lane]`. Attention needs nothing else: for scores the lanes
 //! are tokens and the steps are channels (w is the query), for the weighted sum of values the lanes are channels and
 //! the steps are tokens (w is the probabilities). Neither needs a horizontal reduction, and an unpacked element serves
