@@ -191,9 +191,7 @@ pub fn save(basis: &Basis, info: &CalibrationInfo, path: &Path) -> Result<()> {
 /// # Errors
 /// A file that is missing, truncated or no basis, and a basis of another model.
 pub fn load(path: &Path, fingerprint: &str) -> Result<(Basis, CalibrationInfo)> {
-    let broken = |e: &str| {
-        Error::Calibration(format!("{}: {e}; make it again with `minicache calibrate`", path.display()))
-    };
+    let broken = |e: &str| Error::Calibration(format!("{}: {e}; calibrate it again", path.display()));
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: PathBuf::from(path), source })?;
     let (_, header) =
         SafeTensors::read_metadata(&bytes).map_err(|e| broken(&format!("not a basis file ({e})")))?;

@@ -58,7 +58,7 @@ impl Latents {
                 let found = bases.iter().find(|(c, _)| *c == spec.calibration).map(|(_, b)| b.clone());
                 found.ok_or_else(|| {
                     Error::Calibration(
-                        "method = \"latent\" needs a calibrated basis: make one with `minicache calibrate`, and name it as `basis = \"FILE\"`"
+                        "method = \"latent\" needs a calibrated basis: experiments make one of [cache.calibration]; elsewhere name a file, `basis = \"FILE\"`"
                             .to_string(),
                     )
                 })?
