@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::dense::{View, add_product, mul_transposed};
 use crate::lane::{Keys, Values};
 use crate::scratch::with_buffer;
-use crate::softmax::exp_sum;
+use crate::softmax::{exp_sum, largest};
 
 /// Stored positions scored at a time: scores of all rows of a tile stay in the first-level cache.
 const BLOCK: usize = 256;
@@ -78,7 +78,7 @@ impl<'a> Online<'a> {
     fn absorb(&mut self, scores: &mut [f32], width: usize) {
         let dim = self.acc.len() / self.max.len();
         for (r, row) in scores.chunks_exact_mut(width).enumerate() {
-            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let top = largest(row);
             if top == f32::NEG_INFINITY {
                 row.fill(0.0);
                 continue;

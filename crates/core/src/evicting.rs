@@ -9,7 +9,7 @@ use crate::cache::{KvCache, Restored};
 use crate::dense::{View, add_product, mul_transposed};
 use crate::layered::{check_layer, check_states, check_step};
 use crate::scratch::with_buffer;
-use crate::softmax::exp_sum;
+use crate::softmax::{exp_sum, largest};
 use crate::{Footprint, Result};
 
 /// Query tokens worked on together.
@@ -164,7 +164,7 @@ fn attend_head(
                     }
                     scores[held..held + start.saturating_sub(len)].fill(f32::NEG_INFINITY);
                 }
-                let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let top = largest(scores);
                 let factor = 1.0 / exp_sum(scores, top);
                 scores.iter_mut().for_each(|s| *s *= factor);
                 received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
