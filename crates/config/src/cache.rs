@@ -365,7 +365,7 @@ pub struct CacheSpec {
     pub sinks: usize,
     /// Newest tokens kept (`h2o`, `sinks`).
     pub recent: Budget,
-    /// Newest tokens kept exact (`latent`).
+    /// Newest tokens kept exact (`latent`), or not merged yet (merging methods; not in the paper, which merges at once).
     pub residual: usize,
     /// Heavy hitters kept (`h2o`).
     pub heavy: Budget,
@@ -537,8 +537,8 @@ impl CacheSpec {
 
     /// Whether the dotted key below `cache` makes a difference to this cache.
     pub fn reads(&self, key: &str) -> bool {
-        const MERGE: [&str; 7] =
-            ["start_layer", "pairs", "granularity", "key_space", "merge", "magnitudes", "quant"];
+        const MERGE: [&str; 8] =
+            ["start_layer", "pairs", "granularity", "key_space", "merge", "magnitudes", "residual", "quant"];
         const CHOICE: [&str; 2] = ["calibration", "budget_ratio"];
         let field = key.split('.').next().unwrap_or(key);
         let auto = [self.k.group, self.v.group].contains(&crate::Group::Auto);

@@ -1,11 +1,13 @@
 //! The cache of every method that keeps all tokens: layers store their own states or share those of a pair.
 
+use std::cell::RefCell;
+
 use minicache_config::ModelShape;
 
 use crate::attend::{Past, Step, attend};
 use crate::cache::{KvCache, Restored};
 use crate::lane::{Keys, Lane, Values};
-use crate::pair::{PairSide, SideSettings};
+use crate::pair::{PairSide, Proposal, SideSettings};
 use crate::{Error, Footprint, Result};
 
 /// What a method decides: how each side of each layer is stored.
@@ -140,6 +142,37 @@ impl States {
     }
 }
 
+thread_local! {
+    /// For keys and for values: no heap allocation per decode step after warm-up.
+    static WORK: RefCell<[Work; 2]> = RefCell::default();
+}
+
+/// What merging one side of a step needs beside the stores.
+#[derive(Default)]
+struct Work {
+    proposal: Proposal,
+    /// The deeper layer's states.
+    deeper: Vec<f32>,
+}
+
+impl Work {
+    fn propose(&mut self, pair: &mut Pair, rows: &[f32]) {
+        self.deeper.clear();
+        self.deeper.extend_from_slice(rows);
+        pair.side.slide(&mut pair.waiting, &mut self.deeper);
+        pair.side.propose(&mut pair.waiting, &mut self.deeper, &mut self.proposal);
+    }
+
+    /// Drops the originals of a long prefill and keeps room for a decode step of `kv_dim` numbers.
+    fn commit(&mut self, pair: &mut Pair, kv_dim: usize) {
+        pair.side.commit(&mut self.proposal, &pair.waiting, &self.deeper);
+        for states in [&mut pair.waiting, &mut self.deeper] {
+            states.clear();
+            states.shrink_to(kv_dim);
+        }
+    }
+}
+
 /// Keeps every token (within the model's window); see [`Plan`].
 pub(crate) struct Layered {
     shape: ModelShape,
@@ -177,30 +210,29 @@ impl Layered {
     }
 
     fn store(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let key_pair = self.keys.push(layer, k);
-        let value_pair = self.values.push(layer, v);
-        let mut proposals = [None, None];
-        let sides = [(&mut self.keys, key_pair, k), (&mut self.values, value_pair, v)];
-        let mut merging = Vec::with_capacity(2);
-        for (slot, (side, pair, rows)) in proposals.iter_mut().zip(sides) {
-            let Some(pair) = pair.map(|p| &mut side.pairs[p]) else { continue };
-            let mut a = std::mem::take(&mut pair.waiting);
-            let mut b = rows.to_vec();
-            *slot = Some(pair.side.propose(&mut a, &mut b));
-            merging.push((pair, a, b));
+        let pairs = [self.keys.push(layer, k), self.values.push(layer, v)];
+        let [mut keys, mut values] = [(&mut self.keys, pairs[0]), (&mut self.values, pairs[1])]
+            .map(|(side, p)| p.map(|p| &mut side.pairs[p]));
+        // Taken out while in use: merging must not depend on what else this thread is in the middle of.
+        let mut works = WORK.take();
+        let [key, value] = &mut works;
+        if let Some(pair) = &mut keys {
+            key.propose(pair, k);
         }
-        if let (true, [Some(key), Some(value)]) = (self.joint, &mut proposals) {
-            for (k, v) in key.retained.iter_mut().zip(&mut value.retained) {
+        if let Some(pair) = &mut values {
+            value.propose(pair, v);
+        }
+        if self.joint && keys.is_some() && values.is_some() {
+            for (k, v) in key.proposal.retained.iter_mut().zip(&mut value.proposal.retained) {
                 (*k, *v) = (*k || *v, *k || *v);
             }
         }
-        for (proposal, (pair, mut a, b)) in proposals.into_iter().flatten().zip(merging) {
-            pair.side.commit(proposal, &a, &b);
-            // The originals of a long prefill are dropped; room for a decode step is kept.
-            a.clear();
-            a.shrink_to(self.shape.kv_dim());
-            pair.waiting = a;
+        for (pair, work) in [(keys, key), (values, value)] {
+            if let Some(pair) = pair {
+                work.commit(pair, self.shape.kv_dim());
+            }
         }
+        WORK.set(works);
     }
 }
 
@@ -335,8 +367,8 @@ pub(crate) fn check_states(
     check_len("keys", k.len(), tokens, width)?;
     check_len("values", v.len(), tokens, width)?;
     for (side, x) in [("key", k), ("value", v)] {
-        // A sum is NaN or infinite if any term is: one pass without branches, and the slow search only on failure.
-        if !x.iter().map(|v| v * 0.0).sum::<f32>().is_finite() {
+        // One pass without branches, and the slow search only on failure.
+        if !x.iter().fold(true, |all, v| all & v.is_finite()) {
             let at = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
             return Err(Error::NotFinite { side, layer, position: len + at / width });
         }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use minicache_config::{ModelShape, Retention, StoreType};
 
-use crate::Footprint;
 use crate::lane::{Keys, Values};
 use crate::magnitudes::Magnitudes;
 use crate::merge::Merge;
@@ -13,6 +12,7 @@ use crate::resources::Rotary;
 use crate::retain::Retainer;
 use crate::scratch::with_buffer;
 use crate::store::{Scheme, Side, Store};
+use crate::{Footprint, Precision};
 
 /// Tokens kept exact, for one lane.
 #[derive(Clone)]
@@ -31,10 +31,25 @@ impl Retained {
     }
 }
 
+/// The newest tokens, which are not merged yet.
+#[derive(Clone)]
+struct Newest {
+    /// How many tokens stay here.
+    window: usize,
+    /// Position of the stores' first index.
+    base: usize,
+    /// Both layers' states.
+    members: [Store; 2],
+}
+
 /// How a side is merged and stored.
 #[derive(Clone)]
 pub(crate) struct SideSettings {
     pub(crate) side: Side,
+    /// Newest tokens of both layers that are not merged yet; 0: all are.
+    pub(crate) residual: usize,
+    /// The form of those.
+    pub(crate) exact: Scheme,
     pub(crate) merge: Arc<dyn Merge>,
     pub(crate) shared: Scheme,
     pub(crate) retained: Scheme,
@@ -56,16 +71,40 @@ pub(crate) struct PairSide {
     magnitudes: Option<[Magnitudes; 2]>,
     retainers: Vec<Retainer>,
     retained: Vec<Retained>,
+    newest: Option<Newest>,
 }
 
-/// One step merged but not yet stored: keys and values may first agree on the retained tokens.
+/// One step merged but not yet stored: keys and values may first agree on the retained tokens. Reused from step to
+/// step, so that decoding allocates nothing for it.
+#[derive(Default)]
 pub(crate) struct Proposal {
     tokens: usize,
     shared: Vec<f32>,
     /// `(tokens, lanes)`.
     magnitudes: [Vec<f32>; 2],
-    /// `(lanes, tokens)`.
+    /// `(lanes, tokens)`, as are the next two.
+    distances: Vec<f32>,
+    apart: Vec<bool>,
     pub(crate) retained: Vec<bool>,
+}
+
+impl Proposal {
+    /// Sized for a step of `tokens` tokens of `width` numbers, nothing retained.
+    fn reset(&mut self, tokens: usize, width: usize, lanes: usize) {
+        self.tokens = tokens;
+        fresh(&mut self.shared, tokens * width);
+        self.magnitudes.iter_mut().for_each(|m| fresh(m, tokens * lanes));
+        fresh(&mut self.distances, tokens * lanes);
+        fresh(&mut self.apart, tokens * lanes);
+        fresh(&mut self.retained, tokens * lanes);
+    }
+}
+
+/// `buffer` with `len` default values; what a long prefill needed beyond twice that is given back.
+fn fresh<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
+    buffer.clear();
+    buffer.shrink_to(2 * len);
+    buffer.resize(len, T::default());
 }
 
 impl PairSide {
@@ -77,11 +116,47 @@ impl PairSide {
             [column.clone(), column]
         });
         let retainers = settings.retention.iter().flat_map(|r| vec![Retainer::new(r); lanes]).collect();
+        let precision = Precision::beside(settings.magnitudes);
         let store = Store::new(kv_heads / lanes, head_dim, settings.retained, settings.side);
+        let store = store.with_precision(precision).with_short_blocks();
         let retained = Retained { positions: Arc::default(), members: [store.clone(), store] };
         let retained = if settings.retention.is_some() { vec![retained; lanes] } else { Vec::new() };
-        let shared = Store::new(kv_heads, head_dim, settings.shared, settings.side);
-        Self { settings, kv_heads, head_dim, shared, magnitudes, retainers, retained }
+        let shared = Store::new(kv_heads, head_dim, settings.shared, settings.side).with_precision(precision);
+        let newest = (settings.residual > 0).then(|| {
+            let store = Store::new(kv_heads, head_dim, settings.exact, settings.side).with_short_blocks();
+            Newest { window: settings.residual, base: 0, members: [store.clone(), store] }
+        });
+        Self { settings, kv_heads, head_dim, shared, magnitudes, retainers, retained, newest }
+    }
+
+    /// Takes the step's states `a` and `b` into the window of the newest tokens, and leaves in them the states of the
+    /// tokens that leave it. Without a window these are the step's own.
+    pub(crate) fn slide(&mut self, a: &mut Vec<f32>, b: &mut Vec<f32>) {
+        let Some(newest) = &mut self.newest else { return };
+        let (merged, dim, width) = (self.shared.len(), self.head_dim, self.kv_heads * self.head_dim);
+        let held = newest.base + newest.members[0].len() - merged;
+        let leaving = (held + a.len() / width).saturating_sub(newest.window);
+        // Those held leave first; where more leave, the first of the step never enter.
+        let old = leaving.min(held);
+        let through = (leaving - old) * width;
+        let first = merged - newest.base;
+        for (store, x) in newest.members.iter_mut().zip([&mut *a, &mut *b]) {
+            with_buffer(old * width, |buffer| {
+                for (i, out) in buffer.chunks_exact_mut(dim).enumerate() {
+                    store.read(i % self.kv_heads, first + i / self.kv_heads, out);
+                }
+                if through > 0 {
+                    *store = store.empty();
+                }
+                store.push(&x[through..]);
+                x.truncate(through);
+                x.splice(0..0, buffer.iter().copied());
+            });
+        }
+        if through > 0 {
+            newest.base = merged + leaving;
+        }
+        newest.members.iter_mut().for_each(|s| s.drop_before(merged + leaving - newest.base));
     }
 
     fn lanes(&self) -> usize {
@@ -90,7 +165,7 @@ impl PairSide {
 
     /// Merges the step's states `a` and `b`, each `(tokens, kv_heads, head_dim)`, and decides which are retained.
     /// Un-rotates keys in place where the side is merged before RoPE.
-    pub(crate) fn propose(&mut self, a: &mut [f32], b: &mut [f32]) -> Proposal {
+    pub(crate) fn propose(&mut self, a: &mut [f32], b: &mut [f32], out: &mut Proposal) {
         if let Some(rotary) = &self.settings.rotary {
             let first = self.shared.len();
             for x in [&mut *a, &mut *b] {
@@ -102,10 +177,11 @@ impl PairSide {
         let lanes = self.lanes();
         let width = self.kv_heads * self.head_dim / lanes;
         let tokens = a.len() / (width * lanes);
-        let mut shared = vec![0.0; a.len()];
-        let mut magnitudes = [vec![0.0; tokens * lanes], vec![0.0; tokens * lanes]];
-        let mut distances = vec![0.0; tokens * lanes];
-        let mut apart = vec![false; tokens * lanes];
+        out.reset(tokens, width * lanes, lanes);
+        if tokens == 0 {
+            return;
+        }
+        let Proposal { shared, magnitudes, distances, apart, retained, .. } = out;
         let vectors = a.chunks_exact(width).zip(b.chunks_exact(width)).zip(shared.chunks_exact_mut(width));
         for (i, ((a, b), e)) in vectors.enumerate() {
             let merged = self.settings.merge.merge(a, b, e);
@@ -115,19 +191,17 @@ impl PairSide {
             distances[by_lane] = merged.distance;
             apart[by_lane] = merged.apart;
         }
-        let mut retained = vec![false; tokens * lanes];
         let per_lane = retained.chunks_exact_mut(tokens).zip(distances.chunks_exact(tokens));
         for ((marks, distances), retainer) in per_lane.zip(&mut self.retainers) {
             retainer.step(distances, marks);
         }
         if self.settings.retention.is_some() {
-            retained.iter_mut().zip(&apart).for_each(|(r, a)| *r |= a);
+            retained.iter_mut().zip(&*apart).for_each(|(r, a)| *r |= a);
         }
-        Proposal { tokens, shared, magnitudes, retained }
     }
 
     /// Stores a step: shared vectors, magnitudes, and the retained tokens of `a` and `b` exactly.
-    pub(crate) fn commit(&mut self, mut proposal: Proposal, a: &[f32], b: &[f32]) {
+    pub(crate) fn commit(&mut self, proposal: &mut Proposal, a: &[f32], b: &[f32]) {
         let lanes = self.lanes();
         let width = self.kv_heads * self.head_dim / lanes;
         let first = self.shared.len();
@@ -191,6 +265,9 @@ impl PairSide {
         out.scales += shared.scales;
         out.residual += shared.residual;
         out.magnitudes = self.magnitudes.iter().flatten().map(Magnitudes::bytes).sum();
+        for store in self.newest.iter().flat_map(|n| &n.members) {
+            out.residual += store.bytes().total();
+        }
         for r in &self.retained {
             out.retained += r.positions.capacity() * size_of::<u32>();
             for store in &r.members {
@@ -215,8 +292,21 @@ impl Member<'_> {
         if self.side.settings.per_head { (head, 0) } else { (0, head) }
     }
 
+    /// The merged positions of `range`, and the unmerged ones with the store that has them and its first index.
+    fn split(&self, range: &Range<usize>) -> (Range<usize>, Option<(&Store, Range<usize>)>) {
+        let merged = self.side.shared.len();
+        let apart = self.side.newest.as_ref().filter(|_| range.end > merged).map(|newest| {
+            let first = range.start.max(merged);
+            (&newest.members[self.member], first - newest.base..range.end - newest.base)
+        });
+        (range.start.min(merged)..range.end.min(merged), apart)
+    }
+
     /// The vector at `position` as attention sees it.
     pub(crate) fn read(&self, head: usize, position: usize, out: &mut [f32]) {
+        if let (_, Some((store, index))) = self.split(&(position..position + 1)) {
+            return store.read(head, index.start, out);
+        }
         let (lane, inner) = self.lane(head);
         let kept = self.side.retained.get(lane).map_or(0..0, |r| r.within(&(position..position + 1)));
         if kept.is_empty() {
@@ -245,12 +335,8 @@ impl Member<'_> {
             }
         });
     }
-}
 
-impl Keys for Member<'_> {
-    /// <q, x_a> = ||x_a|| <q, e>, and exact scores for retained tokens.
-    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
+    fn merged_scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
         if self.side.settings.rotary.is_some() {
             return self.rotated_scores(head, range, q, out);
         }
@@ -274,12 +360,8 @@ impl Keys for Member<'_> {
             }
         });
     }
-}
 
-impl Values for Member<'_> {
-    /// sum_i p_i x_a,i = sum_i (p_i ||x_a,i||) e_i over merged tokens, plus the retained ones.
-    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
+    fn merged_sum(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
         let width = range.len();
         let (lane, inner) = self.lane(head);
         match &self.side.magnitudes {
@@ -302,6 +384,54 @@ impl Values for Member<'_> {
                 }
             }
             retained.members[self.member].accumulate(inner, kept.clone(), exact, rows, out);
+        });
+    }
+}
+
+impl Keys for Member<'_> {
+    /// <q, x_a> = ||x_a|| <q, e>, and exact scores for retained and unmerged tokens.
+    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
+        let (merged, Some((store, newest))) = self.split(&range) else {
+            return self.merged_scores(head, range, q, rows, out);
+        };
+        if merged.is_empty() {
+            return store.scores(head, newest, q, rows, out);
+        }
+        let (width, left) = (range.len(), merged.len());
+        with_buffer(rows * width, |buffer| {
+            let (old, new) = buffer.split_at_mut(rows * left);
+            self.merged_scores(head, merged, q, rows, old);
+            store.scores(head, newest, q, rows, new);
+            let parts = old.chunks_exact(left).zip(new.chunks_exact(width - left));
+            for (row, (old, new)) in out.chunks_exact_mut(width).zip(parts) {
+                row[..left].copy_from_slice(old);
+                row[left..].copy_from_slice(new);
+            }
+        });
+    }
+}
+
+impl Values for Member<'_> {
+    /// sum_i p_i x_a,i = sum_i (p_i ||x_a,i||) e_i over merged tokens, plus the retained and unmerged ones.
+    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+        let head = heads.start;
+        let (merged, Some((store, newest))) = self.split(&range) else {
+            return self.merged_sum(head, range, p, rows, out);
+        };
+        if merged.is_empty() {
+            return store.accumulate(head, newest, p, rows, out);
+        }
+        let (width, left) = (range.len(), merged.len());
+        with_buffer(rows * width, |buffer| {
+            let (old, new) = buffer.split_at_mut(rows * left);
+            let parts = old.chunks_exact_mut(left).zip(new.chunks_exact_mut(width - left));
+            for (row, (old, new)) in p.chunks_exact(width).zip(parts) {
+                old.copy_from_slice(&row[..left]);
+                new.copy_from_slice(&row[left..]);
+            }
+            self.merged_sum(head, merged, old, rows, out);
+            store.accumulate(head, newest, new, rows, out);
         });
     }
 }

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use crate::Footprint;
 use crate::lane::{Keys, Lane, Values};
-use crate::store::{Scheme, Side, Store};
+use crate::store::Store;
 
 /// States of one side of one layer in one [`Store`].
 #[derive(Clone)]
 pub(crate) struct Plain(pub(crate) Store);
 
 impl Plain {
-    pub(crate) fn boxed(heads: usize, dim: usize, scheme: Scheme, side: Side) -> Box<dyn Lane> {
-        Box::new(Self(Store::new(heads, dim, scheme, side)))
+    pub(crate) fn boxed(store: Store) -> Box<dyn Lane> {
+        Box::new(Self(store))
     }
 }
 

@@ -1,10 +1,11 @@
 //! The bytes that a store reports are those that the allocator gave it, and attention over it allocates nothing.
+#![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use minicache_config::Axis;
-use minicache_core::{Precision, Scheme, Side, Store};
+use minicache_core::{CacheSpec, ModelShape, Precision, Resources, Scheme, Side, Store, build};
 
 /// Counts what this thread holds and how often it asked.
 struct Counting;
@@ -103,6 +104,30 @@ fn attention_allocates_nothing_once_warm() {
             attend();
             assert_eq!(CALLS.get(), before, "{scheme:?}");
         }
+    }
+}
+
+#[test]
+fn a_decode_step_allocates_only_where_a_page_begins() {
+    let shape = ModelShape { layers: 4, heads: 4, kv_heads: 2, head_dim: 64, window: None, scale: 0.125 };
+    let rows: Vec<_> = (0..29).map(|i| (row(256, i), row(128, i + 50), row(128, i + 90))).collect();
+    let mut out = vec![0.0; 256];
+    for spec in ["full", "kivi-2", "mean", "minicache", "{ method = \"minicache\", quant = { bits = 4 } }"] {
+        let mut cache = build(&CacheSpec::parse(spec).unwrap(), &shape, &Resources::default()).unwrap();
+        let mut step = |i: usize| {
+            let before = CALLS.get();
+            for layer in 0..shape.layers {
+                let (q, k, v) = &rows[(i * 5 + layer) % rows.len()];
+                cache.attend_into(layer, q, k, v, &mut out).unwrap();
+            }
+            cache.finish_step().unwrap();
+            CALLS.get() - before
+        };
+        for i in 0..128 {
+            step(i);
+        }
+        let quiet = (128..256).filter(|&i| step(i) == 0).count();
+        assert!(quiet >= 96, "{spec}: {quiet} of 128 steps allocate nothing");
     }
 }
 

@@ -31,6 +31,8 @@ use half::slice::HalfFloatSliceExt;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+use minicache_config::StoreType;
+
 /// Columns of a full strip.
 pub(crate) const LANES: usize = 16;
 
@@ -180,6 +182,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What suits a store beside numbers of this type: f16 ones are rounded more coarsely than [`Precision::Fast`]
+    /// rounds, f32 ones are asked for where every digit counts.
+    pub(crate) fn beside(dtype: StoreType) -> Self {
+        match dtype {
+            StoreType::F16 => Precision::Fast,
+            StoreType::F32 => Precision::Exact,
+        }
+    }
+
     /// Digits of a weight.
     pub(crate) fn digits(self) -> usize {
         match self {

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use minicache_config::StoreType;
 
-use crate::Footprint;
 use crate::magnitudes::Magnitudes;
 use crate::scratch::with_buffer;
 use crate::store::{Scheme, Side, Store};
+use crate::{Footprint, Precision};
 
 /// Step of the best uniform quantiser of a unit normal variable with 2^bits levels, and its mean squared error
 /// (Max 1960; Jayant and Noll 1984, table 4.2).
@@ -92,9 +92,10 @@ struct Section {
 
 impl Latents {
     pub(super) fn new(rank: usize, coding: &Coding, side: Side, magnitudes: StoreType) -> Self {
+        let precision = Precision::beside(magnitudes);
         match coding {
             Coding::Plain(scheme) => {
-                let store = Store::new(1, rank, *scheme, side);
+                let store = Store::new(1, rank, *scheme, side).with_precision(precision);
                 let sections =
                     vec![Section { range: 0..rank, store, steps: Vec::new(), unit: 1.0, middle: 0.0 }];
                 Self { rank, sections, scale: None, len: 0 }
@@ -107,6 +108,7 @@ impl Latents {
                     let unit = UNIFORM.iter().find(|u| u.0 == bits).map_or(1.0, |u| u.1);
                     let steps = deviations[range.clone()].iter().map(|d| d * unit).collect();
                     let store = Store::new(1, count, Scheme::Codes { bits }, side);
+                    let store = store.with_precision(precision);
                     let middle = f32::from((1u16 << bits) - 1) / 2.0;
                     Section { range, store, steps, unit, middle }
                 });

@@ -7,5 +7,5 @@ use crate::layered::Plan;
 pub(super) const ABOUT: &str = "every state, f16 (or f32): the yardstick";
 
 pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape) -> Plan {
-    super::unmerged(shape, [super::exact(spec.dtype); 2])
+    super::unmerged(spec, shape, [super::exact(spec.dtype); 2])
 }

@@ -8,5 +8,5 @@ use crate::layered::Plan;
 pub(super) const ABOUT: &str = "keys per channel, values per token, residual window in full precision (KIVI)";
 
 pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape) -> Plan {
-    super::unmerged(shape, super::schemes(spec, Axis::Channel, Axis::Token))
+    super::unmerged(spec, shape, super::schemes(spec, Axis::Channel, Axis::Token))
 }

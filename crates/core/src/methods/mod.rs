@@ -21,8 +21,8 @@ use crate::layered::{Layered, Plan};
 use crate::merge::Merge;
 use crate::pair::SideSettings;
 use crate::plain::Plain;
-use crate::store::{Scheme, Side};
-use crate::{Error, Resources, Result};
+use crate::store::{Scheme, Side, Store};
+use crate::{Error, Precision, Resources, Result};
 
 /// Builds an empty cache.
 ///
@@ -95,9 +95,14 @@ fn schemes(spec: &CacheSpec, keys: Axis, values: Axis) -> [Scheme; 2] {
     })
 }
 
+/// An empty store for one side of one layer.
+fn store(spec: &CacheSpec, shape: &ModelShape, scheme: Scheme, side: Side) -> Store {
+    Store::new(shape.kv_heads, shape.head_dim, scheme, side).with_precision(Precision::beside(spec.dtype))
+}
+
 /// A plan in which every layer stores its own states.
-fn unmerged(shape: &ModelShape, [keys, values]: [Scheme; 2]) -> Plan {
-    let own = |scheme, side| Plain::boxed(shape.kv_heads, shape.head_dim, scheme, side);
+fn unmerged(spec: &CacheSpec, shape: &ModelShape, [keys, values]: [Scheme; 2]) -> Plan {
+    let own = |scheme, side| Plain::boxed(store(spec, shape, scheme, side));
     Plan::unmerged(own(keys, Side::Keys), own(values, Side::Values))
 }
 
@@ -132,6 +137,8 @@ fn merged(
     let settings = |side, shared, rotary| SideSettings {
         side,
         merge: merge.clone(),
+        residual: spec.residual,
+        exact: exact(spec.dtype),
         shared,
         retained,
         magnitudes: spec.magnitudes,
@@ -147,6 +154,6 @@ fn merged(
         key_pairs: chosen(spec.merge.keys()),
         value_pairs: chosen(spec.merge.values()),
         joint: spec.retention.joint,
-        ..unmerged(shape, schemes)
+        ..unmerged(spec, shape, schemes)
     })
 }

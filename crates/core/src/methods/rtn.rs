@@ -10,5 +10,5 @@ use crate::layered::Plan;
 pub(super) const ABOUT: &str = "round-to-nearest quantisation per token";
 
 pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape) -> Plan {
-    super::unmerged(shape, super::schemes(spec, Axis::Token, Axis::Token))
+    super::unmerged(spec, shape, super::schemes(spec, Axis::Token, Axis::Token))
 }

@@ -21,7 +21,7 @@ pub(super) const ABOUT: &str =
 
 pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape) -> Plan {
     let lane = |scheme, side| {
-        let store = Store::new(shape.kv_heads, shape.head_dim, scheme, side);
+        let store = super::store(spec, shape, scheme, side);
         Box::new(Smoothed { alpha: spec.alpha as f32, head_dim: shape.head_dim, factors: Vec::new(), store })
     };
     let [keys, values] = super::schemes(spec, Axis::Token, Axis::Token);

@@ -148,6 +148,27 @@ impl Store {
         Self { precision, ..self }
     }
 
+    /// An empty store of the same kind.
+    pub(crate) fn empty(&self) -> Self {
+        let [pages, recent] = [&self.pages, &self.recent].map(Pages::empty);
+        Self { len: 0, packed: 0, block: self.block.clone(), pages, recent, ..*self }
+    }
+
+    /// The same empty store for few tokens: floats are allocated 16 tokens at a time instead of 32.
+    #[must_use]
+    pub(crate) fn with_short_blocks(mut self) -> Self {
+        debug_assert!(self.is_empty());
+        let short = FloatBlock { side: self.side, dim: self.dim, slots: RECENT };
+        let lines = match &self.block {
+            Block::F32(_) => short.head_lines::<f32>(),
+            Block::F16(_) => short.head_lines::<f16>(),
+            Block::Codes(_) => return self,
+        };
+        self.block = if let Block::F32(_) = self.block { Block::F32(short) } else { Block::F16(short) };
+        self.pages = Pages::new(self.heads * lines);
+        self
+    }
+
     /// Appends tokens: `rows` is `(tokens, heads, dim)`.
     ///
     /// # Panics
@@ -195,11 +216,11 @@ impl Store {
 
     fn push_float<T: Float>(&mut self, row: &[T]) {
         let (Block::F32(block) | Block::F16(block)) = self.block else { return };
-        let slot = self.len % BLOCK;
+        let slot = self.len % block.slots;
         if slot == 0 {
             self.pages.push();
         }
-        write_token(self.pages.block_mut(self.len / BLOCK), block, slot, row);
+        write_token(self.pages.block_mut(self.len / block.slots), block, slot, row);
         self.len += 1;
         self.packed = self.len;
     }

@@ -39,6 +39,11 @@ impl Pages {
         Self { pages: VecDeque::new(), block_lines, page_log, dropped: 0, blocks: 0 }
     }
 
+    /// No blocks, of the same size.
+    pub(super) fn empty(&self) -> Self {
+        Self::with_log(self.block_lines, self.page_log)
+    }
+
     /// The first block still held.
     pub(super) fn first(&self) -> usize {
         (self.dropped << self.page_log).min(self.blocks)
