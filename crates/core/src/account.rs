@@ -43,6 +43,8 @@ pub fn footprint(
             let part = ModelShape { layers: 1, heads: shape.group(), kv_heads: 1, ..*shape };
             Ok(measure(&part, context)?.times(shape.layers * shape.kv_heads))
         }
+        // Its transforms are of all layers, and groups of them differ in what they keep.
+        Method::Latent => measure(shape, (STEP / shape.kv_dim()).max(1)),
         _ => {
             let pairs = spec.deep_pairs(shape.layers).len();
             let layers = shape.layers - 2 * pairs;

@@ -1,0 +1,135 @@
+//! What a whole cache says it holds is what the allocator gave it, and what the accounting says without building it.
+//!
+//! One test: the allocator is the process's, so nothing may run beside it.
+#![allow(clippy::unwrap_used)]
+
+#[path = "caches/latent.rs"]
+mod latent;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use minicache_core::{
+    CacheSpec, KvCache, LayerSimilarity, ModelShape, Resources, Synthetic, build, footprint,
+};
+
+/// Counts what the process holds.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is the system allocator's; the counter is an atomic number.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        HELD.fetch_add(layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const SPECS: [&str; 15] = [
+    "full",
+    "{ method = \"full\", dtype = \"f32\" }",
+    "mean",
+    "max_norm",
+    "minicache",
+    "{ method = \"minicache\", start_layer = 0, granularity = \"head\" }",
+    "{ method = \"minicache\", start_layer = 0, retention = { rule = \"top_fraction\", gamma = 0.1 } }",
+    "{ method = \"minicache\", merge = \"values\", quant = { bits = 4, group = 128, retained = true } }",
+    "{ method = \"minicache\", start_layer = 1, quant = { bits = 3, group = 64 } }",
+    "kivi-2",
+    "kivi-4",
+    "rtn-3",
+    "smoothquant",
+    "h2o",
+    "{ method = \"sinks\", recent = 100 }",
+];
+
+const LATENTS: [&str; 3] = [
+    "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 4, bits = 3 } }",
+    "{ method = \"latent\", k = { group = 4, rate = 2.0 }, v = { group = 4, rate = 3.0 }, residual = 32 }",
+    "{ method = \"latent\", k = { group = 4, bits = 16 }, v = { group = 4, axis = \"channel\", bits = 2 } }",
+];
+
+const PROMPT: usize = 1000;
+const DECODED: usize = 60;
+
+/// A cache with a prompt and some decoded tokens, and what it held before them: stores without tokens.
+fn filled(
+    text: &str,
+    shape: &ModelShape,
+    resources: &Resources,
+    states: &Synthetic,
+) -> (Box<dyn KvCache>, usize) {
+    let before = HELD.load(Relaxed);
+    let mut cache = build(&CacheSpec::parse(text).unwrap(), shape, resources).unwrap();
+    let fixed = HELD.load(Relaxed) - before;
+    states.fill(&mut *cache, 0..PROMPT, PROMPT).unwrap();
+    let mut out = vec![0.0; shape.heads * shape.head_dim];
+    for token in PROMPT..PROMPT + DECODED {
+        states
+            .states(token..token + 1, |layer, k, v| {
+                cache.attend_into(layer, &states.queries(layer, token, 1), k, v, &mut out)
+            })
+            .unwrap();
+        cache.finish_step().unwrap();
+    }
+    (cache, fixed)
+}
+
+fn check(text: &str, shape: &ModelShape, resources: &Resources) {
+    let states = Synthetic::new(shape, PROMPT + DECODED, LayerSimilarity::default(), 0);
+    // Working memory of this thread, tables that all caches of a model share.
+    drop(filled(text, shape, resources, &states));
+    let before = HELD.load(Relaxed);
+    let (cache, fixed) = filled(text, shape, resources, &states);
+    let held = HELD.load(Relaxed) - before;
+    let counted = cache.footprint().total();
+    assert!(
+        (counted + fixed).abs_diff(held) * 100 <= held,
+        "{text} in {shape:?}: {counted} counted, {held} held, {fixed} of them without tokens"
+    );
+
+    // The accounting, for a prompt that has just been prefilled.
+    let mut cache = build(&CacheSpec::parse(text).unwrap(), shape, resources).unwrap();
+    let before = HELD.load(Relaxed);
+    states.fill(&mut *cache, 0..PROMPT, PROMPT).unwrap();
+    let held = HELD.load(Relaxed) - before;
+    let spec = CacheSpec::parse(text).unwrap();
+    let said = footprint(&spec, shape, resources, PROMPT, LayerSimilarity::default()).unwrap().total();
+    // Pairs differ by how many of their tokens are outliers.
+    assert!(said.abs_diff(held) * 50 <= held, "{text} in {shape:?}: {said} accounted, {held} held");
+}
+
+#[test]
+fn footprints_are_what_the_allocator_gave() {
+    // One thread, so that working memory is warm wherever work is done.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    pool.install(|| {
+        for (kv_heads, group, head_dim, window) in
+            [(3, 3, 64, None), (8, 1, 128, None), (2, 2, 80, None), (4, 2, 96, Some(500))]
+        {
+            let heads = kv_heads * group;
+            let shape = ModelShape { layers: 4, heads, kv_heads, head_dim, window, scale: 0.1 };
+            for text in SPECS {
+                check(text, &shape, &Resources::default());
+            }
+        }
+        // The random basis is made by a cubic process, so small.
+        for (kv_heads, head_dim, window) in [(2, 32, None), (1, 64, None), (2, 32, Some(500))] {
+            let shape = ModelShape { layers: 4, heads: 4, kv_heads, head_dim, window, scale: 0.1 };
+            for text in LATENTS {
+                let latent = Some(latent::plan(text, &shape, 4, 4));
+                check(text, &shape, &Resources { latent, rotary: None });
+            }
+        }
+    });
+}
