@@ -25,6 +25,30 @@ pub enum Kind {
     Overhead,
 }
 
+impl Kind {
+    /// The name in experiment files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Similarity => "similarity",
+            Kind::Accuracy => "accuracy",
+            Kind::Fidelity => "fidelity",
+            Kind::Memory => "memory",
+            Kind::Throughput => "throughput",
+            Kind::Overhead => "overhead",
+        }
+    }
+
+    /// Whether it is measured on the texts of tasks.
+    pub fn reads_tasks(self) -> bool {
+        matches!(self, Kind::Similarity | Kind::Accuracy | Kind::Fidelity)
+    }
+
+    /// Whether it needs a model's weights, not just its shape.
+    pub fn needs_weights(self) -> bool {
+        !matches!(self, Kind::Memory | Kind::Overhead)
+    }
+}
+
 /// How quantised weights are computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,25 +108,60 @@ impl Default for Similarity {
     }
 }
 
-/// Settings of `kind = "throughput"` and `"overhead"`.
+/// Settings of `kind = "memory"`, `"throughput"` and `"overhead"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bench {
-    /// Mean prompt length in tokens (ShareGPT: 161).
+    /// Mean prompt length in tokens (throughput; ShareGPT: 161).
     pub input: usize,
-    /// Mean output length in tokens (ShareGPT: 338).
+    /// Mean output length in tokens (throughput; ShareGPT: 338).
     pub output: usize,
-    /// Sequences run side by side.
+    /// Sequences side by side (memory, throughput).
     pub batch: Vec<usize>,
-    /// Context lengths for overhead runs.
+    /// Tokens of each sequence (memory, overhead).
     pub context: Vec<usize>,
-    /// Bytes that caches may take together; a method stops where it would not fit.
+    /// Decode steps that are timed for each batch size (throughput).
+    pub steps: usize,
+    /// Bytes that caches may take together; a method stops where it would not fit (throughput).
     pub memory_budget: Option<u64>,
+    /// Mean cosine between adjacent layers of synthetic states (memory, overhead).
+    pub similarity: f64,
+    /// Its standard deviation over tokens.
+    pub spread: f64,
 }
 
 impl Default for Bench {
     fn default() -> Self {
-        Self { input: 161, output: 338, batch: vec![1, 4, 16], context: vec![1024], memory_budget: None }
+        Self {
+            input: 161,
+            output: 338,
+            batch: vec![1, 4, 16],
+            context: vec![1024],
+            steps: 128,
+            memory_budget: None,
+            similarity: 0.85,
+            spread: 0.05,
+        }
+    }
+}
+
+impl Bench {
+    fn validate(&self) -> Result<()> {
+        let counts = [("input", self.input), ("output", self.output), ("steps", self.steps)];
+        if let Some((key, _)) = counts.iter().find(|(_, n)| *n == 0) {
+            return Err(ConfigError::new(*key, "must be at least 1"));
+        }
+        for (key, list) in [("batch", &self.batch), ("context", &self.context)] {
+            if list.is_empty() || list.contains(&0) {
+                return Err(ConfigError::new(key, "must list one number or more, each at least 1"));
+            }
+        }
+        for (key, x, low) in [("similarity", self.similarity, -1.0), ("spread", self.spread, 0.0)] {
+            if !(low..=1.0).contains(&x) {
+                return Err(ConfigError::new(key, format!("must be within {low} to 1, not {x}")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -242,7 +301,7 @@ pub struct Experiment {
     /// `kind = "similarity"`.
     #[serde(default)]
     pub similarity: Similarity,
-    /// `kind = "throughput"` and `"overhead"`.
+    /// `kind = "memory"`, `"throughput"` and `"overhead"`.
     #[serde(default)]
     pub bench: Bench,
     /// Named alternatives for models, tasks and limit.
@@ -339,6 +398,11 @@ impl Experiment {
             if tokens == 0 {
                 return Err(ConfigError::new(format!("fidelity.{key}"), "must be at least 1 token"));
             }
+        }
+        self.bench.validate().map_err(|e| e.under("bench"))?;
+        if !self.kind.reads_tasks() && !self.tasks.is_empty() {
+            let message = format!("experiments of kind {} run no tasks; leave it out", self.kind.name());
+            return Err(ConfigError::new("tasks", message));
         }
         for (key, values) in &self.sweep {
             if values.is_empty() {

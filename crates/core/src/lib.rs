@@ -26,6 +26,7 @@ mod resources;
 mod retain;
 mod scratch;
 mod softmax;
+mod steps;
 pub mod store;
 mod synthetic;
 
@@ -38,5 +39,6 @@ pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{build, describe};
 pub use minicache_config::{CacheSpec, ModelShape};
 pub use resources::{Resources, Rotary};
+pub use steps::{StepTime, time_steps};
 pub use store::{Scheme, Side, Store, StoreBytes};
 pub use synthetic::{LayerSimilarity, Synthetic};

@@ -53,6 +53,18 @@ fn angle(ab: f64, aa: f64, bb: f64) -> f64 {
     if norm > 0.0 { (ab / norm).clamp(-1.0, 1.0).acos() } else { std::f64::consts::FRAC_PI_2 }
 }
 
+/// Lengths of `a` and `b`: the magnitudes by themselves, for timing.
+pub(crate) fn norms(a: &[f32], b: &[f32]) -> (f64, f64) {
+    let square = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    (square(a).sqrt(), square(b).sqrt())
+}
+
+/// Angle between `a` and `b` of known lengths: the distance by itself, for timing.
+pub(crate) fn distance(a: &[f32], b: &[f32], norm_a: f64, norm_b: f64) -> f64 {
+    let ab = a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+    angle(ab, norm_a * norm_a, norm_b * norm_b)
+}
+
 /// `(a + b) / 2` for both layers: the baseline of MiniCache's Figure 2a.
 #[derive(Debug, Clone, Copy)]
 pub struct Mean;
@@ -107,6 +119,28 @@ const PARALLEL: f64 = 1e-6;
 /// An angle this close to pi has no shared direction: tiny changes of either vector turn it anywhere.
 const OPPOSITE: f64 = 1e-4;
 
+impl Slerp {
+    /// The shared direction of two vectors of known lengths and angle.
+    pub(crate) fn direction(&self, a: &[f32], b: &[f32], norms: (f64, f64), angle: f64, shared: &mut [f32]) {
+        let sine = angle.sin();
+        let (weight_a, weight_b) = if sine > PARALLEL {
+            (((1.0 - self.t) * angle).sin() / sine, (self.t * angle).sin() / sine)
+        } else {
+            (1.0 - self.t, self.t)
+        };
+        let (wa, wb) = (weight_a / norms.0, weight_b / norms.1);
+        let mut length = 0.0;
+        for ((s, &x), &y) in shared.iter_mut().zip(a).zip(b) {
+            let e = wa * f64::from(x) + wb * f64::from(y);
+            length += e * e;
+            *s = e as f32;
+        }
+        // Unit by construction but for rounding (and for the linear fallback): normalise what rounding left.
+        let factor = (1.0 / length.sqrt()) as f32;
+        shared.iter_mut().for_each(|s| *s *= factor);
+    }
+}
+
 impl Merge for Slerp {
     fn merge(&self, a: &[f32], b: &[f32], shared: &mut [f32]) -> Merged {
         let (ab, aa, bb) = products(a, b);
@@ -119,22 +153,7 @@ impl Merge for Slerp {
             shared.fill(0.0);
             return Merged { apart: true, ..merged };
         }
-        let sine = angle.sin();
-        let (weight_a, weight_b) = if sine > PARALLEL {
-            (((1.0 - self.t) * angle).sin() / sine, (self.t * angle).sin() / sine)
-        } else {
-            (1.0 - self.t, self.t)
-        };
-        let (wa, wb) = (weight_a / norm_a, weight_b / norm_b);
-        let mut length = 0.0;
-        for ((s, &x), &y) in shared.iter_mut().zip(a).zip(b) {
-            let e = wa * f64::from(x) + wb * f64::from(y);
-            length += e * e;
-            *s = e as f32;
-        }
-        // Unit by construction but for rounding (and for the linear fallback): normalise what rounding left.
-        let factor = (1.0 / length.sqrt()) as f32;
-        shared.iter_mut().for_each(|s| *s *= factor);
+        self.direction(a, b, (norm_a, norm_b), angle, shared);
         merged
     }
 

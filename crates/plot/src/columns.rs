@@ -39,7 +39,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// What is counted about a run rather than measured of the model.
-const COUNTS: &[&str] = &["samples", "tokens", "ratio", "bytes", "seconds"];
+const COUNTS: &[&str] = &["samples", "tokens", "ratio", "nominal_ratio", "bytes", "joined", "seconds"];
 
 /// Columns of use to programs only.
 const INTERNAL: &[&str] = &["cache", "cell", "key", "hash", "settings"];
@@ -71,7 +71,7 @@ pub(crate) fn is_bytes(name: &str) -> bool {
 
 /// Whether less is more in this column.
 pub(crate) fn lower_is_better(name: &str) -> bool {
-    ["kl", "perplexity", "seconds", "bytes", "loss"].contains(&name)
+    ["kl", "perplexity", "seconds", "ms", "bytes", "loss"].contains(&name)
         || ["_bytes", "_ms", "_us", "_seconds"].iter().any(|s| name.ends_with(s))
 }
 
@@ -93,9 +93,14 @@ pub(crate) fn meaning(name: &str) -> Meaning {
         "perplexity_full" => ("perplexity, full cache", ""),
         "agreement" => ("top-1 agreement with the full cache", ""),
         "ratio" => ("compression ratio", "FP16 bytes / stored bytes"),
+        "nominal_ratio" => ("ratio by arithmetic", ""),
         "bytes" => ("cache size", ""),
+        "full_bytes" => ("full FP16 cache", ""),
         "peak_bytes" => ("peak memory", ""),
         "seconds" => ("time", "s"),
+        "memory_bytes" => ("memory with weights", ""),
+        "joined" => ("requests that joined", ""),
+        "ms" => ("time", "ms"),
         "tokens_per_s" => ("throughput", "tokens/s"),
         "decode_tokens_per_s" => ("decode speed", "tokens/s"),
         "prefill_tokens_per_s" => ("prefill speed", "tokens/s"),

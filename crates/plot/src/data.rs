@@ -83,8 +83,8 @@ impl Data {
         };
         match (info.finished, self.kind()) {
             (true, _) if !self.cells.torn => None,
-            // similarity writes several rows per cell
-            (_, Some(Kind::Similarity)) => {
+            // these write several rows per cell
+            (_, Some(Kind::Similarity | Kind::Memory | Kind::Throughput | Kind::Overhead)) => {
                 Some(format!("The run has not finished: {rows} rows so far.{torn}"))
             }
             _ if info.planned > 0 => {

@@ -75,8 +75,25 @@ pub struct Reported {
 
 /// The order of the paper; other experiments follow by name.
 const ORDER: &[&str] = &[
-    "fig1a", "fig1b", "fig2a", "fig2b", "fig2c", "fig4", "table1", "fig5", "fig6", "table2", "tableA",
-    "tableB", "tableC", "tableD", "tableE", "fidelity", "frontier",
+    "memory",
+    "fig1a",
+    "fig1b",
+    "fig2a",
+    "fig2b",
+    "fig2c",
+    "fig4",
+    "table1",
+    "fig5",
+    "fig6",
+    "table2",
+    "tableA",
+    "tableA_time",
+    "tableB",
+    "tableC",
+    "tableD",
+    "tableE",
+    "fidelity",
+    "frontier",
 ];
 
 /// Rebuilds figures, reports and the page from the CSV in `results`: the folder of one experiment, or the folder of

@@ -71,6 +71,7 @@ pub(crate) fn of(data: &Data) -> Option<Verdict> {
         "fig6" => optimum(data, "cache.t", 0.6),
         "table2" => optimum(data, "cache.retention.gamma", 0.05),
         "tableB" => optimum(data, "cache.retention.fraction", 0.05),
+        "memory" => compression(data),
         "fidelity" | "frontier" => frontier(data),
         _ => None,
     }
@@ -326,6 +327,44 @@ fn headline(data: &Data, quantity: &str) -> Option<f64> {
     })
 }
 
+/// The compression of LLaMA-2-7B with its deeper half merged, held and by arithmetic. A claim that arithmetic alone
+/// reaches is reached in part.
+fn compression(data: &Data) -> Option<Verdict> {
+    let cells = &data.cells;
+    let of_model = |row: &usize| plain(data.model_label(cells.text(*row, "model"))) == "llama27b";
+    let merged = |row: &usize| {
+        data.method(*row) == "minicache" && cells.number(*row, "merged_share").is_some_and(|s| s == 0.5)
+    };
+    let rows: Vec<usize> = cells.all().into_iter().filter(|r| of_model(r) && merged(r)).collect();
+    let (mut parts, mut held, mut promised, mut judged) = (Vec::new(), 0, 0, 0);
+    for (quantity, bits, what) in
+        [("compression_ratio_merge_only", "", "merged"), ("compression_ratio_4bit", "4", "with 4 bits")]
+    {
+        let ratio =
+            |&row: &usize| Some((row, cells.number(row, "ratio")?, cells.number(row, "nominal_ratio")?));
+        let all = rows.iter().filter(|&&r| cells.text(r, "bits") == bits).filter_map(ratio);
+        let Some((row, ratio, nominal)) = all.max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
+        let Some(claimed) = headline(data, quantity) else { continue };
+        let reached = |x: f64| x >= 0.995 * claimed;
+        judged += 1;
+        held += usize::from(reached(ratio));
+        promised += usize::from(reached(nominal));
+        parts.push(format!(
+            "{what} {}x in the paper, {}x by arithmetic, {}x of bytes held ({}, {} tokens)",
+            significant(claimed, 3),
+            significant(nominal, 3),
+            significant(ratio, 3),
+            cells.text(row, "variant"),
+            cells.text(row, "context"),
+        ));
+    }
+    let outcome = match Outcome::of(held, judged) {
+        Outcome::NotReproduced if promised > 0 => Outcome::Partly,
+        outcome => outcome,
+    };
+    (judged > 0).then(|| Verdict { text: format!("LLaMA-2-7B, deeper half {}.", parts.join("; ")), outcome })
+}
+
 /// Compressed caches reach a higher throughput, and take less memory at the same batch size.
 fn throughput(data: &Data) -> Option<Verdict> {
     let cells = &data.cells;
@@ -353,6 +392,14 @@ fn throughput(data: &Data) -> Option<Verdict> {
         at(full),
         significant(gain, 3)
     );
+    if let Some((batch, less)) = saved(data) {
+        let paper = headline(data, "memory_reduction")
+            .map_or(String::new(), |c| format!(" (paper: {} %)", significant(100.0 * c, 2)));
+        text += &format!(
+            " Weights and caches together take up to {} % less memory than with the full cache at batch {batch}{paper}.",
+            significant(100.0 * less, 2)
+        );
+    }
     let enough = claimed.map_or(1.0, |c| 0.8 * c);
     let outcome = match gain {
         g if g >= enough => Outcome::Reproduced,
@@ -360,6 +407,20 @@ fn throughput(data: &Data) -> Option<Verdict> {
         _ => Outcome::NotReproduced,
     };
     Some(Verdict { text, outcome })
+}
+
+/// The largest batch that the full cache fits in, and the share of its memory that the smallest other one saves there.
+fn saved(data: &Data) -> Option<(String, f64)> {
+    let cells = &data.cells;
+    let of = |full: bool, batch: Option<&str>| -> Vec<(usize, f64)> {
+        let rows = cells.all().into_iter().filter(|&r| (data.method(r) == "full") == full);
+        let here = rows.filter(|&r| batch.is_none_or(|b| cells.text(r, "batch") == b));
+        here.filter_map(|r| Some((r, cells.number(r, "memory_bytes")?))).collect()
+    };
+    let (row, full) = of(true, None).into_iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let batch = cells.text(row, "batch");
+    let least = of(false, Some(batch)).into_iter().map(|(_, bytes)| bytes).reduce(f64::min)?;
+    Some((batch.to_string(), 1.0 - least / full))
 }
 
 /// The paper's choice of a swept setting is the best one here, or as good as it.

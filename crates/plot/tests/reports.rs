@@ -424,17 +424,51 @@ y = "peak_bytes"
 series = ["variant"]
 log_x = true
 "#;
-    let csv = "model,task,variant,cache,batch,tokens_per_s,peak_bytes\n\
-               tiny,,full,\"{\"\"method\"\":\"\"full\"\"}\",8,100,4294967296\n\
-               tiny,,mini,\"{\"\"method\"\":\"\"minicache\"\"}\",32,240,1073741824\n";
-    let dir = experiment(root.path(), toml, csv, 2, true);
+    let csv = "model,task,variant,cache,batch,tokens_per_s,peak_bytes,memory_bytes\n\
+               tiny,,full,\"{\"\"method\"\":\"\"full\"\"}\",8,100,4294967296,5000000000\n\
+               tiny,,mini,\"{\"\"method\"\":\"\"minicache\"\"}\",8,110,268435456,4000000000\n\
+               tiny,,mini,\"{\"\"method\"\":\"\"minicache\"\"}\",32,240,1073741824,4500000000\n";
+    let dir = experiment(root.path(), toml, csv, 3, true);
     report(&dir, Some(&paper())).unwrap();
     let md = text(&dir, "report.md");
     assert!(
-        md.contains("240 tokens/s (mini at batch 32) against 100 (full at batch 8), 2.4 times. **Partly"),
+        md.contains("240 tokens/s (mini at batch 32) against 100 (full at batch 8), 2.4 times. Weights"),
+        "{md}"
+    );
+    assert!(
+        md.contains("up to 20 % less memory than with the full cache at batch 8 (paper: 41 %). **Partly"),
         "{md}"
     );
     assert!(text(&dir, "memory.svg").contains("peak memory (GiB)"));
+
+    let toml = r#"
+id = "memory"
+kind = "memory"
+models = ["llama-2-7b"]
+[[paper]]
+csv = "paper_headline.csv"
+"#;
+    let row = |variant: &str, quant: &str, ratio: f64, nominal: f64| {
+        let cache = format!("{{\"\"method\"\":\"\"minicache\"\",\"\"start_layer\"\":16{quant}}}");
+        format!("llama-2-7b,{variant},\"{cache}\",4096,{ratio},{nominal},32\n")
+    };
+    let bits = ",\"\"quant\"\":{\"\"bits\"\":4}";
+    let csv = format!(
+        "model,variant,cache,context,ratio,nominal_ratio,layers\n{}{}",
+        row("merged", "", 1.32, 1.333_33),
+        row("packed", bits, 4.7, 5.019_61)
+    );
+    let dir = experiment(root.path(), toml, &csv, 2, true);
+    report(&dir, Some(&paper())).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(
+        md.contains("1.53x in the paper, 1.33x by arithmetic, 1.32x of bytes held (merged, 4096"),
+        "{md}"
+    );
+    assert!(
+        md.contains("5.02x by arithmetic, 4.7x of bytes held (packed") && md.contains("**Partly"),
+        "{md}"
+    );
 }
 
 #[test]

@@ -33,6 +33,10 @@ pub(crate) struct Args {
     /// The profile of models, tasks and limits.
     #[arg(long, default_value = "default", value_name = "P")]
     profile: String,
+    /// Memory that the caches of a throughput experiment may take together, such as 8GiB: a cache stops at the batch
+    /// size that does not fit.
+    #[arg(long, value_name = "SIZE")]
+    memory_budget: Option<String>,
     /// Folder for results.
     #[arg(long, default_value = "results", value_name = "DIR")]
     results: PathBuf,
@@ -93,6 +97,9 @@ fn load(name: &Path, args: &Args) -> Result<Experiment> {
         return Err(usage("--limit: must be at least 1; leave it out for the experiment's own"));
     }
     experiment.limit = args.limit.or(experiment.limit);
+    if let Some(text) = &args.memory_budget {
+        experiment.bench.memory_budget = Some(size("--memory-budget", text)?);
+    }
     if experiment.models.is_empty() {
         let message = "no models in this profile; name some with --models";
         return Err(usage(format!("{}: {message}", path.display())));
@@ -110,6 +117,28 @@ fn load(name: &Path, args: &Args) -> Result<Experiment> {
         }
     }
     Ok(experiment)
+}
+
+/// Bytes: a number with an optional unit.
+fn size(option: &str, text: &str) -> Result<u64> {
+    const UNITS: [(&str, f64); 7] = [
+        ("", 1.0),
+        ("B", 1.0),
+        ("KiB", 1024.0),
+        ("MiB", 1048576.0),
+        ("GiB", 1073741824.0),
+        ("MB", 1e6),
+        ("GB", 1e9),
+    ];
+    let (number, unit) =
+        text.split_at(text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim())).map(|(_, f)| f);
+    match (number.parse::<f64>(), factor) {
+        (Ok(n), Some(factor)) if n * factor >= 1.0 => Ok((n * factor) as u64),
+        _ => Err(usage(format!(
+            "{option}: `{text}` is no size; give bytes, or a number with MiB, GiB, MB or GB"
+        ))),
+    }
 }
 
 /// `KEY=V1,V2`: a dotted key and TOML values or bare words.
@@ -148,7 +177,8 @@ fn print_plan(experiment: &Experiment, context: &Context) -> Result<()> {
     let preview = minicache_eval::run::preview(experiment, context)?;
     let (total, done) = (preview.cells.len(), preview.cells.iter().filter(|(_, done)| *done).count());
     let left = preview.tokens;
-    output::line(format!("{}: {total} cells, {done} finished, about {left} tokens to go", experiment.id))?;
+    let left = if left > 0 { format!(", about {left} tokens to go") } else { String::new() };
+    output::line(format!("{}: {total} cells, {done} finished{left}", experiment.id))?;
     for (cell, done) in &preview.cells {
         let swept = cell.swept.iter().map(|(k, v)| format!("  {k}={v}")).collect::<String>();
         let state = if *done { "  (finished)" } else { "" };
@@ -169,6 +199,17 @@ mod tests {
         assert_eq!(values, [toml::Value::from("half"), toml::Value::from(8), toml::Value::from(0.5)]);
         for bad in ["x", "x=", "=1"] {
             assert!(parse_sweep(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("1000", 1000), ("8GiB", 8 << 30), ("1.5 mib", 3 << 19), ("2GB", 2_000_000_000)]
+        {
+            assert_eq!(size("--x", text).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", "GiB", "8 pounds", "-1", "0", "1.2.3"] {
+            assert!(size("--x", bad).is_err(), "{bad}");
         }
     }
 

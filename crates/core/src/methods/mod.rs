@@ -59,6 +59,23 @@ pub(crate) fn layered(spec: &CacheSpec, shape: &ModelShape, resources: &Resource
     Ok(Layered::new(shape, &plan))
 }
 
+/// How a merging method merges and stores keys and values, each where it merges them.
+pub(crate) fn merged_sides(
+    spec: &CacheSpec,
+    shape: &ModelShape,
+    resources: &Resources,
+) -> Result<[Option<SideSettings>; 2]> {
+    let plan = match spec.method {
+        Method::Mean => mean::plan(spec, shape, resources)?,
+        Method::MaxNorm => max_norm::plan(spec, shape, resources)?,
+        Method::Minicache => minicache::plan(spec, shape, resources)?,
+        _ => return Ok([None, None]),
+    };
+    let of =
+        |settings: Option<SideSettings>, pairs: &[(usize, usize)]| settings.filter(|_| !pairs.is_empty());
+    Ok([of(plan.keys, &plan.key_pairs), of(plan.values, &plan.value_pairs)])
+}
+
 /// A line on each method for `minicache methods`.
 pub fn describe(method: Method) -> &'static str {
     match method {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
-use minicache_config::{ModelInfo, ModelSettings, RunInfo, WeightMode};
+use minicache_config::{ModelInfo, ModelSettings, ModelShape, RunInfo, WeightMode};
 use minicache_models::{Model, Registry};
 
 use super::{Context, Plan, Result};
@@ -55,6 +55,20 @@ impl Info {
         let info = ModelInfo {
             label: entry.map_or(model.name.as_str(), |e| e.title()).to_string(),
             weights,
+            layers: Some(shape.layers),
+            kv_heads: Some(shape.kv_heads),
+            head_dim: Some(shape.head_dim),
+        };
+        self.current.models.insert(name.to_string(), info);
+    }
+
+    /// Records a model of which only the shape is used.
+    pub(crate) fn add_shape(&mut self, name: &str, shape: &ModelShape) {
+        let registry = Registry::load().ok();
+        let entry = registry.as_ref().and_then(|r| r.find(name));
+        let info = ModelInfo {
+            label: entry.map_or(name, |e| e.title()).to_string(),
+            weights: String::new(),
             layers: Some(shape.layers),
             kv_heads: Some(shape.kv_heads),
             head_dim: Some(shape.head_dim),

@@ -1,6 +1,6 @@
 //! What determines a cell, and its hash.
 
-use minicache_config::{CacheSpec, Cell, Experiment, Kind};
+use minicache_config::{Bench, CacheSpec, Cell, Experiment, Kind};
 use minicache_models::Description;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use crate::tasks::Texts;
 const FORMAT: u32 = 1;
 
 /// The key of a cell: the first 16 hexadecimal digits of the SHA-256 of everything that determines its rows.
-pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, texts: &Texts) -> String {
+pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, texts: Option<&Texts>) -> String {
     let kind = match experiment.kind {
         Kind::Similarity => json!({
             "tokens": experiment.similarity.tokens,
@@ -20,7 +20,19 @@ pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, text
             "start_layer": experiment.similarity.by_position.then(|| cell.cache.start_layer.resolve(model.shape.layers)),
         }),
         Kind::Fidelity => json!({ "fidelity": experiment.fidelity }),
-        _ => json!({ "bench": experiment.bench }),
+        Kind::Memory => {
+            let Bench { context, batch, similarity, spread, .. } = &experiment.bench;
+            json!({ "context": context, "batch": batch, "similarity": similarity, "spread": spread })
+        }
+        Kind::Throughput => {
+            let Bench { input, output, batch, steps, memory_budget, .. } = &experiment.bench;
+            json!({ "lengths": [input, output], "batch": batch, "steps": steps, "budget": memory_budget })
+        }
+        Kind::Overhead => {
+            let Bench { context, similarity, spread, .. } = &experiment.bench;
+            json!({ "context": context, "similarity": similarity, "spread": spread })
+        }
+        Kind::Accuracy => Value::Null,
     };
     let cache = match experiment.kind {
         Kind::Similarity => Value::Null,
@@ -33,7 +45,7 @@ pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, text
         "model": model.fingerprint,
         "load": cell.settings,
         "task": cell.task,
-        "data": texts.fingerprint,
+        "data": texts.map(|t| &t.fingerprint),
         "limit": experiment.limit,
         "seed": experiment.seed,
         "cache": cache,

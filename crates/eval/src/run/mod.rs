@@ -10,11 +10,14 @@ mod error;
 mod fidelity;
 mod info;
 mod key;
+mod memory;
 mod numbers;
+mod overhead;
 #[allow(dead_code)] // until the accuracy runner
 mod prefill;
 mod progress;
 mod similarity;
+mod throughput;
 
 use std::path::{Path, PathBuf};
 
@@ -40,6 +43,12 @@ pub struct Context {
     pub fresh: bool,
     /// The command line, for the report.
     pub command: String,
+}
+
+/// Whether a column of `cells.csv` depends on the machine and the moment: times and rates. All others are the same
+/// whenever a run is repeated.
+pub fn is_timing(column: &str) -> bool {
+    ["seconds", "ms"].contains(&column) || ["_seconds", "_ms", "_per_s"].iter().any(|s| column.ends_with(s))
 }
 
 /// What a run did.
@@ -101,14 +110,34 @@ pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
     if computed > 0 {
         about.write(false)?;
     }
+    let mut known = memory::Known::default();
     for (model, settings) in plan.models() {
         let of_model: Vec<&Planned> = plan.cells.iter().filter(|p| p.is_of(model, settings)).collect();
         if of_model.iter().all(|p| store.is_done(&p.key)) {
             continue;
         }
+        if !experiment.kind.needs_weights() {
+            let shape = &plan.shapes[model];
+            about.add_shape(model, shape);
+            about.write(false)?;
+            let cells: Vec<&Planned> = of_model.into_iter().filter(|p| !store.is_done(&p.key)).collect();
+            let work = ShapeWork { experiment, shape, cells: &cells };
+            let place = |e: RunError| e.in_cell(format!("{}, {model}", experiment.id));
+            match experiment.kind {
+                Kind::Overhead => overhead::run(&work, &mut store).map_err(place)?,
+                _ => memory::run(&work, &mut known, &mut store).map_err(place)?,
+            }
+            continue;
+        }
         let loaded = load(model, settings, &of_model, context)?;
         about.add(model, &loaded, settings);
         about.write(false)?;
+        if experiment.kind == Kind::Throughput {
+            let cells: Vec<&Planned> = of_model.into_iter().filter(|p| !store.is_done(&p.key)).collect();
+            let place = |e: RunError| e.in_cell(format!("{}, {model}", experiment.id));
+            throughput::run(experiment, &loaded, &cells, &mut store).map_err(place)?;
+            continue;
+        }
         for (task, texts) in &plan.texts {
             let cells: Vec<&Planned> =
                 of_model.iter().copied().filter(|p| p.cell.task == *task && !store.is_done(&p.key)).collect();
@@ -128,7 +157,25 @@ pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
 }
 
 fn unsupported(kind: Kind) -> RunError {
-    RunError::Asked(format!("experiments of kind {kind:?} cannot be run by this version"))
+    RunError::Asked(format!("experiments of kind {} cannot be run by this version", kind.name()))
+}
+
+/// What a cache depends on, of the model that `name` names: of a model of the registry without its weights.
+fn describe_shape(name: &str) -> Result<Description> {
+    let registry = Registry::load()?;
+    let (name, shape) = match registry.find(name) {
+        Some(entry) => (entry.name.as_str(), entry.shape()),
+        None => (name, minicache_models::describe(name)?.shape),
+    };
+    // With the name: models of one shape have rows of their own.
+    Ok(Description { fingerprint: format!("{name}: {shape:?}"), shape })
+}
+
+/// One model's cells that are not finished, for kinds that need its shape alone.
+struct ShapeWork<'a> {
+    experiment: &'a Experiment,
+    shape: &'a ModelShape,
+    cells: &'a [&'a Planned],
 }
 
 /// One task's cells of one model that are not finished.
@@ -163,7 +210,10 @@ impl Planned {
 struct Plan<'a> {
     experiment: &'a Experiment,
     cells: Vec<Planned>,
+    /// By task; empty for kinds without tasks.
     texts: IndexMap<String, Texts>,
+    /// By model.
+    shapes: IndexMap<String, ModelShape>,
 }
 
 impl<'a> Plan<'a> {
@@ -174,10 +224,10 @@ impl<'a> Plan<'a> {
         describe: impl Fn(&str) -> Result<Description>,
     ) -> Result<Self> {
         let listed = cells(experiment)?;
-        if !matches!(experiment.kind, Kind::Similarity | Kind::Fidelity) {
+        if !matches!(experiment.kind, Kind::Similarity | Kind::Fidelity) && experiment.kind.reads_tasks() {
             return Err(unsupported(experiment.kind));
         }
-        if experiment.tasks.is_empty() {
+        if experiment.kind.reads_tasks() && experiment.tasks.is_empty() {
             let message = "must name at least one task whose text is used";
             return Err(minicache_config::ConfigError::new("tasks", message).into());
         }
@@ -189,26 +239,31 @@ impl<'a> Plan<'a> {
         }
         let mut models = IndexMap::new();
         for name in &experiment.models {
-            models.insert(name.clone(), describe(name)?);
+            let weights = experiment.kind.needs_weights();
+            models.insert(name.clone(), if weights { describe(name)? } else { describe_shape(name)? });
         }
         let mut planned: Vec<Planned> = Vec::with_capacity(listed.len());
         for cell in listed {
             let model = &models[&cell.model];
             cell.cache.validate_for(&model.shape).map_err(|e| e.under("cache"))?;
-            let key = key::of(experiment, &cell, model, &texts[&cell.task]);
+            let key = key::of(experiment, &cell, model, texts.get(&cell.task));
             // Two spellings of one cache (start_layer "half" and 15 of 30) are one cell.
             if !planned.iter().any(|p| p.key == key) {
                 let names = names(experiment, &cell, model.shape.layers);
                 planned.push(Planned { cell, key, names });
             }
         }
-        Ok(Self { experiment, cells: planned, texts })
+        let shapes = models.into_iter().map(|(name, model)| (name, model.shape)).collect();
+        Ok(Self { experiment, cells: planned, texts, shapes })
     }
 
     /// The store, opened for this plan.
     fn store(&self, results: &Path) -> Result<Store> {
         let columns = match self.experiment.kind {
             Kind::Similarity => similarity::COLUMNS,
+            Kind::Memory => memory::COLUMNS,
+            Kind::Throughput => throughput::COLUMNS,
+            Kind::Overhead => overhead::COLUMNS,
             _ => fidelity::COLUMNS,
         };
         let dir = results.join(&self.experiment.id);
@@ -253,6 +308,8 @@ impl<'a> Plan<'a> {
                 .iter()
                 .map(|p| self.texts[&p.cell.task].docs.len() * self.experiment.similarity.tokens)
                 .sum(),
+            Kind::Throughput => throughput::tokens(&self.experiment.bench, cells.len()),
+            Kind::Memory | Kind::Overhead => 0,
             _ => fidelity::tokens(self, cells),
         }
     }

@@ -5,6 +5,7 @@
 //! handed to every cache as its one prefill step. A prompt that begins with another one goes on from that one's
 //! record, and its caches still see the whole prompt as one exact step: sharing changes no result.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use minicache_config::{CacheSpec, StoreType};
@@ -66,6 +67,16 @@ impl Prefill {
     /// Logits after the last token, one per word of the vocabulary.
     pub(crate) fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// Appends the states of the tokens `range` to `cache` as one step, without attention.
+    pub(crate) fn append(&self, cache: &mut dyn KvCache, range: Range<usize>) -> Result<()> {
+        let width = cache.shape().kv_dim();
+        let numbers = range.start * width..range.end * width;
+        for (layer, s) in self.recorder.layers.iter().enumerate() {
+            cache.append(layer, &s.k[numbers.clone()], &s.v[numbers.clone()])?;
+        }
+        cache.finish_step()
     }
 
     /// Gives every one of the empty `caches` the whole prompt as its first step.

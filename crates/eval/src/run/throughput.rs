@@ -1,0 +1,320 @@
+//! Tokens per second and peak memory of whole batches, sequences joining and leaving as in a server.
+//!
+//! A batch of B has B sequences at every moment: where one ends, the next request takes its place, and its prompt goes
+//! through the model in the same step as the others' next tokens. Lengths of prompts and outputs are geometric with the
+//! given means. Geometric lengths have no memory, so the state of a server that has run for long can be drawn at once:
+//! every sequence has some of its output behind it, geometric too, and the time to warm up and to run dry, in which
+//! batches are small, need not be run. All caches get the same requests, and take turns, a few steps each, so that
+//! what else the machine does meets them alike.
+//!
+//! Tokens are greedy; prompts are made up. Which tokens they are makes a difference to merged caches only by how many
+//! tokens are retained.
+
+use std::time::Instant;
+
+use minicache_core::KvCache;
+use minicache_models::{LogitsFor, Model, Step};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::numbers::{argmax, number, seconds};
+use super::prefill::Prefill;
+use super::progress::Progress;
+use super::{Planned, Result};
+use crate::store::{Row, Store};
+use minicache_config::{Bench, Experiment};
+
+/// What is measured. `peak_bytes` are those of all caches at the step after which they were most, `memory_bytes` with
+/// the model's weights; `fits` says whether they stayed within the budget.
+pub(crate) const COLUMNS: &[&str] =
+    &["batch", "fits", "tokens_per_s", "peak_bytes", "memory_bytes", "ratio", "joined", "seconds"];
+
+/// Turns of every cache.
+const ROUNDS: usize = 4;
+/// Steps before the first turn that are not timed.
+const WARM_UP: usize = 2;
+
+/// Tokens that go through the model for `cells` cells, at most: without the requests that join.
+pub(crate) fn tokens(bench: &Bench, cells: usize) -> usize {
+    bench.batch.iter().map(|b| b * (bench.steps + WARM_UP) * cells).sum()
+}
+
+/// Runs the open cells of one model side by side: a row for each batch size.
+pub(crate) fn run(
+    experiment: &Experiment,
+    model: &Model,
+    cells: &[&Planned],
+    store: &mut Store,
+) -> Result<()> {
+    let bench = &experiment.bench;
+    let context = model.config.context;
+    let mut batches = bench.batch.clone();
+    batches.sort_unstable();
+    batches.dedup();
+    let workloads: Vec<Workload> =
+        batches.iter().map(|&b| Workload::new(bench, b, context, experiment.seed)).collect();
+    let longest = workloads.iter().flat_map(|w| &w.running).map(|r| r.prompt + r.written).max().unwrap_or(1);
+    let prefix = prompt(longest, model.config.vocab);
+    let states = Prefill::new(model, &prefix, longest + 1, None)?;
+    let progress = Progress::new(experiment.id.clone(), tokens(bench, cells.len()));
+    let mut rows: Vec<Vec<Row>> = vec![Vec::new(); cells.len()];
+    // A cache that did not fit with fewer sequences will not with more.
+    let mut fits = vec![true; cells.len()];
+    for workload in &workloads {
+        let mut lanes = Vec::new();
+        for (index, planned) in cells.iter().enumerate().filter(|(i, _)| fits[*i]) {
+            let lane = Lane::new(model, planned, workload, &states, bench.memory_budget)?;
+            lanes.push((index, lane));
+        }
+        for _ in 0..WARM_UP {
+            for (_, lane) in &mut lanes {
+                lane.step(false)?;
+                progress.add(workload.running.len());
+            }
+        }
+        for round in 0..ROUNDS {
+            let steps = bench.steps * (round + 1) / ROUNDS - bench.steps * round / ROUNDS;
+            for (_, lane) in &mut lanes {
+                for _ in 0..steps {
+                    lane.step(true)?;
+                    progress.add(workload.running.len());
+                }
+            }
+        }
+        let batch = workload.running.len();
+        let mut done: Vec<Row> = vec![stopped(batch); cells.len()];
+        for (index, lane) in lanes {
+            fits[index] = !lane.over;
+            if !lane.over {
+                done[index] = lane.row(batch);
+            }
+        }
+        rows.iter_mut().zip(done).for_each(|(rows, row)| rows.push(row));
+    }
+    let finished = cells.iter().zip(rows).map(|(p, rows)| (p.key.clone(), rows));
+    Ok(store.finish(finished)?)
+}
+
+/// The row of a batch that did not fit.
+fn stopped(batch: usize) -> Row {
+    [("batch", batch.to_string()), ("fits", "no".to_string())].map(|(c, t)| (c.to_string(), t)).into()
+}
+
+/// A request, on its way or not.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Request {
+    /// Tokens of the prompt, at least 1.
+    prompt: usize,
+    /// Tokens of the output that are there already.
+    written: usize,
+    /// Tokens of the output that are still to come, at least 1.
+    left: usize,
+}
+
+/// The requests of one batch size: those running when the measurement begins, and those that follow, in order.
+struct Workload {
+    running: Vec<Request>,
+    waiting: Vec<Request>,
+}
+
+impl Workload {
+    fn new(bench: &Bench, batch: usize, context: usize, seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(batch as u64);
+        let mut request = |started: bool| {
+            let prompt = geometric(&mut rng, bench.input).min(context / 2);
+            let room = context - prompt;
+            let written = if started { geometric(&mut rng, bench.output) - 1 } else { 0 };
+            let left = geometric(&mut rng, bench.output);
+            let written = written.min(room - 1);
+            Request { prompt, written, left: left.min(room - written) }
+        };
+        let running = (0..batch).map(|_| request(true)).collect();
+        // No step can end more sequences than there are.
+        let waiting = (0..batch * (bench.steps + WARM_UP)).map(|_| request(false)).collect();
+        Self { running, waiting }
+    }
+}
+
+/// A geometric number, at least 1, of the given mean.
+fn geometric(rng: &mut ChaCha8Rng, mean: usize) -> usize {
+    let uniform: f64 = rng.random();
+    let stay = 1.0 - 1.0 / mean as f64;
+    if stay <= 0.0 { 1 } else { 1 + ((1.0 - uniform).ln() / stay.ln()) as usize }
+}
+
+/// Made-up tokens, spread over the vocabulary.
+fn prompt(tokens: usize, vocab: usize) -> Vec<u32> {
+    (0..tokens as u64).map(|i| ((i * 2_654_435_761 % (1 << 32) * vocab as u64) >> 32) as u32).collect()
+}
+
+/// One sequence.
+struct Sequence {
+    cache: Box<dyn KvCache>,
+    /// Tokens of the next step.
+    next: Vec<u32>,
+    /// Tokens still to be generated.
+    left: usize,
+    planned_len: usize,
+}
+
+/// One cache with its batch.
+struct Lane<'a> {
+    model: &'a Model,
+    planned: &'a Planned,
+    running: Vec<Sequence>,
+    waiting: std::slice::Iter<'a, Request>,
+    budget: Option<u64>,
+    /// The caches came to more than the budget.
+    over: bool,
+    generated: usize,
+    joined: usize,
+    time: f64,
+    /// Bytes of all caches at their most, and of full ones of the same lengths.
+    peak: (usize, usize),
+}
+
+impl<'a> Lane<'a> {
+    fn new(
+        model: &'a Model,
+        planned: &'a Planned,
+        workload: &'a Workload,
+        states: &Prefill,
+        budget: Option<u64>,
+    ) -> Result<Self> {
+        let mut lane = Self {
+            model,
+            planned,
+            running: Vec::with_capacity(workload.running.len()),
+            waiting: workload.waiting.iter(),
+            budget,
+            over: false,
+            generated: 0,
+            joined: 0,
+            time: 0.0,
+            peak: (0, 0),
+        };
+        for (i, request) in workload.running.iter().enumerate() {
+            let mut sequence = lane.sequence(request)?;
+            // Its past as it came about: the prompt at once, then token by token.
+            let prompt = std::iter::once(0..request.prompt);
+            let written = (request.prompt..request.prompt + request.written).map(|p| p..p + 1);
+            for range in prompt.chain(written) {
+                states.append(&mut *sequence.cache, range)?;
+            }
+            sequence.next = vec![(i % model.config.vocab) as u32];
+            lane.running.push(sequence);
+            lane.watch();
+            if lane.over {
+                lane.running.clear();
+                break;
+            }
+        }
+        Ok(lane)
+    }
+
+    /// An empty sequence.
+    fn sequence(&self, request: &Request) -> Result<Sequence> {
+        let planned_len = request.prompt + request.written + request.left;
+        let cache = self.model.new_cache_for(&self.planned.cell.cache, planned_len)?;
+        Ok(Sequence { cache, next: Vec::new(), left: request.left, planned_len })
+    }
+
+    /// One step of all sequences; those that end make room for the next requests.
+    fn step(&mut self, counts: bool) -> Result<()> {
+        if self.over {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let mut steps: Vec<Step<'_>> = self
+            .running
+            .iter_mut()
+            .map(|s| Step {
+                tokens: &s.next,
+                cache: &mut *s.cache,
+                planned_len: s.planned_len,
+                logits: LogitsFor::Last,
+            })
+            .collect();
+        let logits = self.model.decoder.forward(&mut steps)?;
+        for (sequence, logits) in self.running.iter_mut().zip(&logits) {
+            sequence.next = vec![argmax(&logits.flatten_all()?.to_vec1::<f32>()?) as u32];
+            sequence.left -= 1;
+        }
+        let forward = start.elapsed();
+        // Not timed: the most memory is taken before a sequence leaves.
+        self.watch();
+        let start = Instant::now();
+        for i in 0..self.running.len() {
+            if self.running[i].left == 0
+                && let Some(request) = self.waiting.next()
+            {
+                let mut next = self.sequence(request)?;
+                next.next = prompt(request.prompt, self.model.config.vocab);
+                self.running[i] = next;
+                self.joined += usize::from(counts);
+            }
+        }
+        if counts {
+            self.time += (forward + start.elapsed()).as_secs_f64();
+            self.generated += self.running.len();
+        }
+        if self.over {
+            self.running.clear();
+        }
+        Ok(())
+    }
+
+    /// Notes what the caches hold.
+    fn watch(&mut self) {
+        let shape = self.model.decoder.shape();
+        let bytes: usize = self.running.iter().map(|s| s.cache.footprint().total()).sum();
+        if bytes > self.peak.0 {
+            let full = self.running.iter().map(|s| shape.full_bytes(s.cache.len())).sum();
+            self.peak = (bytes, full);
+        }
+        self.over |= self.budget.is_some_and(|budget| bytes as u64 > budget);
+    }
+
+    fn row(&self, batch: usize) -> Row {
+        let (peak, full) = self.peak;
+        let columns = [
+            ("batch", batch.to_string()),
+            ("fits", "yes".to_string()),
+            ("tokens_per_s", number(self.generated as f64 / self.time)),
+            ("peak_bytes", peak.to_string()),
+            ("memory_bytes", (peak + self.model.decoder.weight_bytes()).to_string()),
+            ("ratio", number(full as f64 / peak as f64)),
+            ("joined", self.joined.to_string()),
+            ("seconds", seconds(self.time)),
+        ];
+        columns.map(|(c, text)| (c.to_string(), text)).into()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_have_the_means_asked_for() {
+        let bench = Bench { steps: 2000, ..Bench::default() };
+        let workload = Workload::new(&bench, 8, 100_000, 1);
+        let mean = |of: fn(&Request) -> usize| {
+            workload.waiting.iter().map(of).sum::<usize>() as f64 / workload.waiting.len() as f64
+        };
+        assert!((mean(|r| r.prompt) / 161.0 - 1.0).abs() < 0.03);
+        assert!((mean(|r| r.left) / 338.0 - 1.0).abs() < 0.03);
+        assert!(workload.waiting.iter().all(|r| r.written == 0 && r.left > 0 && r.prompt > 0));
+        assert!(workload.running.iter().any(|r| r.written > 0));
+        assert_eq!(workload.running, Workload::new(&bench, 8, 100_000, 1).running);
+        assert_ne!(workload.running, Workload::new(&bench, 8, 100_000, 2).running);
+        // A short context is kept to.
+        for request in Workload::new(&bench, 8, 64, 1).waiting {
+            assert!(request.prompt + request.left <= 64 && request.left > 0);
+        }
+        let ones = Bench { input: 1, output: 1, ..bench };
+        assert!(Workload::new(&ones, 1, 64, 1).waiting.iter().all(|r| (r.prompt, r.left) == (1, 1)));
+    }
+}
