@@ -10,7 +10,7 @@ use minicache_config::{CacheSpec, Method, ModelShape, StartLayer};
 
 use crate::merge::{Slerp, distance, norms};
 use crate::methods::merged_sides;
-use crate::pair::PairSide;
+use crate::pair::{PairSide, Proposal};
 use crate::retain::Retainer;
 use crate::{Error, KvCache, LayerSimilarity, Resources, Result, Synthetic, build};
 
@@ -209,11 +209,14 @@ fn merge_times(spec: &CacheSpec, pair: &Part<'_>, resources: &Resources) -> Resu
                 per_lane.for_each(|(d, m)| Retainer::new(rule).step(d, m));
             })?,
         };
+        let mut proposal = Proposal::default();
         let packing = median(|| {
             let mut store = PairSide::new(settings.clone(), &pair.shape);
-            let proposal = store.propose(&mut a.clone(), &mut b.clone());
+            let (mut a, mut b) = (a.clone(), b.clone());
+            store.slide(&mut a, &mut b);
+            store.propose(&mut a, &mut b, &mut proposal);
             let start = Instant::now();
-            store.commit(proposal, a, b);
+            store.commit(&mut proposal, &a, &b);
             Ok(start.elapsed())
         })?;
         // A mean has neither magnitudes nor directions, and another merge no SLERP: then these are not its steps.
