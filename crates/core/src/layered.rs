@@ -170,6 +170,7 @@ impl Work {
             states.clear();
             states.shrink_to(kv_dim);
         }
+        self.proposal.shrink(kv_dim);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use minicache_config::{ModelShape, Retention, StoreType};
 
+use crate::kernels::LANES;
 use crate::lane::{Keys, Values};
 use crate::magnitudes::Magnitudes;
 use crate::merge::Merge;
@@ -98,12 +99,21 @@ impl Proposal {
         fresh(&mut self.apart, tokens * lanes);
         fresh(&mut self.retained, tokens * lanes);
     }
+
+    /// Gives back what a step of many tokens needed beyond one of a single token of `width` numbers.
+    pub(crate) fn shrink(&mut self, width: usize) {
+        self.reset(0, width, 0);
+        self.shared.shrink_to(width);
+        self.magnitudes.iter_mut().for_each(|m| m.shrink_to(width));
+        self.distances.shrink_to(width);
+        self.apart.shrink_to(width);
+        self.retained.shrink_to(width);
+    }
 }
 
-/// `buffer` with `len` default values; what a long prefill needed beyond twice that is given back.
+/// `buffer` with `len` default values.
 fn fresh<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
     buffer.clear();
-    buffer.shrink_to(2 * len);
     buffer.resize(len, T::default());
 }
 
@@ -118,12 +128,12 @@ impl PairSide {
         let retainers = settings.retention.iter().flat_map(|r| vec![Retainer::new(r); lanes]).collect();
         let precision = Precision::beside(settings.magnitudes);
         let store = Store::new(kv_heads / lanes, head_dim, settings.retained, settings.side);
-        let store = store.with_precision(precision).with_short_blocks();
+        let store = store.with_precision(precision).with_blocks(LANES);
         let retained = Retained { positions: Arc::default(), members: [store.clone(), store] };
         let retained = if settings.retention.is_some() { vec![retained; lanes] } else { Vec::new() };
         let shared = Store::new(kv_heads, head_dim, settings.shared, settings.side).with_precision(precision);
         let newest = (settings.residual > 0).then(|| {
-            let store = Store::new(kv_heads, head_dim, settings.exact, settings.side).with_short_blocks();
+            let store = Store::new(kv_heads, head_dim, settings.exact, settings.side).with_blocks(LANES);
             Newest { window: settings.residual, base: 0, members: [store.clone(), store] }
         });
         Self { settings, kv_heads, head_dim, shared, magnitudes, retainers, retained, newest }

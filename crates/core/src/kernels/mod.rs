@@ -280,6 +280,8 @@ pub(crate) fn padded(steps: usize) -> usize {
 pub(crate) trait Float: Plain + Default {
     /// As f32.
     fn get(self) -> f32;
+    /// Each as f32.
+    fn widen(x: &[Self], out: &mut [f32]);
     /// From f32: nearest even; what is too large saturates.
     fn round(x: &[f32], out: &mut [Self]);
     /// The kernel of `isa`.
@@ -289,6 +291,9 @@ pub(crate) trait Float: Plain + Default {
 impl Float for f32 {
     fn get(self) -> f32 {
         self
+    }
+    fn widen(x: &[Self], out: &mut [f32]) {
+        out.copy_from_slice(x);
     }
     fn round(x: &[f32], out: &mut [Self]) {
         out.copy_from_slice(x);
@@ -312,6 +317,9 @@ impl Float for f32 {
 impl Float for f16 {
     fn get(self) -> f32 {
         self.to_f32()
+    }
+    fn widen(x: &[Self], out: &mut [f32]) {
+        x.convert_to_f32_slice(out);
     }
     fn round(x: &[f32], out: &mut [Self]) {
         out.convert_from_f32_slice(x);

@@ -10,6 +10,7 @@ use super::coder::{Allocation, Coding, Latents, allocate};
 use super::transform::{KeyTransform, ValueTransform};
 use crate::attend::{Past, Step, attend};
 use crate::cache::{KvCache, Restored};
+use crate::kernels::LANES;
 use crate::lane::{Keys, Values};
 use crate::layered::{check_layer, check_step};
 use crate::store::{Scheme, Side, Store};
@@ -49,11 +50,14 @@ struct Coded {
 impl Coded {
     fn new<T>(plan: &Plan<T>, rank: usize, side: Side, spec: &CacheSpec, shape: &ModelShape) -> Self {
         let exact = crate::methods::exact(spec.dtype);
-        let store = Store::new(shape.kv_heads, shape.head_dim, exact, side);
+        let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
+        // A handful of tokens: laid out token by token, because a block of keys takes 16.
+        let sinks = store(Side::Values).with_blocks(spec.sinks.max(1));
+        let recent = store(side).with_blocks(LANES);
         Self {
             latents: Latents::new(rank, &plan.coding, side, spec.magnitudes),
-            sinks: vec![store.clone(); plan.layers],
-            recent: vec![store; plan.layers],
+            sinks: vec![sinks; plan.layers],
+            recent: vec![recent; plan.layers],
             waiting: vec![Vec::new(); plan.layers],
         }
     }

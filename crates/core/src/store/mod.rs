@@ -154,17 +154,19 @@ impl Store {
         Self { len: 0, packed: 0, block: self.block.clone(), pages, recent, ..*self }
     }
 
-    /// The same empty store for few tokens: floats are allocated 16 tokens at a time instead of 32.
+    /// The same empty store with floats allocated for `tokens` tokens at a time, a multiple of 16 for keys, instead of
+    /// 32: for few tokens.
     #[must_use]
-    pub(crate) fn with_short_blocks(mut self) -> Self {
-        debug_assert!(self.is_empty());
-        let short = FloatBlock { side: self.side, dim: self.dim, slots: RECENT };
+    pub(crate) fn with_blocks(mut self, tokens: usize) -> Self {
+        debug_assert!(self.is_empty() && tokens > 0);
+        let slots = if self.side == Side::Keys { tokens.next_multiple_of(LANES) } else { tokens };
+        let block = FloatBlock { side: self.side, dim: self.dim, slots };
         let lines = match &self.block {
-            Block::F32(_) => short.head_lines::<f32>(),
-            Block::F16(_) => short.head_lines::<f16>(),
+            Block::F32(_) => block.head_lines::<f32>(),
+            Block::F16(_) => block.head_lines::<f16>(),
             Block::Codes(_) => return self,
         };
-        self.block = if let Block::F32(_) = self.block { Block::F32(short) } else { Block::F16(short) };
+        self.block = if let Block::F32(_) = self.block { Block::F32(block) } else { Block::F16(block) };
         self.pages = Pages::new(self.heads * lines);
         self
     }
@@ -461,7 +463,13 @@ fn write_token<T: Float>(lines: &mut [Line], block: FloatBlock, slot: usize, row
 
 fn read_token<T: Float>(lines: &[Line], block: FloatBlock, head: usize, slot: usize, out: &mut [f32]) {
     let x = head_view::<T>(lines, block, head);
-    out.iter_mut().enumerate().for_each(|(c, out)| *out = x[block.index(slot, c)].get());
+    if block.side == Side::Keys {
+        return out.iter_mut().enumerate().for_each(|(c, out)| *out = x[block.index(slot, c)].get());
+    }
+    for (strip, out) in out.chunks_mut(LANES).enumerate() {
+        let at = block.index(slot, strip * LANES);
+        T::widen(&x[at..at + out.len()], out);
+    }
 }
 
 /// One head of a block of floats; nothing where there is no block.
