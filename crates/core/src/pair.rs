@@ -20,15 +20,22 @@ use crate::{Footprint, Precision};
 struct Retained {
     /// Ascending.
     positions: Arc<Vec<u32>>,
-    /// Both layers' states, indexed as `positions`.
+    /// Tokens that a window has dropped before them.
+    dropped: usize,
+    /// Both layers' states; indices count the dropped ones too.
     members: [Store; 2],
 }
 
 impl Retained {
     /// The indices of the retained tokens whose positions lie in `range`.
     fn within(&self, range: &Range<usize>) -> Range<usize> {
-        let at = |p: usize| self.positions.partition_point(|&x| (x as usize) < p);
+        let at = |p: usize| self.dropped + self.positions.partition_point(|&x| (x as usize) < p);
         at(range.start)..at(range.end)
+    }
+
+    /// Positions of the tokens with these indices.
+    fn positions(&self, indices: &Range<usize>) -> &[u32] {
+        &self.positions[indices.start - self.dropped..indices.end - self.dropped]
     }
 }
 
@@ -129,7 +136,7 @@ impl PairSide {
         let precision = Precision::beside(settings.magnitudes);
         let store = Store::new(kv_heads / lanes, head_dim, settings.retained, settings.side);
         let store = store.with_precision(precision).with_blocks(LANES);
-        let retained = Retained { positions: Arc::default(), members: [store.clone(), store] };
+        let retained = Retained { positions: Arc::default(), dropped: 0, members: [store.clone(), store] };
         let retained = if settings.retention.is_some() { vec![retained; lanes] } else { Vec::new() };
         let shared = Store::new(kv_heads, head_dim, settings.shared, settings.side).with_precision(precision);
         let newest = (settings.residual > 0).then(|| {
@@ -265,6 +272,10 @@ impl PairSide {
         for r in &mut self.retained {
             let gone = r.within(&(0..start)).end;
             r.members.iter_mut().for_each(|s| s.drop_before(gone));
+            if gone > r.dropped {
+                Arc::make_mut(&mut r.positions).drain(..gone - r.dropped);
+                r.dropped = gone;
+            }
         }
     }
 
@@ -364,7 +375,7 @@ impl Member<'_> {
         with_buffer(rows * kept.len(), |exact| {
             retained.members[self.member].scores(inner, kept.clone(), q, rows, exact);
             for (row, exact) in exact.chunks_exact(kept.len()).enumerate() {
-                for (&position, &score) in retained.positions[kept.clone()].iter().zip(exact) {
+                for (&position, &score) in retained.positions(&kept).iter().zip(exact) {
                     out[row * width + position as usize - range.start] = score;
                 }
             }
@@ -389,7 +400,7 @@ impl Member<'_> {
         }
         with_buffer(rows * kept.len(), |exact| {
             for (row, exact) in exact.chunks_exact_mut(kept.len()).enumerate() {
-                for (&position, x) in retained.positions[kept.clone()].iter().zip(exact) {
+                for (&position, x) in retained.positions(&kept).iter().zip(exact) {
                     *x = p[row * width + position as usize - range.start];
                 }
             }

@@ -1,6 +1,7 @@
 //! The decoder against logits and KV states that transformers computed, on tiny models of every family.
 #![allow(clippy::unwrap_used)]
 
+mod caches;
 mod forms;
 mod inputs;
 mod random;
@@ -43,7 +44,18 @@ fn golden(name: &str) -> Golden {
 }
 
 fn golden_in(dir: &Path, options: &LoadOptions) -> Golden {
-    let config = ModelConfig::from_json(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+    load(dir, options, |_| {})
+}
+
+/// A fixture with another configuration.
+fn golden_with(name: &str, change: impl Fn(&mut ModelConfig)) -> Golden {
+    load(&fixture(name), &LoadOptions::default(), change)
+}
+
+fn load(dir: &Path, options: &LoadOptions, change: impl Fn(&mut ModelConfig)) -> Golden {
+    let json = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let mut config = ModelConfig::from_json(&json).unwrap();
+    change(&mut config);
     let decoder = Decoder::load(&config, &Safetensors::open(dir).unwrap(), options).unwrap();
     let tensors = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu).unwrap();
     let tokens = tensors["tokens"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();

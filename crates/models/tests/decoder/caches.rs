@@ -1,0 +1,281 @@
+//! Every cache on every family of models: attention is attention over what the cache says it restores, batches change
+//! nothing, and what leaves a sliding window leaves the cache.
+
+use std::sync::Arc;
+
+use minicache_config::{Method, StoreType};
+use minicache_core::latent::{Basis, LatentPlan};
+use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, Result};
+use minicache_models::calibrate::{BasisOptions, basis, collect};
+use minicache_models::{Decoder, LogitsFor, Step};
+
+use crate::{Golden, MODELS, golden, golden_with};
+
+const SPECS: [&str; 16] = [
+    "full",
+    "mean",
+    "max_norm",
+    "minicache",
+    "{ method = \"minicache\", start_layer = 0, granularity = \"head\", retention = { rule = \"top_fraction\", gamma = 0.1 } }",
+    "{ method = \"minicache\", start_layer = 0, quant = { bits = 4, residual = 8 } }",
+    "{ method = \"minicache\", start_layer = 0, granularity = \"head\", quant = { bits = 2, residual = 0, retained = true } }",
+    "{ method = \"minicache\", start_layer = 1, key_space = \"pre_rope\", retention = { joint = true } }",
+    "{ method = \"minicache\", merge = \"values\", residual = 5 }",
+    "kivi-2",
+    "{ method = \"rtn\", quant = { bits = 4, residual = 0 } }",
+    "smoothquant",
+    "{ method = \"h2o\", heavy = 6, recent = 6 }",
+    "{ method = \"sinks\", sinks = 2, recent = 9 }",
+    "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 2, bits = 3 } }",
+    "{ method = \"latent\", residual = 6, k = { group = 2, rate = 3.0 }, v = { group = 4, rate = 2.0 } }",
+];
+
+/// A made-up text.
+fn text(tokens: usize, seed: usize) -> Vec<u32> {
+    (0..tokens).map(|i| ((i * i * 31 + i * 17 + seed * 53) % 200) as u32).collect()
+}
+
+/// What caches of a model need; texts of a few hundred tokens calibrate its latents.
+struct Caches {
+    shape: ModelShape,
+    golden: Golden,
+    basis: Basis,
+}
+
+impl Caches {
+    fn new(name: &str) -> Self {
+        Self::of(golden(name))
+    }
+
+    fn of(golden: Golden) -> Self {
+        let texts: Vec<Vec<u32>> = (0..4).map(|seed| text(60, 100 + seed)).collect();
+        let decoder = &golden.decoder;
+        let moments = collect(decoder, texts.iter().map(Vec::as_slice), &[2, 4], &[2, 4], 4).unwrap();
+        let basis = basis(&moments, BasisOptions::default()).unwrap();
+        Self { shape: *decoder.shape(), golden, basis }
+    }
+
+    fn decoder(&self) -> &Decoder {
+        &self.golden.decoder
+    }
+
+    /// An empty cache for a sequence that is going to have `planned_len` tokens.
+    fn empty(&self, spec: &str, planned_len: usize) -> Box<dyn KvCache> {
+        self.empty_of(&CacheSpec::parse(spec).unwrap(), planned_len)
+    }
+
+    fn empty_of(&self, spec: &CacheSpec, planned_len: usize) -> Box<dyn KvCache> {
+        let rotary = self.decoder().rotary(planned_len);
+        let plan = || LatentPlan::new(spec, &self.shape, &self.basis, rotary.clone()).unwrap();
+        let latent = (spec.method == Method::Latent).then(|| Arc::new(plan()));
+        let resources = Resources { rotary: Some(rotary.clone()), latent };
+        minicache_core::build(spec, &self.shape, &resources).unwrap()
+    }
+}
+
+/// Logits of the last token of each sequence after one forward step.
+fn forward(decoder: &Decoder, sequences: &mut [(&[u32], &mut dyn KvCache, usize)]) -> Vec<Vec<f32>> {
+    let mut steps: Vec<Step<'_>> = sequences
+        .iter_mut()
+        .map(|(tokens, cache, planned_len)| Step {
+            tokens,
+            cache: &mut **cache,
+            planned_len: *planned_len,
+            logits: LogitsFor::Last,
+        })
+        .collect();
+    let logits = decoder.forward(&mut steps).unwrap();
+    logits.iter().map(|l| l.flatten_all().unwrap().to_vec1().unwrap()).collect()
+}
+
+fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+    let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+    for (g, w) in got.iter().zip(want) {
+        assert!((g - w).abs() <= tolerance * largest, "{what}: {g}, not {w} (of {largest})");
+    }
+}
+
+/// A cache whose attention is compared with attention by its definition over what it restores.
+struct Checked {
+    inner: Box<dyn KvCache>,
+    what: String,
+    /// Of the largest number of an output vector.
+    tolerance: f32,
+    calls: usize,
+}
+
+impl KvCache for Checked {
+    fn shape(&self) -> &ModelShape {
+        self.inner.shape()
+    }
+
+    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
+        let (s, len) = (*self.shape(), self.inner.len());
+        let past = self.inner.restored(layer)?;
+        self.inner.attend_into(layer, q, k, v, out)?;
+        let new = k.len() / s.kv_dim();
+        // Positions with their keys and values: those held, then the step's own.
+        let keys: Vec<f32> = past.keys.iter().chain(k).copied().collect();
+        let values: Vec<f32> = past.values.iter().chain(v).copied().collect();
+        let positions: Vec<usize> = past.positions.iter().copied().chain(len..len + new).collect();
+        for token in 0..new {
+            let position = len + token;
+            let seen: Vec<usize> = (0..positions.len())
+                .filter(|&i| positions[i] <= position && s.window.is_none_or(|w| position - positions[i] < w))
+                .collect();
+            for head in 0..s.heads {
+                let at = |i: usize| (i * s.kv_heads + head / s.group()) * s.head_dim;
+                let row = (token * s.heads + head) * s.head_dim;
+                let dot = |i: usize| -> f64 {
+                    let key = &keys[at(i)..at(i) + s.head_dim];
+                    q[row..row + s.head_dim].iter().zip(key).map(|(a, b)| f64::from(a * b)).sum()
+                };
+                let scores: Vec<f64> = seen.iter().map(|&i| f64::from(s.scale) * dot(i)).collect();
+                let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|x| (x - top).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                let want: Vec<f32> = (0..s.head_dim)
+                    .map(|c| {
+                        let value = |&i: &usize| f64::from(values[at(i) + c]);
+                        (seen.iter().zip(&weights).map(|(i, w)| w * value(i)).sum::<f64>() / total) as f32
+                    })
+                    .collect();
+                let what = format!("{}, layer {layer}, position {position}, head {head}", self.what);
+                close(&out[row..row + s.head_dim], &want, self.tolerance, &what);
+            }
+        }
+        self.calls += 1;
+        Ok(())
+    }
+
+    fn finish_step(&mut self) -> Result<()> {
+        self.inner.finish_step()
+    }
+
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.inner.footprint()
+    }
+
+    fn restored(&self, layer: usize) -> Result<Restored> {
+        self.inner.restored(layer)
+    }
+
+    fn fork(&self) -> Box<dyn KvCache> {
+        Box::new(Self { inner: self.inner.fork(), what: self.what.clone(), ..*self })
+    }
+}
+
+#[test]
+fn every_cache_attends_to_what_it_restores_in_every_model() {
+    for name in MODELS {
+        let model = Caches::new(name);
+        let tokens = text(70, 0);
+        let exact = forward(model.decoder(), &mut [(&tokens[..40], &mut model.golden.cache(), tokens.len())]);
+        for spec in SPECS {
+            if model.shape.window.is_some() && spec.contains("h2o") {
+                // KV heads may then hold different numbers of tokens, which `restored` cannot show.
+                continue;
+            }
+            let stored = CacheSpec::parse(spec).unwrap();
+            let f32s = CacheSpec { dtype: StoreType::F32, magnitudes: StoreType::F32, ..stored.clone() };
+            // Beside f16 numbers weights have 16 bits; latents are weighed by them twice.
+            for (stored, tolerance) in [(&stored, 3e-3), (&f32s, 1e-4)] {
+                let what = format!("{spec} in {name}");
+                let inner = model.empty_of(stored, tokens.len());
+                let mut cache = Checked { inner, what: what.clone(), tolerance, calls: 0 };
+                // A prompt reads its own states exactly, whatever it is stored as.
+                let got = forward(model.decoder(), &mut [(&tokens[..40], &mut cache, tokens.len())]);
+                close(&got[0], &exact[0], 1e-4, &what);
+                for token in tokens[40..].chunks(1) {
+                    forward(model.decoder(), &mut [(token, &mut cache, tokens.len())]);
+                }
+                assert_eq!((cache.len(), cache.calls), (70, 31 * model.shape.layers));
+                assert!(cache.footprint().total() > 0, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_change_nothing() {
+    for name in MODELS {
+        let model = Caches::new(name);
+        let texts = [text(50, 1), text(30, 2), text(41, 3)];
+        for spec in SPECS {
+            let alone: Vec<Vec<Vec<f32>>> = texts
+                .iter()
+                .map(|text| {
+                    let mut cache = model.empty(spec, text.len());
+                    let (prompt, rest) = text.split_at(20);
+                    let chunks = std::iter::once(prompt).chain(rest.chunks(1));
+                    chunks
+                        .flat_map(|c| forward(model.decoder(), &mut [(c, &mut *cache, text.len())]))
+                        .collect()
+                })
+                .collect();
+            // The second joins five steps after the first, the third five after that; each leaves at its end.
+            let mut caches: Vec<Box<dyn KvCache>> =
+                texts.iter().map(|t| model.empty(spec, t.len())).collect();
+            let mut done = [0; 3];
+            for step in 0..45 {
+                let mut who = Vec::new();
+                let mut sequences: Vec<(&[u32], &mut dyn KvCache, usize)> = Vec::new();
+                for (i, (cache, text)) in caches.iter_mut().zip(&texts).enumerate() {
+                    let at = cache.len();
+                    if step >= 5 * i && at < text.len() {
+                        let next = if at == 0 { &text[..20] } else { &text[at..at + 1] };
+                        sequences.push((next, &mut **cache, text.len()));
+                        who.push(i);
+                    }
+                }
+                if sequences.is_empty() {
+                    continue;
+                }
+                let got = forward(model.decoder(), &mut sequences);
+                for (i, logits) in who.into_iter().zip(got) {
+                    close(&logits, &alone[i][done[i]], 1e-3, &format!("{spec} in {name}, sequence {i}"));
+                    done[i] += 1;
+                }
+            }
+            assert_eq!(done, [31, 11, 22]);
+        }
+    }
+}
+
+#[test]
+fn what_leaves_a_sliding_window_leaves_the_cache() {
+    const TOKENS: usize = 1536;
+    let long = |name: &str| Caches::of(golden_with(name, |config| config.context = TOKENS));
+    let (sliding, open) = (long("mistral-sliding"), long("mistral"));
+    assert_eq!(sliding.shape.window, Some(16));
+    let tokens = text(TOKENS, 4);
+    for spec in SPECS {
+        let mut cache = sliding.empty(spec, TOKENS);
+        // Tokens are dropped by pages; of models this small a page holds up to 512. Most in each of two rounds of them.
+        let mut most = [0, 0];
+        for (i, token) in tokens.chunks(1).enumerate() {
+            forward(sliding.decoder(), &mut [(token, &mut *cache, TOKENS)]);
+            if let Some(round) = (i / 512).checked_sub(1) {
+                most[round] = cache.footprint().total().max(most[round]);
+            }
+            if i % 64 == 0 && !spec.contains("h2o") {
+                let held = cache.restored(0).unwrap().positions;
+                assert!(held.iter().all(|p| i + 1 - p < 16), "{spec} at {i}: {held:?}");
+            }
+        }
+        let [early, late] = most;
+        // The pages of retained tokens, few as these are, take longer to come round.
+        assert!(late <= early + early / 20, "{spec}: {early} bytes at most, 512 tokens later {late}");
+        // Caches that drop tokens of their own accord are bounded anyway.
+        if !["h2o", "sinks"].iter().any(|m| spec.contains(m)) {
+            let mut cache = open.empty(spec, TOKENS);
+            forward(open.decoder(), &mut [(&tokens, &mut *cache, TOKENS)]);
+            let whole = cache.footprint().total();
+            assert!(5 * late < 4 * whole, "{spec}: {late} bytes with a window, {whole} without");
+        }
+    }
+}
