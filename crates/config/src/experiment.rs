@@ -92,6 +92,15 @@ impl Default for Fidelity {
     }
 }
 
+/// Settings of `kind = "accuracy"`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Accuracy {
+    /// Tokens of a prompt, at most, in tasks that cut the middle out of prompts that are too long (LongBench): fewer
+    /// than the model could take, where those are too slow. Prompts of other tasks are never cut by it.
+    pub prompt_tokens: Option<usize>,
+}
+
 /// Settings of `kind = "similarity"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -193,6 +202,12 @@ pub struct Profile {
     pub tasks: Option<Vec<String>>,
     /// Samples per task.
     pub limit: Option<usize>,
+    /// Samples of single tasks.
+    pub limits: IndexMap<String, usize>,
+    /// [`Accuracy::prompt_tokens`].
+    pub prompt_tokens: Option<usize>,
+    /// Values of swept keys, as [`Experiment::sweep_over`] takes them.
+    pub sweep: IndexMap<String, Vec<toml::Value>>,
 }
 
 /// The paper's figures beside the measured ones: a CSV below `experiments/paper/`.
@@ -280,6 +295,9 @@ pub struct Experiment {
     /// Samples per task; absent: all.
     #[serde(default)]
     pub limit: Option<usize>,
+    /// Samples of single tasks, instead of `limit`: a CoQA story is a dozen questions, a GSM8K problem one.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub limits: IndexMap<String, usize>,
     /// Seed of everything random.
     #[serde(default)]
     pub seed: u64,
@@ -295,6 +313,9 @@ pub struct Experiment {
     /// Cartesian product over dotted keys, for every variant.
     #[serde(default)]
     pub sweep: IndexMap<String, Vec<toml::Value>>,
+    /// `kind = "accuracy"`.
+    #[serde(default)]
+    pub accuracy: Accuracy,
     /// `kind = "fidelity"`.
     #[serde(default)]
     pub fidelity: Fidelity,
@@ -378,8 +399,34 @@ impl Experiment {
         if let Some(tasks) = profile.tasks {
             self.tasks = tasks;
         }
-        self.limit = profile.limit.or(self.limit);
+        if profile.limit.is_some() {
+            self.limit = profile.limit;
+            self.limits.clear();
+        }
+        self.limits.extend(profile.limits);
+        self.accuracy.prompt_tokens = profile.prompt_tokens.or(self.accuracy.prompt_tokens);
+        for (key, values) in &profile.sweep {
+            self.sweep_over(key, values);
+        }
         Ok(())
+    }
+
+    /// Samples of `task`; `None`: all.
+    pub fn limit_of(&self, task: &str) -> Option<usize> {
+        self.limits.get(task).copied().or(self.limit)
+    }
+
+    /// Sweeps `key` over `values`: in place of the values of every variant that sweeps it, or else for all variants.
+    pub fn sweep_over(&mut self, key: &str, values: &[toml::Value]) {
+        let mut own = false;
+        for swept in self.variants.iter_mut().filter_map(|v| v.sweep.get_mut(key)) {
+            swept.clear();
+            swept.extend_from_slice(values);
+            own = true;
+        }
+        if !own {
+            self.sweep.insert(key.to_string(), values.to_vec());
+        }
     }
 
     fn validate(&self) -> Result<()> {
@@ -392,6 +439,12 @@ impl Experiment {
         }
         if self.limit == Some(0) {
             return Err(ConfigError::new("limit", "must be at least 1; leave it out for all samples"));
+        }
+        if let Some((task, _)) = self.limits.iter().find(|(_, limit)| **limit == 0) {
+            return Err(ConfigError::new(format!("limits.{task}"), "must be at least 1"));
+        }
+        if self.accuracy.prompt_tokens.is_some_and(|n| n < 2) {
+            return Err(ConfigError::new("accuracy.prompt_tokens", "must be at least 2 tokens"));
         }
         let Fidelity { prefill, continuation, chunk } = self.fidelity;
         for (key, tokens) in [("prefill", prefill), ("continuation", continuation), ("chunk", chunk)] {

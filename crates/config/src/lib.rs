@@ -19,8 +19,8 @@ pub use cache::{
 };
 pub use error::{ConfigError, Result};
 pub use experiment::{
-    Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity, Variant,
-    WeightMode,
+    Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
+    Variant, WeightMode,
 };
 pub use latent::{Calibration, Group, LatentSide, Rank};
 pub use plan::{Cell, cells};

@@ -96,7 +96,10 @@ fn load(name: &Path, args: &Args) -> Result<Experiment> {
     if args.limit == Some(0) {
         return Err(usage("--limit: must be at least 1; leave it out for the experiment's own"));
     }
-    experiment.limit = args.limit.or(experiment.limit);
+    if args.limit.is_some() {
+        experiment.limit = args.limit;
+        experiment.limits.clear();
+    }
     if let Some(text) = &args.memory_budget {
         experiment.bench.memory_budget = Some(size("--memory-budget", text)?);
     }
@@ -106,15 +109,7 @@ fn load(name: &Path, args: &Args) -> Result<Experiment> {
     }
     for sweep in &args.sweep {
         let (key, values) = parse_sweep(sweep)?;
-        // It takes the place of the variants' own values of this key.
-        for variant in &mut experiment.variants {
-            if let Some(own) = variant.sweep.get_mut(&key) {
-                own.clone_from(&values);
-            }
-        }
-        if !experiment.variants.iter().any(|v| v.sweep.contains_key(&key)) {
-            experiment.sweep.insert(key, values);
-        }
+        experiment.sweep_over(&key, &values);
     }
     Ok(experiment)
 }
