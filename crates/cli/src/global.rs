@@ -1,11 +1,13 @@
 //! Options that every command takes.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Device;
 use clap::Args;
-use minicache_eval::data::DataSource;
+use minicache_eval::data::{DataSource, HubData};
+use minicache_models::Hub;
 
 use crate::failure::usage;
 
@@ -15,7 +17,7 @@ pub(crate) struct Global {
     /// Where models run: `cpu`, `cuda:N`, or several GPUs as `cuda:0,cuda:1`.
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Everywhere")]
     pub(crate) device: String,
-    /// Folder with the data sets' original files; the sample data of the repository where it is absent.
+    /// Folder with the data sets' original files. What it lacks comes from the hub, or else from the bundled sample.
     #[arg(long, global = true, env = "MINICACHE_DATA", value_name = "DIR", help_heading = "Everywhere")]
     pub(crate) data: Option<PathBuf>,
     /// CPU threads; by default one per physical core that this process may use.
@@ -49,8 +51,8 @@ impl Global {
         Ok(minicache_models::parse_devices(&self.device)?)
     }
 
-    /// Where data sets come from.
+    /// Where data sets come from: the data folder, then the hub, then the bundled sample.
     pub(crate) fn data_source(&self) -> DataSource {
-        DataSource::new(self.data.clone())
+        DataSource::new(self.data.clone()).with_hub(Arc::new(HubData::new(Hub::from_env())))
     }
 }

@@ -1,7 +1,6 @@
 //! `minicache tasks`: the tasks, their metrics, and where their data would come from.
 
 use anyhow::Result;
-use minicache_eval::data::DataSource;
 use minicache_eval::tasks::{all, groups};
 use serde_json::json;
 
@@ -19,7 +18,7 @@ pub(crate) struct Args {
 
 /// Lists tasks and groups.
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
-    let source = DataSource::new(global.data.clone());
+    let source = global.data_source();
     let mut rows = Vec::new();
     for task in all() {
         let place = source.whereabouts(&task.dataset()).map_err(|e| usage(e.to_string()))?;

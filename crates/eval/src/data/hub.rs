@@ -65,6 +65,10 @@ impl Fetch for HubData {
             .build();
         api.and_then(|api| api.repo(repo).get(file.path)).map_err(|e| explain(file, &e))
     }
+
+    fn is_offline(&self) -> bool {
+        self.hub.offline
+    }
 }
 
 fn explain(file: &HubFile, error: &ApiError) -> FetchError {

@@ -61,6 +61,11 @@ pub enum FetchError {
 pub trait Fetch: Send + Sync {
     /// The local path of `file`.
     fn fetch(&self, file: &HubFile) -> std::result::Result<PathBuf, FetchError>;
+
+    /// Whether files come from the cache alone, so that [`Fetch::fetch`] answers at once.
+    fn is_offline(&self) -> bool {
+        false
+    }
 }
 
 impl<F> Fetch for F
@@ -163,12 +168,22 @@ impl DataSource {
         if self.has_files(dataset)? {
             return Ok(Some("files".to_string()));
         }
-        let repo = dataset.parts.iter().flat_map(|p| p.hub).map(|f| f.repo).next();
-        if let (Some(_), Some(repo)) = (&self.hub, repo) {
+        let first = dataset.parts.iter().flat_map(|p| p.hub).map(|f| f.repo).next();
+        let repo = match &self.hub {
+            Some(hub) if hub.is_offline() => self.fetch_all(hub.as_ref(), dataset).ok().map(|(repo, _)| repo),
+            Some(_) => first,
+            None => None,
+        };
+        if let Some(repo) = repo {
             return Ok(Some(format!("hub {repo}")));
         }
         let sample = find_all(dataset, |part| Ok(sample::find(dataset, part)), &"the bundled sample")?;
         Ok(sample.map(|_| Origin::Sample.label()))
+    }
+
+    /// Why the hub was given up, where it could not be reached.
+    pub fn unreachable(&self) -> Option<String> {
+        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn missing(&self, dataset: &Dataset, note: Option<String>) -> DataError {
