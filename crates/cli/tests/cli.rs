@@ -140,6 +140,35 @@ method = "minicache"
 start_layer = 0
 "#;
 
+const ACCURACY: &str = r#"id = "a"
+kind = "accuracy"
+models = ["model"]
+tasks = ["gsm8k", "coqa", "truthfulqa", "longbench/lcc"]
+limit = 3
+limits = { coqa = 1, "longbench/lcc" = 1 }
+
+[accuracy]
+prompt_tokens = 40
+
+[cache]
+method = "minicache"
+start_layer = 0
+
+[[variants]]
+cache = { method = "full" }
+
+[[variants]]
+name = "slerp"
+sweep = { "cache.retention.gamma" = [0.0, 0.1] }
+
+[[plots]]
+name = "score"
+kind = "bar"
+x = "task"
+y = "score"
+series = ["variant"]
+"#;
+
 #[test]
 fn a_run_leaves_rows_in_plan_order_and_a_report() {
     let place = Place::new();
@@ -328,32 +357,97 @@ fn throughput_is_of_sequences_that_join_and_leave_and_stops_at_the_budget() {
     place.fails(&["run", "t.toml", "--memory-budget", "8 pounds"], 2, &["--memory-budget", "GiB"]);
 }
 
-#[test]
-fn a_killed_run_goes_on_and_ends_the_same() {
-    let place = Place::new();
-    let args = ["run", "e.toml", "--limit", "24"];
-    place.done(&[&args[..], &["--results", "whole"]].concat());
+/// Runs a command again and again, killed after longer and longer waits, until it ends by itself; gives the kills.
+fn kill_until_done(place: &Place, args: &[&str]) -> usize {
     let mut kills = 0;
     let mut wait = Duration::from_millis(40);
     loop {
-        let mut child = place
-            .command(&[&args[..], &["--results", "killed"]].concat())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = place.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(wait);
         if let Some(status) = child.try_wait().unwrap() {
             assert!(status.success());
-            break;
+            return kills;
         }
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
         wait += Duration::from_millis(20);
     }
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_the_same() {
+    let place = Place::new();
+    let args = ["run", "e.toml", "--limit", "24"];
+    place.done(&[&args[..], &["--results", "whole"]].concat());
+    let kills = kill_until_done(&place, &[&args[..], &["--results", "killed"]].concat());
     assert!(kills > 0, "the run was over before it could be killed");
     assert_eq!(untimed(&place.path("whole/e/cells.csv")), untimed(&place.path("killed/e/cells.csv")));
+}
+
+#[test]
+fn accuracy_runs_score_every_task_and_cache() {
+    let place = Place::new();
+    place.write("a.toml", ACCURACY);
+    place.done(&["run", "a.toml", "--results", "one"]);
+    let rows = untimed(&place.path("one/a/cells.csv"));
+    assert_eq!(rows.len(), 1 + 4 * 3);
+    let of = |row: &[String], name: &str| row[rows[0].iter().position(|c| c == name).unwrap()].clone();
+    let number = |row: &[String], name: &str| of(row, name).parse::<f64>().unwrap();
+    for row in &rows[1..] {
+        let (score, low, high) = (number(row, "score"), number(row, "score_lo"), number(row, "score_hi"));
+        assert!(low <= score && score <= high, "{row:?}");
+        assert!(number(row, "bytes") > 0.0 && number(row, "tokens") > 0.0);
+    }
+    for of_task in rows[1..].chunks(3) {
+        // The full cache, and everything merged.
+        assert!(number(&of_task[1], "ratio") > number(&of_task[0], "ratio"), "{of_task:?}");
+    }
+    assert_eq!(of(&rows[1], "score"), of(&rows[1], "exact_match,strict-match"));
+    let samples = [1, 4, 7, 10].map(|i| of(&rows[i], "samples"));
+    assert_eq!(samples, ["3", "1", "9", "1"], "of a group the sum of its tasks");
+    assert_eq!(of(&rows[7], "score"), of(&rows[7], "gen_bleu_max"));
+    assert!(of(&rows[7], "mc1_acc").parse::<f64>().is_ok(), "a column for each task of a group");
+    assert_eq!(of(&rows[1], "mc1_acc"), "");
+    let report = fs::read_to_string(place.path("one/a/report.md")).unwrap();
+    assert!(report.contains("bundled sample") && report.contains("at most 40 tokens"), "{report}");
+
+    // Samples say what was asked and answered, and are scored again to the same numbers.
+    let key = of(&rows[1], "key");
+    let samples = place.path("one/a/samples").join(format!("{key}.jsonl"));
+    let said =
+        place.done(&["score", "--task", "gsm8k", "--predictions", samples.to_str().unwrap(), "--json"]);
+    let scored: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(scored["samples"], 3);
+    assert_eq!(scored["metrics"]["exact_match,strict-match"].as_f64(), of(&rows[1], "score").parse().ok());
+
+    place.done(&["run", "a.toml", "--results", "two"]);
+    assert_eq!(rows, untimed(&place.path("two/a/cells.csv")));
+}
+
+#[test]
+fn a_killed_accuracy_run_goes_on_and_ends_the_same() {
+    let place = Place::new();
+    place.write("a.toml", ACCURACY);
+    let args = ["run", "a.toml", "--limit", "6", "--set", "tasks=[\"gsm8k\", \"winogrande\"]"];
+    let whole = place.path("whole/a");
+    place.done(&[&args[..], &["--results", "whole"]].concat());
+    let kills = kill_until_done(&place, &[&args[..], &["--results", "killed"]].concat());
+    assert!(kills > 0, "the run was over before it could be killed");
+    assert_eq!(untimed(&whole.join("cells.csv")), untimed(&place.path("killed/a/cells.csv")));
+    for entry in fs::read_dir(whole.join("samples")).unwrap() {
+        let path = entry.unwrap().path();
+        let untimed = |path: &Path| -> Vec<serde_json::Value> {
+            let text = fs::read_to_string(path).unwrap();
+            let parse = |line: &str| {
+                let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
+                value["seconds"].take();
+                value
+            };
+            text.lines().map(parse).collect()
+        };
+        assert_eq!(untimed(&path), untimed(&place.path("killed/a/samples").join(path.file_name().unwrap())));
+    }
 }
 
 #[test]

@@ -18,21 +18,30 @@ pub struct Interval {
 /// The interval of `sum of sums / sum of counts` over resamples of the `(sum, count)` pairs. The same pairs, in the
 /// same order, with the same seed give the same interval on every machine. `None` unless every count is positive.
 pub fn bootstrap_mean(samples: &[(f64, f64)], seed: u64) -> Option<Interval> {
-    let size = u32::try_from(samples.len()).ok().filter(|&n| n > 0)?;
-    if samples.iter().any(|&(_, count)| count <= 0.0) {
+    bootstrap_mean_of_means(&[samples], seed)
+}
+
+/// The interval of the mean of several groups' means (each as in [`bootstrap_mean`]): every group is resampled in
+/// itself, as the groups are fixed and only their samples are drawn. `None` unless every group has a sample.
+pub fn bootstrap_mean_of_means(groups: &[&[(f64, f64)]], seed: u64) -> Option<Interval> {
+    let usable = |group: &&[(f64, f64)]| {
+        u32::try_from(group.len()).is_ok_and(|n| n > 0) && group.iter().all(|&(_, count)| count > 0.0)
+    };
+    if groups.is_empty() || !groups.iter().all(usable) {
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut resample = || {
+    let mut resample = |group: &[(f64, f64)]| {
         let (mut sum, mut count) = (0.0, 0.0);
-        for _ in 0..size {
-            let (s, c) = samples[rng.random_range(0..size) as usize];
+        for _ in 0..group.len() {
+            let (s, c) = group[rng.random_range(0..group.len() as u32) as usize];
             sum += s;
             count += c;
         }
         sum / count
     };
-    let mut means: Vec<f64> = (0..RESAMPLES).map(|_| resample()).collect();
+    let mut mean = || groups.iter().map(|g| resample(g)).sum::<f64>() / groups.len() as f64;
+    let mut means: Vec<f64> = (0..RESAMPLES).map(|_| mean()).collect();
     means.sort_by(f64::total_cmp);
     Some(Interval { low: percentile(&means, 0.025), high: percentile(&means, 0.975) })
 }
@@ -62,5 +71,20 @@ mod tests {
         assert_ne!(bootstrap_mean(&samples, 8), Some(interval));
         assert_eq!(bootstrap_mean(&[], 0), None);
         assert_eq!(bootstrap_mean(&[(3.0, 4.0)], 0), Some(Interval { low: 0.75, high: 0.75 }));
+    }
+
+    #[test]
+    fn groups_are_resampled_in_themselves() {
+        let (zeros, ones) = ([(0.0, 1.0); 8], [(1.0, 1.0); 8]);
+        // Pooled, these sixteen samples would spread.
+        let interval = bootstrap_mean_of_means(&[&zeros, &ones], 1).unwrap();
+        assert_eq!(interval, Interval { low: 0.5, high: 0.5 });
+        let mixed: Vec<(f64, f64)> = zeros.iter().chain(&ones).copied().collect();
+        let (one, two) =
+            (bootstrap_mean(&mixed, 1).unwrap(), bootstrap_mean_of_means(&[&mixed, &mixed], 1).unwrap());
+        // Half the variance.
+        let shrunk = (two.high - two.low) / (one.high - one.low);
+        assert!((shrunk - 0.5f64.sqrt()).abs() < 0.1, "{shrunk}");
+        assert_eq!(bootstrap_mean_of_means(&[&mixed, &[]], 1), None);
     }
 }

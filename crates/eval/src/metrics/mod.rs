@@ -12,7 +12,7 @@ mod sequence_matcher;
 mod squad;
 
 pub use bleu::{Tokenize, corpus_bleu};
-pub use bootstrap::{Interval, bootstrap_mean};
+pub use bootstrap::{Interval, bootstrap_mean, bootstrap_mean_of_means};
 pub use choices::{acc, acc_norm, true_mass};
 pub use longbench::{classification, code_similarity, count, f1, f1_zh, retrieval, rouge_l, rouge_l_zh};
 pub(crate) use python::strip;

@@ -1,8 +1,17 @@
 //! Continuous batching: prompts are prefilled one after another, and their continuations, for every cache compared,
 //! go through the model side by side. Sequences join as others finish; nothing waits for the longest.
 //!
-//! A prompt is computed once for all caches (see [`Prefill`]), and a prompt that shares its beginning with the one
-//! before it (few-shot examples, the turns of a story, the choices of a question) computes only the rest.
+//! A prompt is computed once for all caches (see [`Prefill`]), and what prompts have in common is computed once: the
+//! beginning that all prompts of a task share (instructions, few-shot examples), and the part of a story's turn that
+//! the turn before it had. The choices of a question share its prefilled and compressed context.
+//!
+//! What a sequence computes does not depend on what goes beside it, so a run that was stopped ends as an undisturbed
+//! one. Steps have at most [`STEP_ROWS`] rows, for which matrix products are computed row by row; what a prompt shares
+//! follows from the data and not from what happens to be at hand; and the choices of a question are scored in a step
+//! of their own.
+
+use std::collections::VecDeque;
+use std::time::Instant;
 
 use candle_core::Tensor;
 use minicache_config::CacheSpec;
@@ -13,6 +22,10 @@ use super::Result;
 use super::numbers::{argmax, log_softmax};
 use super::prefill::Prefill;
 
+/// Sequences in one decode step. Float matrices take up to 48 rows past the weights one by one; beyond that a blocked
+/// product sums in an order that depends on the number of rows.
+const STEP_ROWS: usize = 48;
+
 /// Beginnings shorter than this are not worth a prefill of their own.
 const WORTH_SHARING: usize = 64;
 
@@ -21,8 +34,8 @@ const WORTH_SHARING: usize = 64;
 pub(crate) enum Ask {
     /// Continue it greedily.
     Generate(Generation),
-    /// Score these tokens (at least one) after it.
-    Score(Vec<u32>),
+    /// Score each of these continuations (at least one token each) after it.
+    Score(Vec<Vec<u32>>),
 }
 
 /// Greedy generation.
@@ -41,67 +54,100 @@ pub(crate) struct Generation {
 /// A prompt with what is asked about it.
 #[derive(Debug, Clone)]
 pub(crate) struct Prompt {
-    /// Whose it is: an index of the caller's.
+    /// Whose it is: an index of the caller's. Prompts of one owner follow each other.
     pub(crate) owner: usize,
+    /// Which of the owner's prompts it is.
+    pub(crate) part: usize,
     /// Its tokens, at least one.
     pub(crate) tokens: Vec<u32>,
-    /// The asks, with an index of the caller's each.
-    pub(crate) asks: Vec<(usize, Ask)>,
-    /// Which of the caches to run it with.
+    /// How many of its first tokens other owners' prompts have too.
+    pub(crate) beginning: usize,
+    /// What is asked.
+    pub(crate) ask: Ask,
+    /// Which of the caches to run it with, at least one.
     pub(crate) caches: Vec<usize>,
 }
 
 impl Prompt {
-    /// Length that its longest sequence may come to.
+    /// Length that its longest sequence may come to. The last token of a continuation to score is never fed.
     fn planned_len(&self) -> usize {
-        let more = self.asks.iter().map(|(_, ask)| match ask {
+        let more = match &self.ask {
             Ask::Generate(g) => g.max_new_tokens,
-            Ask::Score(tokens) => tokens.len(),
-        });
-        self.tokens.len() + more.max().unwrap_or(0)
+            Ask::Score(continuations) => continuations.iter().map(|c| c.len() - 1).max().unwrap_or(0),
+        };
+        self.tokens.len() + more
+    }
+
+    /// Tokens that go through the model for it, at most: what [`run`] reports as progress in the end.
+    pub(crate) fn work(&self) -> usize {
+        let per_cache = match &self.ask {
+            Ask::Generate(g) => g.max_new_tokens,
+            Ask::Score(continuations) => continuations.iter().map(Vec::len).sum(),
+        };
+        self.tokens.len() + self.caches.len() * per_cache
     }
 }
 
-/// The answer to one ask with one cache.
+/// The answer to one prompt with one cache.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
-    /// The continuation, without the stop text.
-    Text {
-        /// As decoded, special tokens left out.
-        text: String,
-        /// Tokens generated.
-        tokens: usize,
-    },
-    /// Sum of the log-probabilities of the tokens, in nats.
-    LogLikelihood {
-        /// The sum.
-        sum: f64,
-        /// Whether each of them was the most likely one.
-        greedy: bool,
-    },
+    /// The continuation as decoded, special tokens left out, without the stop text.
+    Text(String),
+    /// Sums of the log-probabilities of each continuation's tokens, in nats.
+    LogLikelihoods(Vec<f64>),
 }
 
-/// An answer with where it belongs and what its cache came to.
+/// An answer with where it belongs and what it took.
 #[derive(Debug, Clone)]
 pub(crate) struct Finished {
     /// [`Prompt::owner`].
     pub(crate) owner: usize,
-    /// Index of the ask.
-    pub(crate) ask: usize,
+    /// [`Prompt::part`].
+    pub(crate) part: usize,
     /// Index of the cache.
     pub(crate) cache: usize,
     /// The answer.
     pub(crate) answer: Answer,
-    /// Footprint of the sequence's cache at its end.
-    pub(crate) bytes: usize,
-    /// The full FP16 cache of that length.
-    pub(crate) full_bytes: usize,
+    /// What it took.
+    pub(crate) cost: Cost,
 }
 
-/// How much may go on side by side.
+/// What one or more sequences took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cost {
+    /// Sequences.
+    pub(crate) sequences: usize,
+    /// Tokens generated or scored.
+    pub(crate) tokens: usize,
+    /// Footprints of the sequences' caches at their ends.
+    pub(crate) bytes: usize,
+    /// Full FP16 caches of those lengths.
+    pub(crate) full_bytes: usize,
+    /// The sequences' share of the time, in seconds.
+    pub(crate) seconds: f64,
+}
+
+impl Cost {
+    fn of(model: &Model, cache: &dyn KvCache, tokens: usize) -> Self {
+        let full_bytes = model.decoder.shape().full_bytes(cache.len());
+        Self { sequences: 1, tokens, bytes: cache.footprint().total(), full_bytes, seconds: 0.0 }
+    }
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.sequences += other.sequences;
+        self.tokens += other.tokens;
+        self.bytes += other.bytes;
+        self.full_bytes += other.full_bytes;
+        self.seconds += other.seconds;
+    }
+}
+
+/// How much may go on side by side: constants, not the machine's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Sequences, at most.
+    /// Sequences. A single prompt with more caches than that goes beyond.
     pub(crate) sequences: usize,
     /// Bytes of their caches, each counted as a full one of its final length. A single prompt may go beyond.
     pub(crate) bytes: usize,
@@ -109,7 +155,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { sequences: 64, bytes: 2 << 30 }
+        Self { sequences: STEP_ROWS, bytes: 2 << 30 }
     }
 }
 
@@ -126,225 +172,250 @@ pub(crate) fn run(
     progress: &dyn Fn(usize),
     done: &mut dyn FnMut(Finished) -> Result<()>,
 ) -> Result<()> {
-    let mut waiting = prompts.into_iter().peekable();
+    let mut waiting = VecDeque::from(prompts);
     let mut active: Vec<Sequence<'_>> = Vec::new();
     let mut shared = Shared::default();
     loop {
-        while waiting.peek().is_some_and(|p| active.is_empty() || fits(model, &active, p, limits)) {
-            let Some(prompt) = waiting.next() else { break };
-            let following = waiting.peek().map(|p| p.tokens.as_slice());
-            active.extend(admit(model, tokenizer, caches, &prompt, following, &mut shared)?);
-            progress(prompt.tokens.len());
-            hand_over(model, &mut active, done)?;
+        while waiting.front().is_some_and(|p| active.is_empty() || fits(model, &active, p, limits)) {
+            let Some(prompt) = waiting.pop_front() else { break };
+            let start = Instant::now();
+            let filled = fill(model, caches, &prompt, waiting.front(), &mut shared)?;
+            match &prompt.ask {
+                Ask::Generate(generation) => {
+                    let from = active.len();
+                    active.extend(begin(tokenizer, &prompt, generation, filled)?);
+                    share_time(&mut active[from..], start);
+                    progress(prompt.tokens.len() + prompt.caches.len());
+                    hand_over(model, &mut active, progress, done)?;
+                }
+                Ask::Score(continuations) => {
+                    let prefill = start.elapsed().as_secs_f64() / prompt.caches.len() as f64;
+                    for (cache, &index) in filled.caches.iter().zip(&prompt.caches) {
+                        let start = Instant::now();
+                        let (answer, mut cost) = score(model, &prompt, continuations, cache.as_ref())?;
+                        cost.seconds = prefill + start.elapsed().as_secs_f64();
+                        let (owner, part) = (prompt.owner, prompt.part);
+                        done(Finished { owner, part, cache: index, answer, cost })?;
+                    }
+                    progress(prompt.work());
+                }
+            }
         }
         if active.is_empty() {
             return Ok(());
         }
-        let mut steps: Vec<Step<'_>> = active
-            .iter_mut()
-            .map(|s| Step {
-                tokens: &s.next,
-                cache: s.cache.as_mut(),
-                planned_len: s.planned_len,
-                logits: if matches!(s.doing, Doing::Scoring(_)) { LogitsFor::All } else { LogitsFor::Last },
-            })
-            .collect();
-        let logits = model.decoder.forward(&mut steps)?;
-        progress(active.len());
-        for (sequence, logits) in active.iter_mut().zip(&logits) {
-            sequence.take(logits)?;
+        for group in active.chunks_mut(STEP_ROWS) {
+            let start = Instant::now();
+            let mut steps: Vec<Step<'_>> = group.iter_mut().map(Sequence::step).collect();
+            let logits = model.decoder.forward(&mut steps)?;
+            for (sequence, logits) in group.iter_mut().zip(&logits) {
+                sequence.take(&logits.flatten_all()?.to_vec1::<f32>()?)?;
+            }
+            progress(group.len());
+            share_time(group, start);
         }
-        hand_over(model, &mut active, done)?;
+        hand_over(model, &mut active, progress, done)?;
     }
 }
 
-/// One sequence on its way.
+/// A text being generated.
 struct Sequence<'a> {
     owner: usize,
-    ask: usize,
+    part: usize,
     cache_index: usize,
     cache: Box<dyn KvCache>,
     planned_len: usize,
-    /// Tokens of the next step.
-    next: Vec<u32>,
-    doing: Doing<'a>,
-}
-
-enum Doing<'a> {
-    Generating(Box<Writer<'a>>),
-    /// The tokens that the last ones of the next step should predict.
-    Scoring(Vec<u32>),
-    Done(Answer),
+    /// The token of the next step.
+    next: [u32; 1],
+    writer: Writer<'a>,
+    answer: Option<String>,
+    seconds: f64,
 }
 
 impl Sequence<'_> {
-    /// Takes in the logits of a step.
-    fn take(&mut self, logits: &Tensor) -> Result<()> {
-        match &mut self.doing {
-            Doing::Generating(writer) => {
-                let token = writer.choose(&logits.flatten_all()?.to_vec1::<f32>()?);
-                self.push(token)
-            }
-            Doing::Scoring(targets) => {
-                let rows = logits.to_vec2::<f32>()?;
-                let first = rows.len() - targets.len();
-                let (mut sum, mut greedy) = (0.0, true);
-                for (mut row, &target) in rows.into_iter().skip(first).zip(targets.iter()) {
-                    log_softmax(&mut row);
-                    sum += f64::from(row[target as usize]);
-                    greedy &= argmax(&row) == target as usize;
-                }
-                self.doing = Doing::Done(Answer::LogLikelihood { sum, greedy });
-                Ok(())
-            }
-            Doing::Done(_) => Ok(()),
+    fn step(&mut self) -> Step<'_> {
+        Step {
+            tokens: &self.next,
+            cache: self.cache.as_mut(),
+            planned_len: self.planned_len,
+            logits: LogitsFor::Last,
         }
     }
 
-    /// Appends a generated token, or ends the generation with it.
-    fn push(&mut self, token: u32) -> Result<()> {
-        let Doing::Generating(writer) = &mut self.doing else { return Ok(()) };
-        match writer.push(token)? {
-            Some(answer) => self.doing = Doing::Done(answer),
-            None => self.next = vec![token],
-        }
+    /// Takes in the logits after its last token.
+    fn take(&mut self, logits: &[f32]) -> Result<()> {
+        let token = self.writer.choose(logits);
+        self.next = [token];
+        self.answer = self.writer.push(token)?;
         Ok(())
     }
 }
 
-/// Hands the answers of sequences that are done to `done`, and drops them.
+/// Splits the time since `start` among `sequences`.
+fn share_time(sequences: &mut [Sequence<'_>], start: Instant) {
+    let share = start.elapsed().as_secs_f64() / sequences.len().max(1) as f64;
+    sequences.iter_mut().for_each(|s| s.seconds += share);
+}
+
+/// Hands the answers of sequences that are over to `done`, and drops them.
 fn hand_over(
     model: &Model,
     active: &mut Vec<Sequence<'_>>,
+    progress: &dyn Fn(usize),
     done: &mut dyn FnMut(Finished) -> Result<()>,
 ) -> Result<()> {
     let (over, going): (Vec<_>, Vec<_>) =
-        std::mem::take(active).into_iter().partition(|s| matches!(s.doing, Doing::Done(_)));
+        std::mem::take(active).into_iter().partition(|s| s.answer.is_some());
     *active = going;
     for s in over {
-        let Doing::Done(answer) = s.doing else { continue };
-        let bytes = s.cache.footprint().total();
-        let full_bytes = model.decoder.shape().full_bytes(s.cache.len());
-        done(Finished { owner: s.owner, ask: s.ask, cache: s.cache_index, answer, bytes, full_bytes })?;
+        let tokens = s.writer.tokens.len();
+        let cost = Cost { seconds: s.seconds, ..Cost::of(model, s.cache.as_ref(), tokens) };
+        // What it did not come to is done too.
+        progress(s.writer.settings.max_new_tokens.saturating_sub(tokens.max(1)));
+        let answer = Answer::Text(s.answer.unwrap_or_default());
+        done(Finished { owner: s.owner, part: s.part, cache: s.cache_index, answer, cost })?;
     }
     Ok(())
 }
 
 /// Whether `prompt` may join.
 fn fits(model: &Model, active: &[Sequence<'_>], prompt: &Prompt, limits: Limits) -> bool {
-    let more = prompt.caches.len() * prompt.asks.len();
+    let more = prompt.caches.len();
     let tokens = active.iter().map(|s| s.planned_len).sum::<usize>() + more * prompt.planned_len();
     active.len() + more <= limits.sequences && model.decoder.shape().full_bytes(1) * tokens <= limits.bytes
 }
 
-/// Prefills what of earlier prompts may serve the next one.
+/// Prefills that later prompts go on from.
 #[derive(Default)]
 struct Shared {
-    /// A beginning that several prompts have in common.
+    /// The beginning of a task's prompts.
     beginning: Option<Prefill>,
-    /// The prompt before this one.
-    previous: Option<Prefill>,
+    /// The prompt before this one, of the same owner.
+    previous: Option<(usize, Prefill)>,
 }
 
 impl Shared {
-    /// The prefill of `tokens`, from the longest beginning at hand; prepares the one in common with `following`.
+    /// The prefill of the first `tokens` tokens of `prompt`, at least one.
     fn prefill(
         &mut self,
         model: &Model,
-        tokens: &[u32],
-        planned_len: usize,
-        following: Option<&[u32]>,
+        prompt: &Prompt,
+        tokens: usize,
+        next: Option<&Prompt>,
     ) -> Result<Prefill> {
-        let common = |other: &[u32]| tokens.iter().zip(other).take_while(|(a, b)| a == b).count();
-        // At least one token has to be left to compute logits from.
-        let with_next = following.map_or(0, common).min(tokens.len() - 1);
-        let known = self.beginning.as_ref().map_or(0, |p| common(p.tokens()));
-        let serves = |p: &&Prefill| p.serves(model, tokens, planned_len);
-        let at_hand = [&self.previous, &self.beginning].into_iter().flatten().filter(serves);
-        let best = at_hand.max_by_key(|p| p.tokens().len()).cloned();
-        let served = best.as_ref().map_or(0, |p| p.tokens().len());
-        // A beginning that was too long for this prompt is cut to what they share, so that it soon is what all prompts
-        // share. It grows again only by what is worth it, not by a word that two questions have in common.
-        let grows = known < WORTH_SHARING || with_next >= known + WORTH_SHARING;
-        let wanted = if grows { with_next } else { known.min(tokens.len() - 1) };
-        let mut from = best;
-        if wanted >= WORTH_SHARING && wanted > served {
-            let beginning = Prefill::new(model, &tokens[..wanted], planned_len, from.as_ref())?;
+        let (tokens, planned_len) = (&prompt.tokens[..tokens], prompt.planned_len());
+        let previous = self.previous.take().filter(|(owner, _)| *owner == prompt.owner).map(|(_, p)| p);
+        let mut from = previous.filter(|p| p.serves(model, tokens, planned_len));
+        let wanted = prompt.beginning.min(tokens.len() - 1);
+        if from.is_none() && wanted >= WORTH_SHARING {
+            let known = self.beginning.take();
+            let serves =
+                |p: &Prefill| p.tokens() == &tokens[..wanted] && p.serves(model, tokens, planned_len);
+            let beginning = match known.filter(serves) {
+                Some(known) => known,
+                None => Prefill::new(model, &tokens[..wanted], planned_len, None)?,
+            };
             self.beginning = Some(beginning.clone());
             from = Some(beginning);
         }
         let whole = Prefill::new(model, tokens, planned_len, from.as_ref())?;
-        self.previous = following.is_some_and(|f| f.starts_with(tokens)).then(|| whole.clone());
+        let goes_on = |n: &Prompt| n.owner == prompt.owner && n.tokens.starts_with(tokens);
+        self.previous = next.is_some_and(goes_on).then(|| (prompt.owner, whole.clone()));
         Ok(whole)
     }
 }
 
-/// Prefills a prompt and makes its sequences.
-fn admit<'a>(
+/// A prompt's caches with the prompt in them.
+struct Filled {
+    caches: Vec<Box<dyn KvCache>>,
+    /// Logits after the prompt's last token, where that is in the caches.
+    logits: Vec<f32>,
+}
+
+/// Prefills a prompt. Of a context to be scored after, the last token is left out: fed together with the continuation
+/// it makes every prediction that counts read the compressed cache.
+fn fill(
     model: &Model,
-    tokenizer: &'a Tokenizer,
     caches: &[&CacheSpec],
     prompt: &Prompt,
-    following: Option<&[u32]>,
+    next: Option<&Prompt>,
     shared: &mut Shared,
-) -> Result<Vec<Sequence<'a>>> {
+) -> Result<Filled> {
     let planned_len = prompt.planned_len();
-    let mut out = Vec::new();
-    let mut filled = |tokens: &[u32], following: Option<&[u32]>| -> Result<_> {
-        let mut own: Vec<Box<dyn KvCache>> = prompt
-            .caches
-            .iter()
-            .map(|&i| model.new_cache_for(caches[i], planned_len))
-            .collect::<minicache_models::Result<_>>()?;
-        let prefill = match tokens {
-            [] => None,
-            _ => Some(shared.prefill(model, tokens, planned_len, following)?),
-        };
-        if let Some(prefill) = &prefill {
-            prefill.fill(&mut own)?;
-        }
-        Ok((own, prefill))
+    let new = |&index: &usize| model.new_cache_for(caches[index], planned_len);
+    let mut own: Vec<Box<dyn KvCache>> =
+        prompt.caches.iter().map(new).collect::<minicache_models::Result<_>>()?;
+    let filled = match prompt.ask {
+        Ask::Generate(_) => prompt.tokens.len(),
+        Ask::Score(_) => prompt.tokens.len() - 1,
     };
-    let sequence =
-        |ask: usize, cache_index: usize, cache: Box<dyn KvCache>, next: Vec<u32>, doing: Doing<'a>| {
-            Sequence { owner: prompt.owner, ask, cache_index, cache, planned_len, next, doing }
+    let mut logits = Vec::new();
+    if filled > 0 {
+        let prefill = shared.prefill(model, prompt, filled, next)?;
+        prefill.fill(&mut own)?;
+        logits.extend_from_slice(prefill.logits());
+    }
+    Ok(Filled { caches: own, logits })
+}
+
+/// The sequences of a prompt that is to be continued, each with its first new token.
+fn begin<'a>(
+    tokenizer: &'a Tokenizer,
+    prompt: &Prompt,
+    generation: &Generation,
+    filled: Filled,
+) -> Result<Vec<Sequence<'a>>> {
+    let sequence = |(cache, &cache_index): (Box<dyn KvCache>, &usize)| {
+        let mut sequence = Sequence {
+            owner: prompt.owner,
+            part: prompt.part,
+            cache_index,
+            cache,
+            planned_len: prompt.planned_len(),
+            next: [0],
+            writer: Writer::new(tokenizer, generation.clone()),
+            answer: None,
+            seconds: 0.0,
         };
-    let generates = |ask: &Ask| matches!(ask, Ask::Generate(_));
-    if prompt.asks.iter().any(|(_, a)| generates(a)) {
-        let (own, prefill) = filled(&prompt.tokens, following)?;
-        let logits = prefill.as_ref().map(|p| p.logits()).unwrap_or_default();
-        for (cache, &index) in own.iter().zip(&prompt.caches) {
-            for (ask, generation) in prompt.asks.iter().filter_map(|(i, a)| match a {
-                Ask::Generate(g) => Some((*i, g)),
-                Ask::Score(_) => None,
-            }) {
-                let writer = Writer::new(tokenizer, generation.clone());
-                let first = writer.choose(logits);
-                let mut s =
-                    sequence(ask, index, cache.fork(), Vec::new(), Doing::Generating(Box::new(writer)));
-                s.push(first)?;
-                out.push(s);
-            }
-        }
+        sequence.take(&filled.logits)?;
+        Ok(sequence)
+    };
+    filled.caches.into_iter().zip(&prompt.caches).map(sequence).collect()
+}
+
+/// The log-likelihoods of all continuations after the context in `cache`, in one step.
+fn score(
+    model: &Model,
+    prompt: &Prompt,
+    continuations: &[Vec<u32>],
+    cache: &dyn KvCache,
+) -> Result<(Answer, Cost)> {
+    let last = &prompt.tokens[prompt.tokens.len() - 1..];
+    let fed: Vec<Vec<u32>> = continuations.iter().map(|c| [last, &c[..c.len() - 1]].concat()).collect();
+    let mut forks: Vec<Box<dyn KvCache>> = continuations.iter().map(|_| cache.fork()).collect();
+    let planned_len = prompt.planned_len();
+    let mut steps: Vec<Step<'_>> = forks
+        .iter_mut()
+        .zip(&fed)
+        .map(|(cache, tokens)| Step { tokens, cache: cache.as_mut(), planned_len, logits: LogitsFor::All })
+        .collect();
+    let logits = model.decoder.forward(&mut steps)?;
+    let sums = logits.iter().zip(continuations).map(|(l, c)| log_likelihood(l, c)).collect::<Result<_>>()?;
+    let mut cost = Cost::default();
+    for (cache, continuation) in forks.iter().zip(continuations) {
+        cost += Cost::of(model, cache.as_ref(), continuation.len());
     }
-    if !prompt.asks.iter().all(|(_, a)| generates(a)) {
-        // The last token of the context is fed together with the continuation, so that every prediction that is
-        // scored reads the compressed cache.
-        let (last, context) = prompt.tokens.split_last().map_or((None, &[][..]), |(l, c)| (Some(*l), c));
-        let following = following.filter(|f| f.len() > context.len());
-        let (own, _) = filled(context, following)?;
-        for (cache, &index) in own.iter().zip(&prompt.caches) {
-            for (ask, targets) in prompt.asks.iter().filter_map(|(i, a)| match a {
-                Ask::Score(tokens) => Some((*i, tokens)),
-                Ask::Generate(_) => None,
-            }) {
-                let fed = &targets[..targets.len().saturating_sub(1)];
-                let next: Vec<u32> = last.iter().chain(fed).copied().collect();
-                out.push(sequence(ask, index, cache.fork(), next, Doing::Scoring(targets.clone())));
-            }
-        }
+    Ok((Answer::LogLikelihoods(sums), cost))
+}
+
+/// Sum of the log-probabilities of `targets` in the rows of `logits` (targets, vocabulary).
+fn log_likelihood(logits: &Tensor, targets: &[u32]) -> Result<f64> {
+    let mut sum = 0.0;
+    for (mut row, &target) in logits.to_vec2::<f32>()?.into_iter().zip(targets) {
+        log_softmax(&mut row);
+        sum += f64::from(row[target as usize]);
     }
-    Ok(out)
+    Ok(sum)
 }
 
 /// Collects a generated text and knows when it is over.
@@ -377,8 +448,8 @@ impl<'a> Writer<'a> {
         argmax(&allowed) as u32
     }
 
-    /// Takes a token; the answer where it is the last one.
-    fn push(&mut self, token: u32) -> Result<Option<Answer>> {
+    /// Takes a token; the whole text where it is the last one.
+    fn push(&mut self, token: u32) -> Result<Option<String>> {
         if self.settings.stop_ids.contains(&token) {
             return self.answer().map(Some);
         }
@@ -396,10 +467,9 @@ impl<'a> Writer<'a> {
         Ok(None)
     }
 
-    fn answer(&self) -> Result<Answer> {
+    fn answer(&self) -> Result<String> {
         let text = self.tokenizer.decode(&self.tokens, true)?;
-        let text = cut_at(&text, &self.settings.until).to_string();
-        Ok(Answer::Text { text, tokens: self.tokens.len() })
+        Ok(cut_at(&text, &self.settings.until).to_string())
     }
 }
 

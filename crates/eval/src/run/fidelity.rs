@@ -84,17 +84,17 @@ pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
     let mut tasks: Vec<_> = cells.iter().map(|p| (&p.cell.model, &p.cell.settings, &p.cell.task)).collect();
     let caches = tasks.len();
     tasks.dedup();
-    let windows = |task: &String| plan.experiment.limit.unwrap_or(plan.texts[task].docs.len());
+    let windows = |task: &String| plan.experiment.limit.unwrap_or(plan.inputs[task].len());
     let per_window = tasks.iter().map(|(_, _, t)| windows(t) * (settings.prefill + settings.continuation));
     let mean = tasks.iter().map(|(_, _, t)| windows(t)).max().unwrap_or(0);
     per_window.sum::<usize>() + caches * mean * settings.continuation
 }
 
 /// Runs the open cells of one task.
-pub(crate) fn run(work: &Work<'_>, store: &mut Store) -> Result<()> {
+pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Result<()> {
     let settings = &work.experiment.fidelity;
     let windows = windows(
-        &work.texts.docs,
+        docs,
         work.tokenizer()?,
         settings.prefill + settings.continuation + 1,
         work.experiment.limit,

@@ -19,7 +19,7 @@ pub(crate) struct Info {
 impl Info {
     pub(crate) fn new(plan: &Plan<'_>, context: &Context, dir: &Path) -> Self {
         let previous = super::previous(dir);
-        let origins = plan.texts.iter().map(|(task, t)| (task.clone(), t.origin.label())).collect();
+        let origins = plan.inputs.iter().map(|(task, input)| (task.clone(), input.origin())).collect();
         // Models whose cells are all finished are not loaded again, so what was known of them stays.
         let known = previous.as_ref().map(|p| p.models.clone()).unwrap_or_default();
         let models: IndexMap<String, ModelInfo> = plan

@@ -5,13 +5,12 @@ use minicache_models::Description;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::tasks::Texts;
-
 /// Raised when the meaning of a column, or how it is computed, changes: cells of older versions then run again.
 const FORMAT: u32 = 1;
 
-/// The key of a cell: the first 16 hexadecimal digits of the SHA-256 of everything that determines its rows.
-pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, texts: Option<&Texts>) -> String {
+/// The key of a cell: the first 16 hexadecimal digits of the SHA-256 of everything that determines its rows. `data` is
+/// the fingerprint of the task's data.
+pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, data: Option<&str>) -> String {
     let kind = match experiment.kind {
         Kind::Similarity => json!({
             "tokens": experiment.similarity.tokens,
@@ -32,7 +31,7 @@ pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, text
             let Bench { context, similarity, spread, .. } = &experiment.bench;
             json!({ "context": context, "similarity": similarity, "spread": spread })
         }
-        Kind::Accuracy => Value::Null,
+        Kind::Accuracy => json!({ "accuracy": experiment.accuracy }),
     };
     let cache = match experiment.kind {
         Kind::Similarity => Value::Null,
@@ -45,8 +44,8 @@ pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, text
         "model": model.fingerprint,
         "load": cell.settings,
         "task": cell.task,
-        "data": texts.map(|t| &t.fingerprint),
-        "limit": experiment.limit,
+        "data": data,
+        "limit": experiment.limit_of(&cell.task),
         "seed": experiment.seed,
         "cache": cache,
     });

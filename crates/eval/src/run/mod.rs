@@ -3,20 +3,23 @@
 //! A run goes model by model, and task by task within it. What is finished is in the store, so that a run that was
 //! stopped goes on where it was; models and data of finished cells are not even loaded.
 
+mod accuracy;
 mod calibration;
-#[allow(dead_code)] // until the accuracy runner
 mod engine;
 mod error;
 mod fidelity;
 mod info;
+mod input;
 mod key;
 mod memory;
 mod numbers;
 mod overhead;
-#[allow(dead_code)] // until the accuracy runner
 mod prefill;
 mod progress;
+mod prompts;
 mod similarity;
+#[cfg(test)]
+mod tests;
 mod throughput;
 
 use std::path::{Path, PathBuf};
@@ -26,10 +29,10 @@ use minicache_config::{Cell, Experiment, Kind, ModelSettings, ModelShape, RunInf
 use minicache_models::{Description, LoadOptions, Model, Registry};
 
 pub use error::{Result, RunError};
+use input::Input;
 
 use crate::data::DataSource;
 use crate::store::{Row, Store};
-use crate::tasks::Texts;
 
 /// What a run needs besides the experiment.
 pub struct Context {
@@ -138,26 +141,27 @@ pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
             throughput::run(experiment, &loaded, &cells, &mut store).map_err(place)?;
             continue;
         }
-        for (task, texts) in &plan.texts {
+        for (task, input) in &plan.inputs {
             let cells: Vec<&Planned> =
                 of_model.iter().copied().filter(|p| p.cell.task == *task && !store.is_done(&p.key)).collect();
             if !cells.is_empty() {
-                let work = Work { experiment, model: &loaded, texts, cells: &cells };
+                let work = Work { experiment, model: &loaded, cells: &cells };
                 let place = |e: RunError| e.in_cell(format!("{}, {model}, {task}", experiment.id));
-                match experiment.kind {
-                    Kind::Similarity => similarity::run(&work, &mut store).map_err(place)?,
-                    Kind::Fidelity => fidelity::run(&work, &mut store).map_err(place)?,
-                    other => return Err(unsupported(other)),
+                match input {
+                    Input::Documents(suite, documents) => {
+                        accuracy::run(&work, suite, &documents.docs, &mut store)
+                    }
+                    Input::Texts(texts) if experiment.kind == Kind::Similarity => {
+                        similarity::run(&work, &texts.docs, &mut store)
+                    }
+                    Input::Texts(texts) => fidelity::run(&work, &texts.docs, &mut store),
                 }
+                .map_err(place)?;
             }
         }
     }
     about.write(true)?;
     Ok(Summary { dir, planned: plan.cells.len(), computed })
-}
-
-fn unsupported(kind: Kind) -> RunError {
-    RunError::Asked(format!("experiments of kind {} cannot be run by this version", kind.name()))
 }
 
 /// What a cache depends on, of the model that `name` names: of a model of the registry without its weights.
@@ -182,7 +186,6 @@ struct ShapeWork<'a> {
 struct Work<'a> {
     experiment: &'a Experiment,
     model: &'a Model,
-    texts: &'a Texts,
     cells: &'a [&'a Planned],
 }
 
@@ -211,7 +214,7 @@ struct Plan<'a> {
     experiment: &'a Experiment,
     cells: Vec<Planned>,
     /// By task; empty for kinds without tasks.
-    texts: IndexMap<String, Texts>,
+    inputs: IndexMap<String, Input>,
     /// By model.
     shapes: IndexMap<String, ModelShape>,
 }
@@ -224,18 +227,16 @@ impl<'a> Plan<'a> {
         describe: impl Fn(&str) -> Result<Description>,
     ) -> Result<Self> {
         let listed = cells(experiment)?;
-        if !matches!(experiment.kind, Kind::Similarity | Kind::Fidelity) && experiment.kind.reads_tasks() {
-            return Err(unsupported(experiment.kind));
-        }
         if experiment.kind.reads_tasks() && experiment.tasks.is_empty() {
             let message = "must name at least one task whose text is used";
             return Err(minicache_config::ConfigError::new("tasks", message).into());
         }
-        let mut texts = IndexMap::new();
+        let mut inputs = IndexMap::new();
         for task in &experiment.tasks {
-            // Fidelity cuts several windows out of a long document, so its limit counts windows.
-            let limit = if experiment.kind == Kind::Similarity { experiment.limit } else { None };
-            texts.insert(task.clone(), crate::tasks::texts(task, &context.data, limit)?);
+            inputs.insert(task.clone(), Input::load(experiment, task, &context.data)?);
+        }
+        if let Some(reason) = context.data.unreachable() {
+            eprintln!("data sets that are not in the data folder come from the bundled sample: {reason}");
         }
         let mut models = IndexMap::new();
         for name in &experiment.models {
@@ -246,7 +247,8 @@ impl<'a> Plan<'a> {
         for cell in listed {
             let model = &models[&cell.model];
             cell.cache.validate_for(&model.shape).map_err(|e| e.under("cache"))?;
-            let key = key::of(experiment, &cell, model, texts.get(&cell.task));
+            let data = inputs.get(&cell.task).map(Input::fingerprint);
+            let key = key::of(experiment, &cell, model, data);
             // Two spellings of one cache (start_layer "half" and 15 of 30) are one cell.
             if !planned.iter().any(|p| p.key == key) {
                 let names = names(experiment, &cell, model.shape.layers);
@@ -254,17 +256,19 @@ impl<'a> Plan<'a> {
             }
         }
         let shapes = models.into_iter().map(|(name, model)| (name, model.shape)).collect();
-        Ok(Self { experiment, cells: planned, texts, shapes })
+        Ok(Self { experiment, cells: planned, inputs, shapes })
     }
 
     /// The store, opened for this plan.
     fn store(&self, results: &Path) -> Result<Store> {
-        let columns = match self.experiment.kind {
-            Kind::Similarity => similarity::COLUMNS,
-            Kind::Memory => memory::COLUMNS,
-            Kind::Throughput => throughput::COLUMNS,
-            Kind::Overhead => overhead::COLUMNS,
-            _ => fidelity::COLUMNS,
+        let fixed = |columns: &[&str]| columns.iter().map(|c| (*c).to_string()).collect();
+        let columns: Vec<String> = match self.experiment.kind {
+            Kind::Similarity => fixed(similarity::COLUMNS),
+            Kind::Fidelity => fixed(fidelity::COLUMNS),
+            Kind::Accuracy => accuracy::columns(self.inputs.values()),
+            Kind::Memory => fixed(memory::COLUMNS),
+            Kind::Throughput => fixed(throughput::COLUMNS),
+            Kind::Overhead => fixed(overhead::COLUMNS),
         };
         let dir = results.join(&self.experiment.id);
         let mut swept: Vec<&String> = Vec::new();
@@ -286,7 +290,8 @@ impl<'a> Plan<'a> {
             (p.key.clone(), names)
         };
         let plan: Vec<_> = self.cells.iter().map(named).collect();
-        Ok(Store::open(&dir, &plan, columns)?)
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        Ok(Store::open(&dir, &plan, &columns)?)
     }
 
     /// Models with their settings, in plan order.
@@ -306,11 +311,12 @@ impl<'a> Plan<'a> {
         match self.experiment.kind {
             Kind::Similarity => cells
                 .iter()
-                .map(|p| self.texts[&p.cell.task].docs.len() * self.experiment.similarity.tokens)
+                .map(|p| self.inputs[&p.cell.task].len() * self.experiment.similarity.tokens)
                 .sum(),
+            Kind::Fidelity => fidelity::tokens(self, cells),
+            Kind::Accuracy => accuracy::tokens(self, cells),
             Kind::Throughput => throughput::tokens(&self.experiment.bench, cells.len()),
             Kind::Memory | Kind::Overhead => 0,
-            _ => fidelity::tokens(self, cells),
         }
     }
 }

@@ -23,6 +23,7 @@ use super::numbers::{cosine, mean_std, number, seconds};
 use super::progress::Progress;
 use super::{Result, RunError, Work};
 use crate::store::{Row, Store};
+use crate::tasks::TextDoc;
 
 /// Takes one measure.
 type Read = fn(&Measure) -> Option<f64>;
@@ -75,11 +76,10 @@ struct Sample {
 }
 
 /// Runs the cells of one task: by construction one, since a cache makes no difference here.
-pub(crate) fn run(work: &Work<'_>, store: &mut Store) -> Result<()> {
+pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Result<()> {
     for planned in work.cells {
         let settings = &work.experiment.similarity;
         let mut samples = store.samples::<Sample>(&planned.key)?;
-        let docs = &work.texts.docs;
         let title = format!("{} {} {}", work.experiment.id, planned.cell.model, planned.cell.task);
         let progress = Progress::new(title, docs.len() * settings.tokens);
         progress.add(samples.len() * settings.tokens);

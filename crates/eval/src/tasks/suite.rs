@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{Document, Output, Reference, Scale, ScoreError, Tally, Task, all, longbench};
 use crate::data::{DataError, DataSource, Loaded, Origin, Result, hex_digest};
-use crate::metrics::{Interval, bootstrap_mean};
+use crate::metrics::{Interval, bootstrap_mean, bootstrap_mean_of_means};
 
 /// What a task name of an experiment stands for.
 #[derive(Clone)]
@@ -21,6 +21,8 @@ pub struct Suite {
 pub struct Documents {
     /// Where the data came from (of the first task, for a group).
     pub origin: Origin,
+    /// The same for every task, by its name.
+    pub places: Vec<(&'static str, Origin)>,
     /// SHA-256 of the data, in hexadecimal.
     pub fingerprint: String,
     /// Why a better place was passed over.
@@ -40,6 +42,30 @@ pub struct Aggregate {
     pub samples: usize,
     /// How the field prints it.
     pub scale: Scale,
+}
+
+impl Documents {
+    /// Where the data came from, as results show it: one place, or for a group each place with its tasks.
+    pub fn label(&self) -> String {
+        let mut by_place: IndexMap<String, Vec<&str>> = IndexMap::new();
+        for (task, origin) in &self.places {
+            let place = match origin {
+                // Its tasks have a file each.
+                Origin::Files(_) => "files".to_string(),
+                other => other.label(),
+            };
+            by_place.entry(place).or_default().push(task);
+        }
+        match self.places.as_slice() {
+            [(_, only)] => only.label(),
+            _ if by_place.len() == 1 && self.origin == Origin::Sample => self.origin.label(),
+            _ => {
+                let part =
+                    |(place, tasks): (&String, &Vec<&str>)| format!("{place} for {}", tasks.join(", "));
+                by_place.iter().map(part).collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
 }
 
 impl Suite {
@@ -66,7 +92,8 @@ impl Suite {
     pub fn documents(&self, source: &DataSource, limit: Option<usize>) -> Result<Documents> {
         let mut docs = Vec::new();
         let mut fingerprints = Vec::new();
-        let mut place = None;
+        let mut places = Vec::new();
+        let mut first = None;
         for task in &self.tasks {
             let Loaded { origin, fingerprint, note, parts } = source.load(&task.dataset())?;
             let (records, shots) = task.arrange(parts);
@@ -74,10 +101,11 @@ impl Suite {
                 docs.push(task.document(record, &shots)?);
             }
             fingerprints.push(fingerprint);
-            place.get_or_insert((origin, note));
+            places.push((task.name(), origin.clone()));
+            first.get_or_insert((origin, note));
         }
-        let (origin, note) = place.unwrap_or((Origin::Sample, None));
-        Ok(Documents { origin, fingerprint: together(&fingerprints), note, docs })
+        let (origin, note) = first.unwrap_or((Origin::Sample, None));
+        Ok(Documents { origin, places, fingerprint: together(&fingerprints), note, docs })
     }
 
     /// Every metric, named as in [`Suite::aggregate`].
@@ -131,6 +159,35 @@ impl Suite {
             }
         }
         aggregates
+    }
+
+    /// The one number for a figure: the first metric of a task. Of a group whose tasks are scored on one scale by
+    /// metrics of one name it is the mean of theirs over tasks (LongBench's average), of another group its first
+    /// task's. `None` without any sample of it.
+    pub fn main_score(&self, samples: &[&IndexMap<String, Tally>], seed: u64) -> Option<Aggregate> {
+        let first = |task: &dyn Task| task.metrics().first().copied().unwrap_or_default();
+        let main = *self.tasks.first()?;
+        let alike = |t: &&&dyn Task| first(**t) == first(main) && t.scale() == main.scale();
+        let all = self.tasks.iter().all(|t| alike(&t));
+        let tasks = if all { &self.tasks[..] } else { &self.tasks[..1] };
+        let mut parts = Vec::new();
+        let mut pairs: Vec<Vec<(f64, f64)>> = Vec::new();
+        for task in tasks {
+            let column = self.column(*task, first(*task));
+            let tallies: Vec<Tally> = samples.iter().filter_map(|s| s.get(&column).copied()).collect();
+            parts.push(Aggregate::new(&tallies, task.scale(), seed)?);
+            pairs.push(tallies.iter().map(|t| (t.sum, t.count)).collect());
+        }
+        let groups: Vec<&[(f64, f64)]> = pairs.iter().map(Vec::as_slice).collect();
+        let scale = main.scale();
+        let scaled = |value: f64| scale.apply(Tally::one(value));
+        let interval = bootstrap_mean_of_means(&groups, seed);
+        Some(Aggregate {
+            value: parts.iter().map(|a| a.value).sum::<f64>() / parts.len() as f64,
+            interval: interval.map(|i| Interval { low: scaled(i.low), high: scaled(i.high) }),
+            samples: parts.iter().map(|a| a.samples).sum(),
+            scale,
+        })
     }
 
     /// The metric itself for a single task; in a group the task's last word goes before it, as in `mc1_acc`.

@@ -1,0 +1,228 @@
+//! `kind = "accuracy"`: tasks as the field scores them, with every cache.
+//!
+//! All caches of one model and task go through the model together: a prompt is prefilled once, exactly, and handed to
+//! every cache, which compresses it; then each goes on with its own answer. Choices are scored through the compressed
+//! cache as well: the context is prefilled and compressed, and its last token is fed together with the continuation,
+//! whose tokens read the compressed context (and, within that one step, each other exactly). One forward pass over
+//! context and continuation, as it is usual for choices, would read no compressed state at all and find every cache
+//! equal.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use super::engine::{self, Answer, Cost, Finished, Limits};
+use super::numbers::{number, seconds};
+use super::progress::Progress;
+use super::prompts::Prompter;
+use super::{Input, Plan, Planned, Result, RunError, Work};
+use crate::store::{Row, Samples, Store};
+use crate::tasks::{Document, Output, Overflow, Reference, Request, Suite, Tally};
+
+/// Characters of a token, for estimates.
+const CHARS_PER_TOKEN: usize = 4;
+
+/// One document's answer with one cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Sample {
+    id: String,
+    task: String,
+    prediction: Output,
+    reference: Reference,
+    /// Metrics by the names of their columns.
+    scores: IndexMap<String, Tally>,
+    /// Sequences: turns or choices, otherwise one.
+    sequences: usize,
+    /// Tokens generated or scored.
+    tokens: usize,
+    /// Footprint of the sequences' caches at their ends.
+    bytes: usize,
+    /// The full FP16 caches of those lengths.
+    full_bytes: usize,
+    /// This cache's share of the time.
+    seconds: f64,
+}
+
+/// The columns of an experiment over `inputs`: the main score of every row with its interval, each metric of each
+/// task, and what it took.
+pub(crate) fn columns<'a>(inputs: impl Iterator<Item = &'a Input>) -> Vec<String> {
+    let mut columns = ["score", "score_lo", "score_hi"].map(str::to_string).to_vec();
+    for metric in inputs.flat_map(Input::metrics) {
+        if !columns.contains(&metric) {
+            columns.push(metric);
+        }
+    }
+    columns.extend(["ratio", "bytes", "samples", "tokens", "seconds"].map(str::to_string));
+    columns
+}
+
+/// Tokens that go through the model for `cells`, at most, by the length of the prompts' texts.
+pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
+    let limit = plan.experiment.accuracy.prompt_tokens.unwrap_or(usize::MAX);
+    let mut groups: Vec<(&Planned, usize)> = Vec::new();
+    for p in cells {
+        let same = |q: &Planned| q.cell.task == p.cell.task && q.is_of(&p.cell.model, &p.cell.settings);
+        match groups.iter_mut().find(|(q, _)| same(q)) {
+            Some((_, caches)) => *caches += 1,
+            None => groups.push((p, 1)),
+        }
+    }
+    let of_group = |(p, caches): &(&Planned, usize)| {
+        let documents = plan.inputs.get(&p.cell.task).map_or(&[][..], Input::documents);
+        documents.iter().map(|d| estimate(&d.request, *caches, limit)).sum::<usize>()
+    };
+    groups.iter().map(of_group).sum()
+}
+
+/// Tokens of one request with `caches` caches.
+fn estimate(request: &Request, caches: usize, limit: usize) -> usize {
+    let length = |text: &str| text.len() / CHARS_PER_TOKEN;
+    match request {
+        Request::Generate(g) => {
+            let limit = if g.overflow == Overflow::CutMiddle { limit } else { usize::MAX };
+            length(&g.prompt).min(limit) + caches * g.max_new_tokens
+        }
+        // Every turn goes on from the one before it.
+        Request::Turns(t) => {
+            t.prompts.last().map_or(0, |p| length(p)) + caches * t.prompts.len() * t.max_new_tokens
+        }
+        Request::Choices(choices) => {
+            let context = choices.first().map_or(0, |c| length(&c.context));
+            context + caches * choices.iter().map(|c| length(&c.continuation)).sum::<usize>()
+        }
+    }
+}
+
+/// Runs the open cells of one task.
+pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store: &mut Store) -> Result<()> {
+    let model = work.model;
+    let prompter = Prompter::new(model, work.experiment.accuracy.prompt_tokens)?;
+    let mut open: Vec<Cell<'_>> = Vec::new();
+    for planned in work.cells {
+        let samples: Samples<Sample> = store.samples(&planned.key)?;
+        open.push(Cell { suite, documents, samples, parts: BTreeMap::new() });
+    }
+    let mut prompts = prompter.all(documents, open.len())?;
+    let parts = prompts.iter().fold(vec![0; documents.len()], |mut parts, p| {
+        parts[p.owner] += 1;
+        parts
+    });
+    let total: usize = prompts.iter().map(engine::Prompt::work).sum();
+    let done: Vec<usize> = open.iter().map(|c| c.samples.len()).collect();
+    for prompt in &mut prompts {
+        prompt.caches.retain(|&c| prompt.owner >= done[c]);
+    }
+    prompts.retain(|p| !p.caches.is_empty());
+    let left: usize = prompts.iter().map(engine::Prompt::work).sum();
+    let title = format!("{} {} {}", work.experiment.id, work.cells[0].cell.model, suite.name);
+    let progress = Progress::new(title, total);
+    progress.add(total - left);
+    let caches: Vec<_> = work.cells.iter().map(|p| &p.cell.cache).collect();
+    engine::run(
+        model,
+        work.tokenizer()?,
+        &caches,
+        prompts,
+        Limits::default(),
+        &|tokens| progress.add(tokens),
+        &mut |finished| {
+            let cell = finished.cache;
+            let place = |e: RunError| e.in_cell(work.cells[cell].cell.variant.clone());
+            open[cell].take(finished, &parts).map_err(place)
+        },
+    )?;
+    let seed = work.experiment.seed;
+    let rows = work.cells.iter().zip(&open);
+    let rows = rows.map(|(p, cell)| (p.key.clone(), vec![row(suite, cell.samples.iter(), seed)]));
+    store.finish(rows.collect::<Vec<_>>())?;
+    Ok(())
+}
+
+/// One cell while it is computed.
+struct Cell<'a> {
+    suite: &'a Suite,
+    documents: &'a [Document],
+    samples: Samples<Sample>,
+    /// Answers by document and part that cannot be written yet: samples stand in the order of documents, so that
+    /// their number says where to go on.
+    parts: BTreeMap<usize, BTreeMap<usize, (Answer, Cost)>>,
+}
+
+impl Cell<'_> {
+    /// Takes an answer in, and writes the samples that are whole now.
+    fn take(&mut self, finished: Finished, parts: &[usize]) -> Result<()> {
+        let Finished { owner, part, answer, cost, .. } = finished;
+        self.parts.entry(owner).or_default().insert(part, (answer, cost));
+        let mut whole = Vec::new();
+        let mut next = self.samples.len();
+        while self.parts.get(&next).is_some_and(|answers| answers.len() == parts[next]) {
+            let answers = self.parts.remove(&next).unwrap_or_default();
+            whole.push(self.sample(next, answers.into_values())?);
+            next += 1;
+        }
+        if !whole.is_empty() {
+            self.samples.append(whole)?;
+        }
+        Ok(())
+    }
+
+    /// The sample of a document with its answers in order.
+    fn sample(&self, document: usize, answers: impl Iterator<Item = (Answer, Cost)>) -> Result<Sample> {
+        let document = &self.documents[document];
+        let mut cost = Cost::default();
+        let (mut texts, mut sums) = (Vec::new(), Vec::new());
+        for (answer, took) in answers {
+            cost += took;
+            match answer {
+                Answer::Text(text) => texts.push(text),
+                Answer::LogLikelihoods(more) => sums.extend(more),
+            }
+        }
+        let prediction = match document.request {
+            Request::Choices(_) => Output::LogLikelihoods(sums),
+            Request::Generate(_) | Request::Turns(_) => Output::Generated(texts),
+        };
+        let scores = self
+            .suite
+            .score(document, &prediction)
+            .map_err(|e| RunError::Asked(format!("{}, document {}: {e}", document.task, document.id)))?;
+        Ok(Sample {
+            id: document.id.clone(),
+            task: document.task.to_string(),
+            prediction,
+            reference: document.reference.clone(),
+            scores,
+            sequences: cost.sequences,
+            tokens: cost.tokens,
+            bytes: cost.bytes,
+            full_bytes: cost.full_bytes,
+            seconds: cost.seconds,
+        })
+    }
+}
+
+/// One cell's row over its samples.
+fn row<'a>(suite: &Suite, samples: impl Iterator<Item = &'a Sample>, seed: u64) -> Row {
+    let samples: Vec<&Sample> = samples.collect();
+    let scores: Vec<_> = samples.iter().map(|s| &s.scores).collect();
+    let mut row = Row::new();
+    for (metric, aggregate) in suite.aggregate(scores.iter().copied(), seed) {
+        row.insert(metric, number(aggregate.printed()));
+    }
+    if let Some(main) = suite.main_score(&scores, seed) {
+        row.insert("score".into(), number(main.printed()));
+        if let Some(interval) = main.interval {
+            row.insert("score_lo".into(), number(main.scale.round(interval.low)));
+            row.insert("score_hi".into(), number(main.scale.round(interval.high)));
+        }
+    }
+    let sum = |of: fn(&Sample) -> usize| samples.iter().map(|s| of(s)).sum::<usize>();
+    let (bytes, full) = (sum(|s| s.bytes), sum(|s| s.full_bytes));
+    row.insert("ratio".into(), number(full as f64 / bytes as f64));
+    row.insert("bytes".into(), (bytes / sum(|s| s.sequences).max(1)).to_string());
+    row.insert("samples".into(), samples.len().to_string());
+    row.insert("tokens".into(), sum(|s| s.tokens).to_string());
+    row.insert("seconds".into(), seconds(samples.iter().map(|s| s.seconds).sum()));
+    row
+}
