@@ -113,7 +113,6 @@ pub(crate) fn meaning(name: &str) -> Meaning {
         "cache.start_layer" => ("start layer", ""),
         "cache.t" => ("interpolation parameter t", ""),
         "cache.retention.gamma" => ("retention threshold γ", ""),
-        "cache.retention.fraction" => ("retained fraction", ""),
         "cache.quant.bits" => ("bits", ""),
         "cache.quant.group" => ("group size", ""),
         "cache.quant.residual" => ("residual window", "tokens"),

@@ -95,6 +95,10 @@ pub(crate) fn facts(data: &Data) -> Vec<(String, String)> {
         let parts = if parts.is_empty() { "origin not recorded".into() } else { parts.join(", ") };
         out.push((format!("Data, {task}"), parts));
     }
+    if let Some(most) = data.info.as_ref().and_then(|i| i.experiment.accuracy.prompt_tokens) {
+        let cut = format!("at most {most} tokens of LongBench's, the middle of longer ones cut out");
+        out.push(("Prompts".to_string(), cut));
+    }
     if let Some(info) = &data.info {
         for (name, value) in [("Machine", &info.machine), ("Date", &info.date)] {
             if !value.is_empty() {

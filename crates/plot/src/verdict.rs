@@ -7,7 +7,7 @@ use crate::figure::{Point, Series};
 use crate::number::significant;
 use crate::paper::plain;
 use crate::table::number;
-use crate::views::metric;
+use crate::views::{metric, percent_tasks};
 
 /// How a claim fared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub(crate) fn of(data: &Data) -> Option<Verdict> {
         "fig5" => throughput(data),
         "fig6" => optimum(data, "cache.t", 0.6),
         "table2" => optimum(data, "cache.retention.gamma", 0.05),
-        "tableB" => optimum(data, "cache.retention.fraction", 0.05),
+        "tableB" => optimum(data, "cache.retention.gamma", 0.05),
         "memory" => compression(data),
         "fidelity" | "frontier" => frontier(data),
         _ => None,
@@ -186,18 +186,21 @@ struct Score {
     half: f64,
 }
 
-/// The mean over rows of their main result, with the interval of independent rows.
+/// The mean over rows of their main result, with the interval of independent rows. Beside results of 0..1, those of
+/// 0..100 count as shares.
 fn score(data: &Data, rows: &[usize]) -> Option<Score> {
     let cells = &data.cells;
     let mut squares = 0.0;
     let mut values = Vec::new();
+    let percent = if rows.len() > 1 { percent_tasks(data) } else { Vec::new() };
     for &row in rows {
         let name = metric(data, row)?;
-        values.push(cells.number(row, name)?);
+        let factor = if percent.iter().any(|t| t == cells.text(row, "task")) { 0.01 } else { 1.0 };
+        values.push(factor * cells.number(row, name)?);
         if let (Some(low), Some(high)) =
             (cells.number(row, &format!("{name}_lo")), cells.number(row, &format!("{name}_hi")))
         {
-            squares += ((high - low) / 2.0).powi(2);
+            squares += (factor * (high - low) / 2.0).powi(2);
         }
     }
     let n = values.len() as f64;
@@ -313,7 +316,8 @@ fn kept(data: &Data, method: &str, others: &[&str], keeps: bool) -> Option<Verdi
     }
     let what = match &cells.distinct("task", &cells.all())[..] {
         [one] => format!("Here on {one}"),
-        _ => "Mean over tasks here".into(),
+        _ if percent_tasks(data).is_empty() => "Mean over tasks here".into(),
+        _ => format!("Mean over tasks here ({} as a share of 100)", percent_tasks(data).join(", ")),
     };
     let text = format!("{}{what}, {}.", paper_loss(data).unwrap_or_default(), parts.join("; "));
     Some(Verdict { text, outcome: Outcome::of(held, judged) })

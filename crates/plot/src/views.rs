@@ -89,6 +89,7 @@ fn overview(data: &Data) -> Option<View> {
     }
     columns.push(Heading { label: "mean".into(), numeric: true });
     columns.push(Heading { label: "compression ratio".into(), numeric: true });
+    let mixed = percent_tasks(data);
     let rows = group(cells, &keys, &cells.all()).into_iter().map(|members| {
         let mut row: Vec<Value> =
             keys.iter().map(|k| key_value(data, k, cells.text(members[0], k))).collect();
@@ -101,6 +102,8 @@ fn overview(data: &Data) -> Option<View> {
             .collect();
         row.extend(scores.iter().map(|s| plain_value(*s)));
         let all: Option<Vec<f64>> = scores.into_iter().collect();
+        // Scores on different scales have no mean.
+        let all = all.filter(|_| mixed.is_empty());
         row.push(plain_value(all.map(|s| s.iter().sum::<f64>() / s.len() as f64)));
         let ratios: Vec<f64> = members.iter().filter_map(|&r| cells.number(r, "ratio")).collect();
         let ratio = ratios.iter().sum::<f64>() / ratios.len() as f64;
@@ -109,6 +112,19 @@ fn overview(data: &Data) -> Option<View> {
     });
     let title = "Overview".to_string();
     Some(View { title, caption: "Scores by task.".into(), columns, rows: rows.collect() })
+}
+
+/// Tasks whose main result is printed as 0..100 where that of others is 0..1: BLEU beside exact match. None where all
+/// tasks are alike.
+pub(crate) fn percent_tasks(data: &Data) -> Vec<String> {
+    let cells = &data.cells;
+    let high = |task: &str| {
+        let rows = cells.all().into_iter().filter(|&r| cells.text(r, "task") == task);
+        rows.filter_map(|r| cells.number(r, metric(data, r)?)).fold(0.0, f64::max)
+    };
+    let tasks = cells.distinct("task", &cells.all());
+    let (percent, plain): (Vec<String>, Vec<String>) = tasks.into_iter().partition(|t| high(t) > 1.0);
+    if data.kind() == Some(Kind::Accuracy) && !plain.is_empty() { percent } else { Vec::new() }
 }
 
 /// The column with the main result of a row: what the experiment's figures show, else `score`, else the first result.
