@@ -21,7 +21,7 @@ help:
 	@echo 'make reproduce                       all experiments that fit this machine -> results/'
 	@echo 'make reproduce TABLE=fig1a           one of experiments/*.toml'
 	@echo 'make reproduce PROFILE=paper         the models of the paper (DEVICE=cuda:0)'
-	@echo 'make sweep START=8,16 GAMMA=0,0.05   start layer and retention threshold -> sweeps/ (TABLE=fidelity)'
+	@echo 'make sweep START=8,16 GAMMA=0,0.05   start layer and retention threshold -> sweeps/ (TABLE=fig4)'
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
 	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS'
@@ -36,7 +36,7 @@ endif
 	$(RUN) $(EXPERIMENTS)
 
 sweep: RESULTS := sweeps
-sweep: TABLE ?= fidelity
+sweep: TABLE ?= fig4
 sweep: reproduce
 
 report: build
