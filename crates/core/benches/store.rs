@@ -1,13 +1,15 @@
-//! Pack, score and sum over stores that do not fit the caches, one call per KV head and layer as decoding does.
+//! Merge, pack, score and sum over stores that do not fit the caches, one call per KV head and layer as decoding does.
 //!
 //! Throughput is in bytes of the store, to be held against the bandwidth that is printed first.
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use minicache_config::Axis;
 use minicache_core::kernels::{Isa, bandwidth_gb_s, with_isa};
-use minicache_core::{Precision, Scheme, Side, Store};
+use minicache_core::{
+    CacheSpec, LayerSimilarity, ModelShape, Precision, Resources, Scheme, Side, Store, Synthetic, build,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -141,5 +143,54 @@ fn pack(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, arithmetic, pack);
+/// Merging a prompt, and decoding after it, in a pair of layers: what `minicache` adds to what its stores do.
+fn merge(c: &mut Criterion) {
+    const PROMPT: usize = 1024;
+    for model in MODELS {
+        let (kv_heads, head_dim, heads) = (model.heads, model.dim, model.heads * model.rows);
+        let shape = ModelShape { layers: 2, heads, kv_heads, head_dim, window: None, scale: 0.1 };
+        let states = Synthetic::new(&shape, PROMPT + 1, LayerSimilarity::default(), 0);
+        let mut prompt = Vec::new();
+        let keep = |_, k: &[f32], v: &[f32]| {
+            prompt.push((k.to_vec(), v.to_vec()));
+            Ok(())
+        };
+        states.states(0..PROMPT, keep).expect("nothing fails");
+        let mut group = c.benchmark_group(format!("a pair of layers, {}", model.name));
+        group.sample_size(20);
+        for name in ["full", "minicache", "minicache-4"] {
+            let spec = CacheSpec::parse(name).expect("a method's name");
+            let filled = || {
+                let mut cache = build(&spec, &shape, &Resources::default()).expect("it fits the shape");
+                for (layer, (k, v)) in prompt.iter().enumerate() {
+                    cache.append(layer, k, v).expect("states are finite");
+                }
+                cache.finish_step().expect("states can be stored");
+                cache
+            };
+            group.throughput(Throughput::Elements((2 * PROMPT) as u64));
+            group
+                .bench_function(BenchmarkId::new(format!("store {PROMPT} tokens"), name), |b| b.iter(filled));
+            let cache = filled();
+            let (q, kv) = (random(heads * head_dim), random(kv_heads * head_dim));
+            let mut out = vec![0.0; heads * head_dim];
+            group.throughput(Throughput::Elements(2));
+            group.bench_function(BenchmarkId::new(format!("one token after {PROMPT}"), name), |b| {
+                // A copy shares what it does not write, and the sequence does not grow with the iterations.
+                b.iter_batched_ref(
+                    || cache.fork(),
+                    |cache| {
+                        for layer in 0..2 {
+                            cache.attend_into(layer, &q, &kv, &kv, &mut out).expect("states are finite");
+                        }
+                    },
+                    BatchSize::SmallInput,
+                );
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, decode, arithmetic, pack, merge);
 criterion_main!(benches);

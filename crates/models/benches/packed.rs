@@ -99,6 +99,9 @@ fn against_candle(c: &mut Criterion) {
             let q = quantised(dtype, out, inp);
             let packed = PackedMatrix::from_qtensor(&q).unwrap().unwrap();
             for set in InstructionSet::available() {
+                if *set == InstructionSet::Scalar && rows > 1 {
+                    continue; // What the others are tested against: a minute for what they do in a blink.
+                }
                 group.bench_function(format!("packed {dtype:?} {set:?}"), |b| {
                     rayon::scope(|_| {
                         b.iter(|| {
