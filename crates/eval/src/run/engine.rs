@@ -342,9 +342,9 @@ fn fill(
     shared: &mut Shared,
 ) -> Result<Filled> {
     let planned_len = prompt.planned_len();
-    let new = |&index: &usize| model.new_cache_for(caches[index], planned_len);
-    let mut own: Vec<Box<dyn KvCache>> =
-        prompt.caches.iter().map(new).collect::<minicache_models::Result<_>>()?;
+    let specs: Vec<&CacheSpec> = prompt.caches.iter().map(|&index| caches[index]).collect();
+    let new = |spec: &&CacheSpec| model.new_cache_for(spec, planned_len);
+    let mut own: Vec<Box<dyn KvCache>> = specs.iter().map(new).collect::<minicache_models::Result<_>>()?;
     let filled = match prompt.ask {
         Ask::Generate(_) => prompt.tokens.len(),
         Ask::Score(_) => prompt.tokens.len() - 1,
@@ -352,7 +352,7 @@ fn fill(
     let mut logits = Vec::new();
     if filled > 0 {
         let prefill = shared.prefill(model, prompt, filled, next)?;
-        prefill.fill(&mut own)?;
+        prefill.fill(&mut own, &specs)?;
         logits.extend_from_slice(prefill.logits());
     }
     Ok(Filled { caches: own, logits })

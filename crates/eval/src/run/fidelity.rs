@@ -198,9 +198,11 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress) -> Result<V
     let mut caches: Vec<Vec<Box<dyn KvCache>>> = Vec::with_capacity(windows.len());
     for window in windows {
         let mut of_window = vec![work.model.new_cache_for(&reference, prefill + steps)?];
+        let mut specs = vec![&reference];
         for (planned, own) in work.cells.iter().zip(&own) {
             if own.is_some() {
                 let label = || planned.cell.variant.clone();
+                specs.push(&planned.cell.cache);
                 of_window.push(
                     work.model
                         .new_cache_for(&planned.cell.cache, prefill + steps)
@@ -208,7 +210,8 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress) -> Result<V
                 );
             }
         }
-        Prefill::new(work.model, &window.tokens[..prefill], prefill + steps, None)?.fill(&mut of_window)?;
+        Prefill::new(work.model, &window.tokens[..prefill], prefill + steps, None)?
+            .fill(&mut of_window, &specs)?;
         progress.add(prefill);
         caches.push(of_window);
     }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use minicache_config::{CacheSpec, StoreType};
+use minicache_config::{CacheSpec, Method, StoreType};
 use minicache_core::{Footprint, KvCache, ModelShape, Restored, Result};
 use minicache_models::{LogitsFor, Model, Step};
 use rayon::prelude::*;
@@ -71,18 +71,17 @@ impl Prefill {
 
     /// Appends the states of the tokens `range` to `cache` as one step, without attention.
     pub(crate) fn append(&self, cache: &mut dyn KvCache, range: Range<usize>) -> Result<()> {
-        let width = cache.shape().kv_dim();
-        let numbers = range.start * width..range.end * width;
-        for (layer, s) in self.recorder.layers.iter().enumerate() {
-            cache.append(layer, &s.k[numbers.clone()], &s.v[numbers.clone()])?;
-        }
-        cache.finish_step()
+        append(&self.recorder.layers, cache, range)
     }
 
-    /// Gives every one of the empty `caches` the whole prompt as its first step.
-    pub(crate) fn fill(&self, caches: &mut [Box<dyn KvCache>]) -> Result<()> {
-        let layers = &self.recorder.layers;
-        caches.par_iter_mut().try_for_each(|cache| {
+    /// Gives every one of the empty `caches`, each of the spec beside it, the whole prompt as its first step. What they
+    /// would attend is known already, so only those attend that rank tokens by it.
+    pub(crate) fn fill(&self, caches: &mut [Box<dyn KvCache>], specs: &[&CacheSpec]) -> Result<()> {
+        let (layers, tokens) = (&self.recorder.layers, self.tokens.len());
+        caches.par_iter_mut().zip(specs).try_for_each(|(cache, spec)| {
+            if spec.method != Method::H2o {
+                return append(layers, cache.as_mut(), 0..tokens);
+            }
             let mut out = Vec::new();
             for (layer, s) in layers.iter().enumerate() {
                 out.resize(s.q.len(), 0.0);
@@ -91,6 +90,16 @@ impl Prefill {
             cache.finish_step()
         })
     }
+}
+
+/// Appends the states of the tokens `range` in all `layers` to `cache` as one step.
+fn append(layers: &[States], cache: &mut dyn KvCache, range: Range<usize>) -> Result<()> {
+    let width = cache.shape().kv_dim();
+    let numbers = range.start * width..range.end * width;
+    for (layer, s) in layers.iter().enumerate() {
+        cache.append(layer, &s.k[numbers.clone()], &s.v[numbers.clone()])?;
+    }
+    cache.finish_step()
 }
 
 /// Whether sequences of these two lengths rotate keys alike (LongRoPE and dynamic RoPE choose by length).
