@@ -274,17 +274,17 @@ fn speed_side_by_side() {
         .unwrap();
         (clock.elapsed().as_secs_f64(), processor_time() - processor, tokens)
     };
-    let mut rates = Vec::new();
-    for sequences in [1, 16] {
+    let mut spent = Vec::new();
+    for sequences in [1, 16, 48] {
         let prefill = time(&prefill_only, sequences);
         let whole = time(&prompts, sequences);
-        let (clock, processor) = (whole.0 - prefill.0, whole.1 - prefill.1);
-        rates.push(f64::from(u32::try_from(whole.2).unwrap()) / processor);
+        let (clock, processor, tokens) = (whole.0 - prefill.0, whole.1 - prefill.1, whole.2);
         eprintln!(
-            "{sequences:2} at a time: {} tokens in {clock:.1} s, {processor:.1} s of processors, beside {:.1} s and \
-             {:.1} s for the prompts",
-            whole.2, prefill.0, prefill.1
+            "{sequences:2} at a time: {tokens} tokens in {clock:.1} s, {processor:.1} s of processors, beside {:.1} s \
+             and {:.1} s for the prompts",
+            prefill.0, prefill.1
         );
+        spent.push(processor);
     }
-    assert!(rates[1] >= 3.0 * rates[0], "tokens per second of processors: {rates:?}");
+    assert!(spent[0] > 1.5 * spent[1] && spent[0] > 1.5 * spent[2], "seconds of processors: {spent:?}");
 }
