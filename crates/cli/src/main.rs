@@ -1,6 +1,7 @@
 //! The command `minicache`.
 
 mod bench;
+mod calibration;
 mod commands;
 mod failure;
 mod global;

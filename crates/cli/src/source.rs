@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use minicache_config::WeightMode;
+use minicache_config::{Calibration, Method, WeightMode};
 use minicache_core::{CacheSpec, KvCache};
 use minicache_models::{LoadOptions, Model};
 
@@ -135,6 +135,25 @@ fn ids(text: &str) -> Result<Vec<u32>> {
 /// An empty cache of one sequence that is going to have `planned_len` tokens.
 pub(crate) fn new_cache(model: &Model, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
     Ok(model.new_cache_for(spec, planned_len)?)
+}
+
+/// Calibrates, on the text that each specification names, the latent caches that have no basis file.
+pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Result<()> {
+    let open =
+        |s: &&CacheSpec| s.method == Method::Latent && s.basis.is_none() && !model.has_basis(&s.calibration);
+    let Some(first) = specs.iter().find(open) else { return Ok(()) };
+    let Calibration { task, file, tokens, .. } = &first.calibration;
+    let mend =
+        "name some in `calibration`, or give `basis = \"FILE\"`, a file that minicache calibrate wrote";
+    let start = Instant::now();
+    minicache_eval::run::prepare_latents(model, specs.iter(), &global.data_source()).map_err(|e| {
+        anyhow::Error::new(e).context(format!("--cache: no text to calibrate latents on; {mend}"))
+    })?;
+    let (text, time) = (file.as_ref().unwrap_or(task), start.elapsed().as_secs_f64());
+    eprintln!(
+        "latents calibrated on {tokens} tokens of {text} in {time:.0} s; minicache calibrate keeps a basis"
+    );
+    Ok(())
 }
 
 /// Reads `--cache`; the full cache in f32 where it is left out.

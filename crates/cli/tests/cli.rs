@@ -1,6 +1,8 @@
 //! The binary, end to end, on a tiny model with random weights.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/calibration.rs"]
+mod calibration;
 #[path = "cli/commands.rs"]
 mod commands;
 

@@ -4,9 +4,9 @@
 //! caches of full width, filled with synthetic states ([`crate::Synthetic`]), and their measured allocations taken
 //! times the number of such layers and pairs.
 
-use minicache_config::{Axis, CacheSpec, Method, ModelShape, Quant, StartLayer, StoreType};
+use minicache_config::{Axis, CacheSpec, LatentSide, Method, ModelShape, Quant, Rank, StartLayer, StoreType};
 
-use crate::{Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build};
+use crate::{Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build, latent};
 
 /// Numbers of a side's states that are made at a time; bounds the memory that a long context takes.
 const STEP: usize = 1 << 22;
@@ -14,6 +14,8 @@ const SEED: u64 = 0;
 
 /// Bytes that the cache of `spec` holds for one sequence of `context` tokens, prefilled at once, in a model of `shape`
 /// whose adjacent layers are `similarity` alike (that decides how many tokens a merge retains).
+///
+/// What a latent cache holds once for all sequences is [`shared_bytes`].
 ///
 /// `h2o` counts every token as having received the same attention. Without a sliding window that makes no difference.
 ///
@@ -38,13 +40,14 @@ pub fn footprint(
         Ok::<_, Error>(cache.footprint())
     };
     match spec.method {
+        // Its transforms are of all layers, and groups of them differ in what they keep.
+        Method::Latent if resources.latent.is_some() => measure(shape, (STEP / shape.kv_dim()).max(1)),
+        Method::Latent => latent::account::footprint(spec, shape, context),
         // Every KV head has its own slots, and what they hold after a prefill depends on it having been one step.
         Method::H2o | Method::Sinks => {
             let part = ModelShape { layers: 1, heads: shape.group(), kv_heads: 1, ..*shape };
             Ok(measure(&part, context)?.times(shape.layers * shape.kv_heads))
         }
-        // Its transforms are of all layers, and groups of them differ in what they keep.
-        Method::Latent => measure(shape, (STEP / shape.kv_dim()).max(1)),
         _ => {
             let pairs = spec.deep_pairs(shape.layers).len();
             let layers = shape.layers - 2 * pairs;
@@ -63,6 +66,18 @@ pub fn footprint(
     }
 }
 
+/// Bytes that a cache holds once for all sequences of a model: the kept bases of latents and their table of phases for
+/// `context` positions; none for other methods.
+///
+/// # Errors
+/// Settings of latents that only a calibrated basis decides.
+pub fn shared_bytes(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Result<usize> {
+    match spec.method {
+        Method::Latent => latent::account::shared_bytes(spec, shape, context),
+        _ => Ok(0),
+    }
+}
+
 /// The ratio that a specification promises on paper, with its arithmetic: bits of a number and layers stored, or
 /// tokens kept. Magnitudes, retained tokens, residual windows and bookkeeping are what [`footprint`] finds beside it.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,11 +88,17 @@ pub struct Nominal {
     pub lines: Vec<String>,
 }
 
-/// The arithmetic of `spec`; `None` for latents, whose rank may depend on the basis.
+/// The arithmetic of `spec`; `None` where a calibrated basis decides it (latents with a rank by energy).
 pub fn nominal(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Option<Nominal> {
     let mut lines = Vec::new();
     match spec.method {
-        Method::Latent => None,
+        Method::Latent => {
+            let keys = latent_bits(&spec.k, "keys", &mut lines)?;
+            let values = latent_bits(&spec.v, "values", &mut lines)?;
+            let ratio = 32.0 / (keys + values);
+            lines.push(format!("2 x 16 / ({keys} + {values}) = {ratio:.2}x"));
+            Some(Nominal { ratio, lines })
+        }
         Method::H2o | Method::Sinks => {
             let recent = spec.recent.resolve(context).max(1);
             let (older, what) = match spec.method {
@@ -128,6 +149,26 @@ pub fn nominal(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Option<N
             Some(Nominal { ratio, lines })
         }
     }
+}
+
+/// Bits of a latent for each number of the states that it stands for.
+fn latent_bits(side: &LatentSide, name: &str, lines: &mut Vec<String>) -> Option<f64> {
+    let rounded = |x: f64| (x * 1000.0).round() / 1000.0;
+    if let Some(rate) = side.rate {
+        lines.push(format!("{name}: {rate} bits a number, allocated to components by their variance"));
+        return Some(rounded(rate));
+    }
+    let Rank::Fraction(share) = side.rank else { return None };
+    let (bits, what) = match side.bits {
+        16 => (16.0, "f16".to_string()),
+        bits => {
+            let group = side.quant_group;
+            (f64::from(bits) + 32.0 / group as f64, format!("{bits} bits in groups of {group}"))
+        }
+    };
+    let all = rounded(share * bits);
+    lines.push(format!("{name}: {share} of the components, {what}: {share} x {bits} = {all} bits a number"));
+    Some(all)
 }
 
 /// Bits of one number with its share of scale and zero.

@@ -30,7 +30,7 @@ mod steps;
 pub mod store;
 mod synthetic;
 
-pub use account::{Nominal, footprint, nominal};
+pub use account::{Nominal, footprint, nominal, shared_bytes};
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;

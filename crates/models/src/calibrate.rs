@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use faer::{Mat, Side, c64};
 use minicache_core::latent::{Basis, KeyBasis, KeyMoments, Moments, ValueBasis, ValueMoments};
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::{Decoder, Error, LogitsFor, Result, Step};
+use crate::{Decoder, Error, LogitsFor, ModelConfig, Result, Step, WeightSource};
 
 /// What a basis was made from; stored in its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,11 +35,14 @@ pub struct BasisOptions {
     pub centre: bool,
     /// Weigh keys by the queries they meet, so that the error of scores is minimised rather than of keys.
     pub query_weights: bool,
+    /// Weigh values by the output projection and layers by the residual stream that they add to, so that the error of
+    /// what attention writes is minimised rather than of values; and heads of keys by the values that they choose from.
+    pub output_weights: bool,
 }
 
 impl Default for BasisOptions {
     fn default() -> Self {
-        Self { centre: true, query_weights: true }
+        Self { centre: true, query_weights: true, output_weights: true }
     }
 }
 
@@ -54,12 +58,25 @@ pub fn collect<'a>(
     sinks: usize,
 ) -> Result<Moments> {
     let moments = Arc::new(Mutex::new(Moments::new(decoder.shape(), key_groups, value_groups, sinks)));
+    let mut stream = vec![0.0; decoder.shape().layers];
     for tokens in chunks.filter(|c| !c.is_empty()) {
         let mut cache = Moments::collector(&moments, decoder.rotary(tokens.len()))?;
         let planned_len = tokens.len();
-        decoder.forward(&mut [Step { tokens, cache: &mut *cache, planned_len, logits: LogitsFor::None }])?;
+        let step = Step { tokens, cache: &mut *cache, planned_len, logits: LogitsFor::None };
+        let mut failed = None;
+        decoder.forward_observed(&mut [step], &mut |layer, x| {
+            let norms = x.sqr().and_then(|x| x.sum(1)).and_then(|x| x.to_vec1::<f32>());
+            match norms {
+                Ok(norms) => stream[layer] += norms.iter().skip(sinks).map(|x| f64::from(*x)).sum::<f64>(),
+                Err(e) => failed = Some(e),
+            }
+        })?;
+        if let Some(e) = failed {
+            return Err(e.into());
+        }
     }
-    let moments = moments.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut moments = moments.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    moments.stream = stream;
     if moments.tokens == 0 {
         return Err(Error::Calibration(format!(
             "the text has no chunk of more than {sinks} tokens to calibrate on"
@@ -68,21 +85,130 @@ pub fn collect<'a>(
     Ok(moments)
 }
 
-/// The basis of every group in `moments`: eigenvectors of the (centred, weighted) second moments.
+/// The basis of every group in `moments`: eigenvectors of the (centred, weighted) second moments. `source` holds the
+/// weights of the model of `config`.
 ///
 /// # Errors
-/// An eigendecomposition that does not converge (moments that are not finite).
-pub fn basis(moments: &Moments, options: BasisOptions) -> Result<Basis> {
+/// An eigendecomposition that does not converge (moments that are not finite); weights that cannot be read.
+pub fn basis(
+    moments: &Moments,
+    config: &ModelConfig,
+    source: &dyn WeightSource,
+    options: BasisOptions,
+) -> Result<Basis> {
+    let outputs = Outputs::new(moments, config, source, options)?;
     let keys = |(size, groups): &(usize, Vec<KeyMoments>)| {
-        Ok((*size, groups.iter().map(|g| key_basis(g, moments, options)).collect::<Result<_>>()?))
+        Ok((*size, groups.iter().map(|g| key_basis(g, moments, &outputs, options)).collect::<Result<_>>()?))
     };
     let values = |(size, groups): &(usize, Vec<ValueMoments>)| {
-        Ok((*size, groups.iter().map(|g| value_basis(g, moments.tokens, options)).collect::<Result<_>>()?))
+        let basis = |g: &ValueMoments| value_basis(g, moments, &outputs, options);
+        Ok((*size, groups.iter().map(basis).collect::<Result<_>>()?))
     };
     Ok(Basis {
         keys: moments.keys.iter().map(keys).collect::<Result<_>>()?,
         values: moments.values.iter().map(values).collect::<Result<_>>()?,
     })
+}
+
+/// How much what attention writes depends on each (layer, KV head), relative to the residual stream.
+struct Outputs {
+    /// Root of W_o^T W_o over the query heads of a KV head, and its inverse.
+    roots: Vec<(Mat<f64>, Mat<f64>)>,
+    /// Mean squared norm of what a head's values vary by, as W_o writes them.
+    energies: Vec<f64>,
+}
+
+impl Outputs {
+    fn new(
+        moments: &Moments,
+        config: &ModelConfig,
+        source: &dyn WeightSource,
+        options: BasisOptions,
+    ) -> Result<Self> {
+        let (heads, dim) = (config.kv_heads, config.head_dim);
+        if !options.output_weights {
+            let one = (Mat::identity(dim, dim), Mat::identity(dim, dim));
+            let count = config.layers * heads;
+            return Ok(Self { roots: vec![one; count], energies: vec![1.0; count] });
+        }
+        let layers: Vec<Vec<_>> = (0..config.layers)
+            .into_par_iter()
+            .map(|layer| {
+                let products = output_products(layer, config, source)?;
+                let stream = (moments.stream[layer] / moments.tokens as f64).max(f64::MIN_POSITIVE);
+                products
+                    .into_iter()
+                    .enumerate()
+                    .map(|(head, product)| {
+                        let product = product * faer::Scale(1.0 / stream);
+                        let energy = value_energy(moments, layer, head, &product);
+                        let (root, inverse) = roots(&product).ok_or_else(|| not_converged(layer))?;
+                        Ok((root, inverse, energy))
+                    })
+                    .collect::<Result<_>>()
+            })
+            .collect::<Result<_>>()?;
+        let mut out = Self { roots: Vec::new(), energies: Vec::new() };
+        for (root, inverse, energy) in layers.into_iter().flatten() {
+            out.roots.push((root, inverse));
+            out.energies.push(energy);
+        }
+        Ok(out)
+    }
+}
+
+/// W_o^T W_o of every KV head of a layer, summed over its query heads, `(head_dim, head_dim)`.
+pub(crate) fn output_products(
+    layer: usize,
+    config: &ModelConfig,
+    source: &dyn WeightSource,
+) -> Result<Vec<Mat<f64>>> {
+    let (dim, width, group) = (config.head_dim, config.q_dim(), config.heads / config.kv_heads);
+    let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
+    let w: Vec<f32> = source.dense(&name, &[config.hidden, width])?.flatten_all()?.to_vec1()?;
+    let product = |head: usize| {
+        let mut sum = Mat::<f64>::zeros(dim, dim);
+        for first in (head * group..(head + 1) * group).map(|g| g * dim) {
+            let block = Mat::from_fn(config.hidden, dim, |r, c| f64::from(w[r * width + first + c]));
+            sum += block.transpose() * &block;
+        }
+        sum
+    };
+    Ok((0..config.kv_heads).map(product).collect())
+}
+
+/// The symmetric root of a positive semidefinite matrix and its inverse, directions that hardly matter lifted to a
+/// thousandth of the mean one.
+fn roots(product: &Mat<f64>) -> Option<(Mat<f64>, Mat<f64>)> {
+    let n = product.nrows();
+    let eigen = product.self_adjoint_eigen(Side::Lower).ok()?;
+    let mean = ((0..n).map(|c| eigen.S()[c]).sum::<f64>() / n as f64).max(f64::MIN_POSITIVE);
+    let with = |scale: &dyn Fn(f64) -> f64| {
+        let scaled = Mat::from_fn(n, n, |r, c| eigen.U()[(r, c)] * scale(eigen.S()[c].max(1e-3 * mean)));
+        &scaled * eigen.U().transpose()
+    };
+    Some((with(&f64::sqrt), with(&|x| 1.0 / x.sqrt())))
+}
+
+/// tr(M Cov) of the values of a head.
+fn value_energy(moments: &Moments, layer: usize, head: usize, product: &Mat<f64>) -> f64 {
+    let (kv_dim, dim) = (moments.shape.kv_dim(), moments.shape.head_dim);
+    let count = moments.tokens as f64;
+    let of = moments
+        .values
+        .first()
+        .and_then(|(_, groups)| groups.iter().find(|g| (g.first..g.first + g.layers).contains(&layer)));
+    let Some(group) = of else { return 1.0 };
+    let (n, first) = (group.sum.len(), (layer - group.first) * kv_dim + head * dim);
+    let mut energy = 0.0;
+    for a in 0..dim {
+        for b in 0..dim {
+            let (x, y) = (first + a, first + b);
+            let mean = group.sum[x] / count * (group.sum[y] / count);
+            energy += product[(a, b)] * (group.products[x * n + y] / count - mean);
+        }
+    }
+    energy.max(f64::MIN_POSITIVE)
 }
 
 fn not_converged(first: usize) -> Error {
@@ -91,21 +217,44 @@ fn not_converged(first: usize) -> Error {
     ))
 }
 
-fn value_basis(group: &ValueMoments, tokens: usize, options: BasisOptions) -> Result<ValueBasis> {
+fn value_basis(
+    group: &ValueMoments,
+    moments: &Moments,
+    outputs: &Outputs,
+    options: BasisOptions,
+) -> Result<ValueBasis> {
     let n = group.sum.len();
-    let count = tokens as f64;
+    let (dim, heads) = (moments.shape.head_dim, moments.shape.kv_heads);
+    let count = moments.tokens as f64;
     let mean: Vec<f64> = group.sum.iter().map(|s| if options.centre { s / count } else { 0.0 }).collect();
     let covariance = Mat::from_fn(n, n, |a, b| group.products[a * n + b] / count - mean[a] * mean[b]);
-    let eigen = covariance.self_adjoint_eigen(Side::Lower).map_err(|_| not_converged(group.first))?;
+    let roots = &outputs.roots[group.first * heads..(group.first + group.layers) * heads];
+    // W Cov W with W block-diagonal, one block of rows and columns at a time.
+    let mut weighted = Mat::<f64>::zeros(n, n);
+    for (a, (left, _)) in roots.iter().enumerate() {
+        for (b, (right, _)) in roots.iter().enumerate() {
+            let block = left * covariance.as_ref().submatrix(a * dim, b * dim, dim, dim) * right;
+            weighted.as_mut().submatrix_mut(a * dim, b * dim, dim, dim).copy_from(&block);
+        }
+    }
+    let eigen = weighted.self_adjoint_eigen(Side::Lower).map_err(|_| not_converged(group.first))?;
     // faer sorts ascending; components are kept by descending variance.
     let column = |c: usize| n - 1 - c;
     let vectors = (0..n * n).map(|i| eigen.U()[(i / n, column(i % n))] as f32).collect();
     let variances = (0..n).map(|c| eigen.S()[column(c)].max(0.0) as f32).collect();
     let mean = mean.iter().map(|&m| m as f32).collect();
-    Ok(ValueBasis { first: group.first, layers: group.layers, mean, vectors, variances })
+    let flat = |m: &Mat<f64>| (0..dim * dim).map(|i| m[(i / dim, i % dim)] as f32).collect::<Vec<f32>>();
+    let weights = roots.iter().flat_map(|(root, _)| flat(root)).collect();
+    let inverse = roots.iter().flat_map(|(_, inverse)| flat(inverse)).collect();
+    Ok(ValueBasis { first: group.first, layers: group.layers, mean, weights, inverse, vectors, variances })
 }
 
-fn key_basis(group: &KeyMoments, moments: &Moments, options: BasisOptions) -> Result<KeyBasis> {
+fn key_basis(
+    group: &KeyMoments,
+    moments: &Moments,
+    outputs: &Outputs,
+    options: BasisOptions,
+) -> Result<KeyBasis> {
     let shape = &moments.shape;
     let (dim, half) = (shape.head_dim, shape.head_dim / 2);
     let m = group.layers * shape.kv_heads;
@@ -113,8 +262,15 @@ fn key_basis(group: &KeyMoments, moments: &Moments, options: BasisOptions) -> Re
     let mean: Vec<f64> = group.sum.iter().map(|s| if options.centre { s / count } else { 0.0 }).collect();
     let queries = &moments.queries[group.first * shape.kv_heads * half..][..m * half];
     let average = (queries.iter().sum::<f64>() / queries.len() as f64).max(f64::MIN_POSITIVE);
-    let weight = |q: f64| if options.query_weights { (q / average).max(1e-4).sqrt() } else { 1.0 };
-    let weights: Vec<f64> = queries.iter().map(|&q| weight(q)).collect();
+    let heads = &outputs.energies[group.first * shape.kv_heads..][..m];
+    // Half of the mean squared score that a key's error of unit size makes, times what a score moves.
+    let per_query = f64::from(shape.scale).powi(2) / (2.0 * count * shape.group() as f64);
+    let absolute = if options.output_weights { average * per_query } else { 1.0 };
+    let weight = |i: usize| {
+        let relative = if options.query_weights { (queries[i] / average).max(1e-4) } else { 1.0 };
+        (relative * absolute * heads[i / half]).sqrt()
+    };
+    let weights: Vec<f64> = (0..m * half).map(weight).collect();
     let (mut vectors, mut variances) = (Vec::new(), Vec::new());
     for j in 0..half {
         let mean = |a: usize| c64::new(mean[a * dim + j], mean[a * dim + half + j]);
@@ -143,15 +299,21 @@ fn key_basis(group: &KeyMoments, moments: &Moments, options: BasisOptions) -> Re
     })
 }
 
-const FORMAT: &str = "minicache-basis-1";
+const FORMAT: &str = "minicache-basis-2";
 
 /// The named tensors of one group: where they go in a file, and come from.
 fn key_tensors(b: &KeyBasis) -> [(&'static str, &Vec<f32>); 4] {
     [("mean", &b.mean), ("weights", &b.weights), ("vectors", &b.vectors), ("variances", &b.variances)]
 }
 
-fn value_tensors(b: &ValueBasis) -> [(&'static str, &Vec<f32>); 3] {
-    [("mean", &b.mean), ("vectors", &b.vectors), ("variances", &b.variances)]
+fn value_tensors(b: &ValueBasis) -> [(&'static str, &Vec<f32>); 5] {
+    [
+        ("mean", &b.mean),
+        ("weights", &b.weights),
+        ("inverse", &b.inverse),
+        ("vectors", &b.vectors),
+        ("variances", &b.variances),
+    ]
 }
 
 /// Writes a basis to a safetensors file, atomically: tensors `key.{group}.{first}.{layers}.{name}` and `value...`.
@@ -223,12 +385,14 @@ pub fn load(path: &Path, fingerprint: &str) -> Result<(Basis, CalibrationInfo)> 
     for (value, size, first, layers) in groups {
         let side = if value { "value" } else { "key" };
         let tensor = |name: &str| numbers(&format!("{side}.{size}.{first}.{layers}.{name}"));
-        let (mean, vectors, variances) = (tensor("mean")?, tensor("vectors")?, tensor("variances")?);
+        let (mean, weights) = (tensor("mean")?, tensor("weights")?);
+        let (vectors, variances) = (tensor("vectors")?, tensor("variances")?);
         if value {
-            let group = ValueBasis { first, layers, mean, vectors, variances };
+            let inverse = tensor("inverse")?;
+            let group = ValueBasis { first, layers, mean, weights, inverse, vectors, variances };
             push(&mut basis.values, size, group);
         } else {
-            let group = KeyBasis { first, layers, mean, weights: tensor("weights")?, vectors, variances };
+            let group = KeyBasis { first, layers, mean, weights, vectors, variances };
             push(&mut basis.keys, size, group);
         }
     }

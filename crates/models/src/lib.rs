@@ -1,5 +1,6 @@
 //! Model files to one configuration-driven decoder, with tokenizers, chat templates and the hub.
 
+pub mod align;
 pub mod calibrate;
 pub mod chat;
 mod config;

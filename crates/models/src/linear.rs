@@ -14,7 +14,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use minicache_config::WeightMode;
 
-pub(crate) use float::FloatMatrix;
+pub(crate) use float::{FloatMatrix, product};
 use quantized::QuantizedMatrix;
 
 use crate::{Result, WeightSource};

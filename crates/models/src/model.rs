@@ -10,11 +10,13 @@ use minicache_core::latent::Basis;
 use minicache_core::{CacheSpec, KvCache, ModelShape, Resources};
 use sha2::{Digest, Sha256};
 
+use crate::align::{Aligned, Alignment};
+use crate::calibrate::BasisOptions;
 use crate::latents::Latents;
 use crate::tokenizer::read_json;
 use crate::{
     ChatTemplate, Decoder, Error, Gguf, Hub, HubId, LoadOptions, ModelConfig, Registry, Result, Safetensors,
-    Tokenizer,
+    Tokenizer, WeightSource, align, calibrate,
 };
 
 /// A loaded model.
@@ -37,6 +39,27 @@ pub struct Model {
     pub fingerprint: String,
     stop: Vec<u32>,
     latents: Latents,
+    alignment: Option<Alignment>,
+}
+
+/// A model's weights where they lie.
+pub(crate) enum Source {
+    Folder(Safetensors),
+    Gguf(Gguf),
+}
+
+impl Source {
+    pub(crate) fn weights(&self) -> &dyn WeightSource {
+        match self {
+            Source::Folder(files) => files,
+            Source::Gguf(gguf) => gguf,
+        }
+    }
+}
+
+/// Opens a directory with safetensors or a `.gguf` file.
+pub(crate) fn source(path: &Path) -> Result<Source> {
+    Ok(if path.is_dir() { Source::Folder(Safetensors::open(path)?) } else { Source::Gguf(Gguf::open(path)?) })
 }
 
 /// The parts of a model that are not its weights.
@@ -64,25 +87,79 @@ impl Model {
     /// # Errors
     /// Files that are missing, damaged or do not fit each other.
     pub fn from_path(path: &Path, name: impl Into<String>, options: &LoadOptions) -> Result<Self> {
-        let (parts, decoder, fingerprint);
-        if path.is_dir() {
-            parts = Parts::of_dir(path)?;
-            let source = Safetensors::open(path)?;
-            decoder = Decoder::load(&parts.config, &source, options)?;
-            fingerprint = fingerprint_of(&files_of(path)?)?;
-        } else {
-            let gguf = Gguf::open(path)?;
-            parts = Parts::of_gguf(&gguf)?;
-            decoder = Decoder::load(&parts.config, &gguf, options)?;
-            fingerprint = fingerprint_of(&gguf.files())?;
+        Self::from_source(path, name.into(), options, None)
+    }
+
+    /// Chooses maps that align adjacent layers, on `chunks` of tokens (see [`crate::align`]).
+    ///
+    /// # Errors
+    /// As [`align::align`].
+    pub fn alignment<'a>(&self, chunks: impl Iterator<Item = &'a [u32]>) -> Result<Alignment> {
+        self.with_weights(|weights| align::align(&self.decoder, weights, chunks))
+    }
+
+    /// The basis of latent caches in groups of `key_groups` and `value_groups` layers, calibrated on `chunks` of tokens
+    /// without the first `sinks` of each, and the number of tokens counted (see [`calibrate`]).
+    ///
+    /// # Errors
+    /// As [`calibrate::collect`] and [`calibrate::basis`].
+    pub fn calibrate<'a>(
+        &self,
+        chunks: impl Iterator<Item = &'a [u32]>,
+        key_groups: &[usize],
+        value_groups: &[usize],
+        sinks: usize,
+        options: BasisOptions,
+    ) -> Result<(Basis, usize)> {
+        let moments = calibrate::collect(&self.decoder, chunks, key_groups, value_groups, sinks)?;
+        let basis = self.with_weights(|w| calibrate::basis(&moments, &self.config, w, options))?;
+        Ok((basis, moments.tokens))
+    }
+
+    /// The weights as the decoder has them.
+    fn with_weights<T>(&self, work: impl FnOnce(&dyn WeightSource) -> Result<T>) -> Result<T> {
+        let source = source(&self.path)?;
+        match &self.alignment {
+            None => work(source.weights()),
+            Some(alignment) => work(&Aligned::new(source.weights(), &self.config, alignment)),
         }
+    }
+
+    /// The same model loaded again with `alignment`, which was chosen for it, folded into its weights.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_aligned(what: &str, options: &LoadOptions, alignment: &Alignment) -> Result<Self> {
+        let (path, name) = locate(what)?;
+        Self::from_source(&path, name, options, Some(alignment))
+    }
+
+    fn from_source(
+        path: &Path,
+        name: String,
+        options: &LoadOptions,
+        alignment: Option<&Alignment>,
+    ) -> Result<Self> {
+        let source = source(path)?;
+        let (parts, mut fingerprint) = match &source {
+            Source::Folder(_) => (Parts::of_dir(path)?, fingerprint_of(&files_of(path)?)?),
+            Source::Gguf(gguf) => (Parts::of_gguf(gguf)?, fingerprint_of(&gguf.files())?),
+        };
         let Parts { config, tokenizer, chat, stop } = parts;
+        let decoder = match alignment {
+            None => Decoder::load(&config, source.weights(), options)?,
+            Some(alignment) => {
+                let both = Sha256::new().chain_update(&fingerprint).chain_update(alignment.digest());
+                fingerprint = both.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
+                Decoder::load(&config, &Aligned::new(source.weights(), &config, alignment), options)?
+            }
+        };
         let mut all: BTreeSet<u32> = stop.into_iter().collect();
         all.extend(&config.eos);
         all.extend(tokenizer.iter().flat_map(Tokenizer::stop_ids));
         let stop = all.into_iter().collect();
         Ok(Self {
-            name: name.into(),
+            name,
             path: path.to_path_buf(),
             config,
             decoder,
@@ -91,6 +168,7 @@ impl Model {
             fingerprint,
             stop,
             latents: Latents::default(),
+            alignment: alignment.cloned(),
         })
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
+use tokenizers::processors::template::TemplateProcessing;
 
 pub use stream::DecodeStream;
 
@@ -71,6 +72,31 @@ impl Tokenizer {
         let (bos, eos) = (named("bos_token"), named("eos_token"));
         let stop = eos.into_iter().collect();
         Ok(Self { inner, size, bos, eos, prefix: None, suffix: None, stop })
+    }
+
+    /// Writes a `tokenizer.json`, which adds the special tokens around a text that this tokenizer adds.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut inner = self.inner.clone();
+        let named = |id: Option<u32>| id.and_then(|id| Some((self.id_to_token(id)?, id)));
+        let (prefix, suffix) = (named(self.prefix), named(self.suffix));
+        if prefix.is_some() || suffix.is_some() {
+            let around: Vec<&str> =
+                [prefix.as_ref().map_or("", |p| &p.0), "$A", suffix.as_ref().map_or("", |s| &s.0)]
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .collect();
+            let template = TemplateProcessing::builder()
+                .try_single(around)
+                .map_err(|e| Error::Tokenizer(format!("cannot write: {e}")))?
+                .special_tokens(prefix.into_iter().chain(suffix).collect::<Vec<_>>())
+                .build()
+                .map_err(|e| Error::Tokenizer(format!("cannot write: {e}")))?;
+            inner.with_post_processor(Some(template));
+        }
+        inner.save(path, true).map_err(|e| Error::file(path, format!("cannot be written: {e}")))
     }
 
     /// Token ids of `text`. Special tokens that are written out in it (`<|im_start|>`) become single ids; with

@@ -14,7 +14,7 @@ use crate::failure::{OrUsage, usage};
 use crate::global::Global;
 use crate::output;
 use crate::shape::{Shape, SimilarityArgs, at_least_one};
-use crate::source::ModelArgs;
+use crate::source::{ModelArgs, prepare};
 
 /// Options of `minicache bench`.
 #[derive(Debug, clap::Args)]
@@ -92,6 +92,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
                 model.name
             )));
         }
+        prepare(&model, &specs, global)?;
         progress("measuring memory bandwidth");
         bandwidth = bandwidth_gb_s();
         let mut subject = Whole::new(&model, args.context, args.batch);

@@ -8,7 +8,7 @@ use minicache_models::{LogitsFor, Step};
 
 use crate::global::Global;
 use crate::output;
-use crate::source::{ModelArgs, TokensArgs, cache_or_exact, new_cache};
+use crate::source::{ModelArgs, TokensArgs, cache_or_exact, new_cache, prepare};
 use crate::tensors::{self, Tensor};
 
 /// Options of `minicache dump-kv`.
@@ -34,6 +34,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     args.tokens.check()?;
     let model = args.model.load(global, WeightMode::F32)?;
     let tokens = args.tokens.read(&model)?;
+    prepare(&model, std::slice::from_ref(&spec), global)?;
     let mut cache = new_cache(&model, &spec, tokens.len())?;
     let step =
         Step { tokens: &tokens, cache: &mut *cache, planned_len: tokens.len(), logits: LogitsFor::None };

@@ -1,7 +1,7 @@
 //! `minicache footprint`: bytes of a cache in a model of any size, without its weights.
 
 use anyhow::Result;
-use minicache_core::{CacheSpec, Footprint, Resources, footprint, nominal};
+use minicache_core::{CacheSpec, Footprint, Resources, footprint, nominal, shared_bytes};
 use serde_json::json;
 
 use super::parts_json;
@@ -42,10 +42,11 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
     let one = footprint(&spec, &model.shape, &Resources::default(), args.context, similarity)
         .or_usage(format!("--cache for {}", model.name))?;
     let held = one.times(args.batch);
+    let shared = shared_bytes(&spec, &model.shape, args.context).or_usage("--cache")?;
     let full = model.shape.full_bytes(args.context) * args.batch;
     let ratio = full as f64 / held.total() as f64;
     if args.json {
-        return output::line(json!({
+        let mut out = json!({
             "model": model.name,
             "context": args.context,
             "batch": args.batch,
@@ -53,12 +54,23 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
             "bytes": held.total(),
             "ratio": ratio,
             "parts": parts_json(&held),
-        }));
+        });
+        // Not a part: it does not grow with sequences or tokens.
+        if shared > 0 {
+            out["once_per_model"] = shared.into();
+        }
+        return output::line(out);
     }
-    print(args, &spec, &model, &held, full)
+    print(args, &spec, &model, &held, (full, shared))
 }
 
-fn print(args: &Args, spec: &CacheSpec, model: &Shape, held: &Footprint, full: usize) -> Result<()> {
+fn print(
+    args: &Args,
+    spec: &CacheSpec,
+    model: &Shape,
+    held: &Footprint,
+    (full, shared): (usize, usize),
+) -> Result<()> {
     let s = &model.shape;
     let total = held.total();
     let window = s.window.map_or(String::new(), |w| format!(", window {w}"));
@@ -78,6 +90,9 @@ fn print(args: &Args, spec: &CacheSpec, model: &Shape, held: &Footprint, full: u
     row(&spec.label(), total, format!("{:.2}x", full as f64 / total as f64))?;
     for (part, bytes) in held.parts().into_iter().filter(|(_, bytes)| *bytes > 0) {
         row(&format!("  {part}"), bytes, format!("{:.1} %", 100.0 * bytes as f64 / total as f64))?;
+    }
+    if shared > 0 {
+        row("once per model", shared, "basis and table of phases, whatever the batch".to_string())?;
     }
     let Some(nominal) = nominal(spec, s, args.context) else { return Ok(()) };
     output::line("On paper")?;

@@ -14,7 +14,7 @@ use minicache_models::{LogitsFor, Message, Model, Step};
 use crate::failure::{OrUsage, usage};
 use crate::global::Global;
 use crate::shape::at_least_one;
-use crate::source::{ModelArgs, new_cache, read_text};
+use crate::source::{ModelArgs, new_cache, prepare, read_text};
 
 /// Options of `minicache generate`.
 #[derive(Debug, clap::Args)]
@@ -79,6 +79,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let planned_len = tokens.len() + args.max_new_tokens.min(room);
     let mut sampler = LogitsProcessor::from_sampling(args.seed, sampling);
+    prepare(&model, std::slice::from_ref(&spec), global)?;
     let mut cache = new_cache(&model, &spec, planned_len)?;
 
     let start = Instant::now();

@@ -9,7 +9,7 @@ use minicache_models::{LogitsFor, Step};
 use crate::failure::usage;
 use crate::global::Global;
 use crate::output;
-use crate::source::{ModelArgs, TokensArgs, cache_or_exact, new_cache};
+use crate::source::{ModelArgs, TokensArgs, cache_or_exact, new_cache, prepare};
 use crate::tensors::{self, Tensor};
 
 /// Options of `minicache logits`.
@@ -41,6 +41,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if prefill > tokens.len() {
         return Err(usage(format!("--prefill: {prefill} of {} tokens; it may be at most all", tokens.len())));
     }
+    prepare(&model, std::slice::from_ref(&spec), global)?;
     let mut cache = new_cache(&model, &spec, tokens.len())?;
     let mut data = Vec::with_capacity(tokens.len() * model.config.vocab);
     let (first, rest) = tokens.split_at(prefill);

@@ -1,6 +1,8 @@
 //! The commands, one file each: an `Args` struct and `run(&Args, &Global) -> anyhow::Result<()>`.
 
+mod align;
 mod bench;
+mod calibrate;
 mod dump_kv;
 mod footprint;
 mod generate;
@@ -38,6 +40,10 @@ pub(crate) enum Command {
     DumpKv(dump_kv::Args),
     /// Measure how fast a model decodes with each cache.
     Bench(bench::Args),
+    /// Write the same model in a basis in which adjacent layers merge better.
+    Align(align::Args),
+    /// Calibrate the basis of latent caches on text.
+    Calibrate(calibrate::Args),
     /// Compress one pair of layers from a file, and write what attention would see.
     Merge(merge::Args),
     /// Measure what a cache holds in a model of any size, without its weights.
@@ -60,6 +66,8 @@ impl Command {
             Command::Logits(args) => logits::run(args, global),
             Command::DumpKv(args) => dump_kv::run(args, global),
             Command::Bench(args) => bench::run(args, global),
+            Command::Align(args) => align::run(args, global),
+            Command::Calibrate(args) => calibrate::run(args, global),
             Command::Merge(args) => merge::run(args, global),
             Command::Footprint(args) => footprint::run(args, global),
             Command::Models(args) => models::run(args, global),

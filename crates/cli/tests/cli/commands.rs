@@ -10,18 +10,18 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const PAIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core/tests/fixtures");
-const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures");
+pub(crate) const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures");
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden");
 
 /// An empty folder to work in.
-struct Room(TempDir);
+pub(crate) struct Room(TempDir);
 
 impl Room {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -33,7 +33,7 @@ impl Room {
     }
 
     /// A call that has to succeed: its stdout.
-    fn done(&self, args: &[&str]) -> String {
+    pub(crate) fn done(&self, args: &[&str]) -> String {
         let out = self.run(args);
         assert_eq!(out.status.code(), Some(0), "{args:?}: {}", text(&out.stderr));
         text(&out.stdout)
@@ -44,7 +44,7 @@ impl Room {
     }
 
     /// A call that has to fail as wrong, saying every one of `words` in one or two lines.
-    fn wrong(&self, args: &[&str], words: &[&str]) {
+    pub(crate) fn wrong(&self, args: &[&str], words: &[&str]) {
         let out = self.run(args);
         let said = text(&out.stderr);
         assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
@@ -86,9 +86,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
-fn read(path: &Path) -> Tensors {
+pub(crate) fn read(path: &Path) -> Tensors {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let number = |view: &TensorView<'_>| -> Vec<f32> {
@@ -119,12 +119,12 @@ fn write(path: &Path, tensors: &[(&str, &[usize], Vec<f32>)]) {
     serialize_to_file(views, None, path).unwrap();
 }
 
-fn find<'a>(tensors: &'a Tensors, name: &str) -> &'a (String, Vec<usize>, Vec<f32>) {
+pub(crate) fn find<'a>(tensors: &'a Tensors, name: &str) -> &'a (String, Vec<usize>, Vec<f32>) {
     tensors.iter().find(|t| t.0 == name).unwrap_or_else(|| panic!("no {name}"))
 }
 
 /// Largest difference over the largest number.
-fn difference(got: &[f32], want: &[f32]) -> f32 {
+pub(crate) fn difference(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
     let top = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     got.iter().zip(want).fold(0.0f32, |m, (g, w)| m.max((g - w).abs())) / top
@@ -306,7 +306,7 @@ fn lists_say_what_there_is() {
     assert!(human.contains("minicache") && human.contains("reads start_layer"), "{human}");
 }
 
-fn ids(golden: &Tensors) -> String {
+pub(crate) fn ids(golden: &Tensors) -> String {
     find(golden, "tokens").2.iter().map(|t| format!("{t} ")).collect()
 }
 

@@ -14,7 +14,14 @@ pub struct ValueBasis {
     pub layers: usize,
     /// Mean state `(n)`.
     pub mean: Vec<f32>,
-    /// Orthonormal columns by descending variance, `(n, n)` row-major: row = original number, column = component.
+    /// Symmetric matrix of each (layer, head) by which its values are multiplied before the transform,
+    /// `(layers * kv_heads, head_dim, head_dim)`: the root of W_o^T W_o. Minimises the expected error of the attention
+    /// block's output rather than of values.
+    pub weights: Vec<f32>,
+    /// Their inverses.
+    pub inverse: Vec<f32>,
+    /// Orthonormal columns by descending variance, `(n, n)` row-major: row = number of the weighted states, column =
+    /// component.
     pub vectors: Vec<f32>,
     /// Variance of each component `(n)`, descending.
     pub variances: Vec<f32>,

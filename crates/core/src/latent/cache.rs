@@ -12,7 +12,7 @@ use crate::attend::{Past, Step, attend};
 use crate::cache::{KvCache, Restored};
 use crate::kernels::LANES;
 use crate::lane::{Keys, Values};
-use crate::layered::{check_layer, check_step};
+use crate::layered::{check_layer, check_states, check_step};
 use crate::store::{Scheme, Side, Store};
 use crate::{Error, Footprint, Result, Rotary};
 
@@ -29,16 +29,16 @@ pub struct LatentPlan {
 }
 
 /// One group of layers.
-struct Plan<T> {
-    first: usize,
-    layers: usize,
-    transform: T,
-    coding: Coding,
+pub(super) struct Plan<T> {
+    pub(super) first: usize,
+    pub(super) layers: usize,
+    pub(super) transform: T,
+    pub(super) coding: Coding,
 }
 
 /// The stored states of one side of one group.
 #[derive(Clone)]
-struct Coded {
+pub(super) struct Coded {
     latents: Latents,
     /// Exact states per layer: the first tokens, and those newer than the latents.
     sinks: Vec<Store>,
@@ -48,7 +48,13 @@ struct Coded {
 }
 
 impl Coded {
-    fn new<T>(plan: &Plan<T>, rank: usize, side: Side, spec: &CacheSpec, shape: &ModelShape) -> Self {
+    pub(super) fn new<T>(
+        plan: &Plan<T>,
+        rank: usize,
+        side: Side,
+        spec: &CacheSpec,
+        shape: &ModelShape,
+    ) -> Self {
         let exact = crate::methods::exact(spec.dtype);
         let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
         // A handful of tokens: laid out token by token, because a block of keys takes 16.
@@ -74,7 +80,7 @@ impl Coded {
 
     /// Stores the states of one layer; with the last layer of the group, turns what is older than `residual` tokens
     /// into latents by `encode(states per layer, first position)`.
-    fn push(
+    pub(super) fn push(
         &mut self,
         layer: usize,
         rows: &[f32],
@@ -137,13 +143,13 @@ impl Coded {
         if sinks < self.first_latent() { sinks } else { self.first_latent() + self.latents.start() }
     }
 
-    fn drop_before(&mut self, position: usize) {
+    pub(super) fn drop_before(&mut self, position: usize) {
         let first = self.first_latent();
         self.sinks.iter_mut().for_each(|s| s.drop_before(position.min(first)));
         self.latents.drop_before(position.saturating_sub(first).min(self.latents.len()));
     }
 
-    fn footprint(&self) -> Footprint {
+    pub(super) fn footprint(&self) -> Footprint {
         let mut out = self.latents.footprint();
         out.retained += self.sinks.iter().map(|s| s.bytes().total()).sum::<usize>();
         out.residual += self.recent.iter().map(|s| s.bytes().total()).sum::<usize>();
@@ -191,8 +197,8 @@ impl LatentPlan {
         Ok(Self {
             shape: *shape,
             spec: spec.clone(),
-            keys: keys.iter().map(|b| key_plan(b, spec, shape, phases.clone())).collect(),
-            values: values.iter().map(|b| value_plan(b, spec, shape)).collect(),
+            keys: key_plans(keys, spec, shape, &phases),
+            values: value_plans(values, spec, shape),
             phases,
         })
     }
@@ -230,6 +236,16 @@ impl LatentCache {
         )
     }
 
+    fn store(&mut self, layer: usize, k: &[f32], v: &[f32]) {
+        let exact = (self.plan.spec.sinks, self.plan.spec.residual);
+        let g = group_of(&self.plan.keys, layer);
+        let plan = &self.plan.keys[g];
+        self.keys[g].push(layer - plan.first, k, exact, |rows, first| plan.transform.encode(rows, first));
+        let g = group_of(&self.plan.values, layer);
+        let plan = &self.plan.values[g];
+        self.values[g].push(layer - plan.first, v, exact, |rows, _| plan.transform.encode(rows));
+    }
+
     fn first_visible(&self) -> usize {
         self.plan.shape.window.map_or(0, |w| (self.len + 1).saturating_sub(w))
     }
@@ -239,7 +255,7 @@ fn group_of<T>(plans: &[Plan<T>], layer: usize) -> usize {
     plans.partition_point(|p| p.first + p.layers <= layer)
 }
 
-fn size(side: &LatentSide) -> Result<usize> {
+pub(super) fn size(side: &LatentSide) -> Result<usize> {
     match side.group {
         Group::Layers(n) => Ok(n),
         Group::Auto => {
@@ -270,50 +286,72 @@ fn rank_of(side: &LatentSide, variances: &[f32]) -> usize {
     rank.clamp(1, n)
 }
 
-/// The coding of a side, and how many of its components are kept. `copies` numbers of the latent belong to each
-/// variance; `n` original numbers are what the rate counts.
-fn coding(side: &LatentSide, spec: &CacheSpec, variances: &[f32], copies: usize) -> (Coding, usize) {
-    if let Some(rate) = side.rate {
-        let each: Vec<f32> = variances.iter().flat_map(|v| vec![v / copies as f32; copies]).collect();
-        let budget = (rate * each.len() as f64).round() as usize;
-        let Allocation { sections } = allocate(&each, budget, UNIT.min(each.len()));
+/// The coding of each group of a side, and how many of its components are kept, from the groups' `variances`
+/// (descending). `copies` numbers of the latent belong to each variance. A rate counts the bits of all groups together.
+pub(super) fn codings(
+    side: &LatentSide,
+    spec: &CacheSpec,
+    variances: &[Vec<f32>],
+    copies: usize,
+) -> Vec<(Coding, usize)> {
+    let Some(rate) = side.rate else {
+        let scheme = match side.bits {
+            16 => crate::methods::exact(spec.dtype),
+            bits => {
+                let residual = if side.axis == Axis::Channel { side.quant_group } else { 0 };
+                Scheme::Quant { bits, group: side.quant_group, axis: side.axis, residual }
+            }
+        };
+        return variances.iter().map(|v| (Coding::Plain(scheme), rank_of(side, v) * copies)).collect();
+    };
+    let each: Vec<Vec<f32>> = variances
+        .iter()
+        .map(|group| group.iter().flat_map(|v| vec![v / copies as f32; copies]).collect())
+        .collect();
+    let total: usize = each.iter().map(Vec::len).sum();
+    let unit = each.iter().map(Vec::len).min().unwrap_or(1).min(UNIT);
+    let allocations = allocate(&each, (rate * total as f64).round() as usize, unit);
+    let coded = each.iter().zip(allocations).map(|(each, Allocation { sections })| {
         // Tiny budgets may buy nothing; one component at the least keeps the store well-formed.
         let sections = if sections.is_empty() { vec![(2, copies)] } else { sections };
         let rank: usize = sections.iter().map(|s| s.1).sum();
         let deviations = each[..rank].iter().map(|v| v.sqrt().max(1e-12)).collect();
-        return (Coding::Allocated { allocation: Allocation { sections }, deviations }, rank);
-    }
-    let rank = rank_of(side, variances) * copies;
-    let scheme = match side.bits {
-        16 => crate::methods::exact(spec.dtype),
-        bits => {
-            let residual = if side.axis == Axis::Channel { side.quant_group } else { 0 };
-            Scheme::Quant { bits, group: side.quant_group, axis: side.axis, residual }
-        }
+        (Coding::Allocated { allocation: Allocation { sections }, deviations }, rank)
+    });
+    coded.collect()
+}
+
+fn value_plans(bases: &[ValueBasis], spec: &CacheSpec, shape: &ModelShape) -> Vec<Plan<ValueTransform>> {
+    let variances: Vec<Vec<f32>> = bases.iter().map(|b| b.variances.clone()).collect();
+    let plan = |(basis, (coding, rank)): (&ValueBasis, (Coding, usize))| {
+        let transform = ValueTransform::new(basis, rank, shape.kv_dim(), shape.head_dim);
+        Plan { first: basis.first, layers: basis.layers, transform, coding }
     };
-    (Coding::Plain(scheme), rank)
+    bases.iter().zip(codings(&spec.v, spec, &variances, 1)).map(plan).collect()
 }
 
-fn value_plan(basis: &ValueBasis, spec: &CacheSpec, shape: &ModelShape) -> Plan<ValueTransform> {
-    let (coding, rank) = coding(&spec.v, spec, &basis.variances, 1);
-    let transform = ValueTransform::new(basis, rank, shape.kv_dim(), shape.head_dim);
-    Plan { first: basis.first, layers: basis.layers, transform, coding }
-}
-
-fn key_plan(
-    basis: &KeyBasis,
+fn key_plans(
+    bases: &[KeyBasis],
     spec: &CacheSpec,
     shape: &ModelShape,
-    phases: Arc<Phases>,
-) -> Plan<KeyTransform> {
-    let m = basis.layers * shape.kv_heads;
-    let mut order: Vec<usize> = (0..basis.variances.len()).collect();
-    order.sort_by(|&a, &b| basis.variances[b].total_cmp(&basis.variances[a]).then(a.cmp(&b)));
-    let sorted: Vec<f32> = order.iter().map(|&i| basis.variances[i]).collect();
-    let (coding, rank) = coding(&spec.k, spec, &sorted, 2);
-    let kept: Vec<(usize, usize)> = order[..rank.div_ceil(2)].iter().map(|&i| (i / m, i % m)).collect();
-    let transform = KeyTransform::new(basis, &kept, shape.kv_heads, shape.head_dim, phases);
-    Plan { first: basis.first, layers: basis.layers, transform, coding }
+    phases: &Arc<Phases>,
+) -> Vec<Plan<KeyTransform>> {
+    // Components of all frequencies together, by variance.
+    let order = |basis: &KeyBasis| {
+        let mut order: Vec<usize> = (0..basis.variances.len()).collect();
+        order.sort_by(|&a, &b| basis.variances[b].total_cmp(&basis.variances[a]).then(a.cmp(&b)));
+        order
+    };
+    let orders: Vec<Vec<usize>> = bases.iter().map(order).collect();
+    let variances: Vec<Vec<f32>> =
+        bases.iter().zip(&orders).map(|(b, o)| o.iter().map(|&i| b.variances[i]).collect()).collect();
+    let plan = |((basis, order), (coding, rank)): ((&KeyBasis, &Vec<usize>), (Coding, usize))| {
+        let m = basis.layers * shape.kv_heads;
+        let kept: Vec<(usize, usize)> = order[..rank.div_ceil(2)].iter().map(|&i| (i / m, i % m)).collect();
+        let transform = KeyTransform::new(basis, &kept, shape.kv_heads, shape.head_dim, phases.clone());
+        Plan { first: basis.first, layers: basis.layers, transform, coding }
+    };
+    bases.iter().zip(&orders).zip(codings(&spec.k, spec, &variances, 2)).map(plan).collect()
 }
 
 struct KeyView<'a> {
@@ -359,6 +397,7 @@ impl Keys for KeyView<'_> {
             exact.copy_from_slice(q);
             self.transform.map_mean(self.layer, head, q, mean);
             self.transform.map_query(self.layer, head, q, latent);
+            self.states.latents.fold_query(latent);
         }
     }
 
@@ -477,7 +516,11 @@ impl Values for ValueView<'_> {
         let (exact, rest) = sum.split_at(self.shape.head_dim);
         out.copy_from_slice(exact);
         let (latent, weight) = rest.split_at(self.transform.rank);
-        self.transform.decode(self.layer, head, latent, weight[0], out);
+        crate::scratch::with_buffer(latent.len(), |z| {
+            z.copy_from_slice(latent);
+            self.states.latents.unfold_sum(z);
+            self.transform.decode(self.layer, head, z, weight[0], out);
+        });
     }
 }
 
@@ -494,14 +537,14 @@ impl KvCache for LatentCache {
             let past = Past { keys: &keys, values: &values, start, end: self.len };
             attend(&self.plan.shape, past, Step { q, k, v, tokens }, out);
         }
-        let exact = (self.plan.spec.sinks, self.plan.spec.residual);
-        let g = group_of(&self.plan.keys, layer);
-        let plan = &self.plan.keys[g];
-        self.keys[g].push(layer - plan.first, k, exact, |rows, first| plan.transform.encode(rows, first));
-        let g = group_of(&self.plan.values, layer);
-        let plan = &self.plan.values[g];
-        self.values[g].push(layer - plan.first, v, exact, |rows, _| plan.transform.encode(rows));
+        self.store(layer, k, v);
         self.step = tokens;
+        Ok(())
+    }
+
+    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        self.step = check_states(&self.plan.shape, layer, self.len, k, v)?;
+        self.store(layer, k, v);
         Ok(())
     }
 

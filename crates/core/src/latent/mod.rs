@@ -15,6 +15,7 @@
 //!
 //! The first tokens (attention sinks) and, by option, the newest stay exact.
 
+pub(crate) mod account;
 mod basis;
 mod cache;
 mod coder;

@@ -47,6 +47,8 @@ pub struct Moments {
     pub values: Vec<(usize, Vec<ValueMoments>)>,
     /// Sum of |q_j|^2 over tokens and the query heads of a KV head, `(layers, kv_heads, head_dim / 2)`.
     pub queries: Vec<f64>,
+    /// Sum of the squared norm of the residual stream that enters each layer `(layers)`; left to whoever runs the model.
+    pub stream: Vec<f64>,
     /// Tokens counted.
     pub tokens: usize,
     /// Positions below this one are not counted: attention sinks are stored exactly, and unlike any other token.
@@ -85,6 +87,7 @@ impl Moments {
             keys: key_groups.iter().map(|&g| keys(g)).collect(),
             values: value_groups.iter().map(|&g| values(g)).collect(),
             queries: vec![0.0; shape.layers * kv_heads * dim / 2],
+            stream: vec![0.0; shape.layers],
             tokens: 0,
             sinks,
         }

@@ -20,8 +20,26 @@ pub(super) struct ValueTransform {
 impl ValueTransform {
     pub(super) fn new(basis: &ValueBasis, rank: usize, kv_dim: usize, head_dim: usize) -> Self {
         let n = basis.mean.len();
-        let vectors: Vec<f32> = basis.vectors.chunks_exact(n).flat_map(|row| row[..rank].to_vec()).collect();
-        let transposed = (0..rank * n).map(|i| vectors[i % n * rank + i / n]).collect();
+        // B = W^-1 U restores and U^T W encodes, a head's rows at a time.
+        let kept: Vec<f32> = basis.vectors.chunks_exact(n).flat_map(|row| row[..rank].to_vec()).collect();
+        let weighted = |matrices: &[f32]| -> Vec<f32> {
+            let blocks = matrices.chunks_exact(head_dim * head_dim).zip(kept.chunks_exact(head_dim * rank));
+            blocks
+                .flat_map(|(matrix, rows)| {
+                    let columns: Vec<f32> =
+                        (0..rank * head_dim).map(|i| rows[i % head_dim * rank + i / head_dim]).collect();
+                    let mut out = vec![0.0; head_dim * rank];
+                    mul_transposed(
+                        View::new(matrix, head_dim, head_dim, head_dim),
+                        View::new(&columns, rank, head_dim, head_dim),
+                        &mut out,
+                    );
+                    out
+                })
+                .collect()
+        };
+        let (vectors, encode) = (weighted(&basis.inverse), weighted(&basis.weights));
+        let transposed = (0..rank * n).map(|i| encode[i % n * rank + i / n]).collect();
         Self { kv_dim, head_dim, rank, mean: basis.mean.clone(), vectors, transposed }
     }
 

@@ -73,10 +73,27 @@ fn random_basis(rng: &mut StdRng, shape: &ModelShape, key: usize, value: usize) 
     let keys = vec![(key, keys.collect())];
     let values = groups(value).map(|(first, layers)| {
         let n = layers * shape.kv_dim();
+        // Symmetric and well-conditioned: I + 0.5 u u^T has the inverse I - 0.5 / (1 + 0.5) u u^T for a unit u.
+        let dim = shape.head_dim;
+        let units: Vec<Vec<f32>> = (0..layers * shape.kv_heads)
+            .map(|_| {
+                let u: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+                let norm = u.iter().map(|x| x * x).sum::<f32>().sqrt();
+                u.iter().map(|x| x / norm).collect()
+            })
+            .collect();
+        let matrices = |factor: f32| -> Vec<f32> {
+            let entry = |u: &[f32], i: usize| {
+                f32::from(u8::from(i / dim == i % dim)) + factor * u[i / dim] * u[i % dim]
+            };
+            units.iter().flat_map(|u| (0..dim * dim).map(move |i| entry(u, i))).collect()
+        };
         ValueBasis {
             first,
             layers,
             mean: (0..n).map(|_| rng.random_range(-1.0..1.0)).collect(),
+            weights: matrices(0.5),
+            inverse: matrices(-0.5 / 1.5),
             vectors: unitary(rng, n, true).chunks_exact(2).map(|c| c[0]).collect(),
             variances: (0..n).map(|i| 1.0 / (1.0 + i as f32 * 0.1)).collect(),
         }

@@ -9,7 +9,6 @@
 //! All open cells of a task go through the model together: one prefill fills every cache (see `prefill`), and
 //! the decode steps of several windows and all caches form one ragged batch.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -19,6 +18,7 @@ use minicache_models::{LogitsFor, Step, Tokenizer};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::calibration::joined;
 use super::numbers::{argmax, kl, log_softmax, mean_std, number, seconds};
 use super::prefill::Prefill;
 use super::progress::Progress;
@@ -53,6 +53,8 @@ const LOGITS_BYTES: usize = 256 << 20;
 /// Piece of text that one sample looks at.
 struct Window {
     id: String,
+    /// The documents it is cut from.
+    documents: Vec<String>,
     tokens: Vec<u32>,
 }
 
@@ -99,6 +101,11 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
         settings.prefill + settings.continuation + 1,
         work.experiment.limit,
     )?;
+    if let Some(id) = windows.iter().flat_map(|w| &w.documents).find(|id| work.calibrated.contains(*id)) {
+        let message =
+            "is calibration text too; lower limit or calibration.tokens, or calibrate on another task";
+        return Err(RunError::Asked(format!("document {id} is to be measured on, but {message}")));
+    }
     let mut open: Vec<Samples<Sample>> =
         work.cells.iter().map(|p| store.samples(&p.key)).collect::<std::result::Result<_, _>>()?;
     // A kill can fall between two cells' appends; all go on from where the last of them is, in the same batches as
@@ -133,7 +140,8 @@ fn batch_size(work: &Work<'_>, tokens: usize) -> usize {
 }
 
 /// Cuts documents into windows of `length` tokens, each headed by what the tokenizer puts before a text (such as a
-/// BOS). The first window of every document comes first, then the second of each, and so on, up to `limit`.
+/// BOS). The first window of every document comes first, then the second of each, and so on, up to `limit`. Documents of
+/// a task that has none of that length are joined until they have it, one window each.
 fn windows(
     docs: &[TextDoc],
     tokenizer: &Tokenizer,
@@ -142,22 +150,41 @@ fn windows(
 ) -> Result<Vec<Window>> {
     let head = tokenizer.encode("", true)?;
     let body = length.saturating_sub(head.len()).max(1);
-    let mut encoded: HashMap<usize, Vec<u32>> = HashMap::new();
+    let encode = |doc: &TextDoc| -> Result<(Vec<String>, Vec<u32>)> {
+        Ok((vec![doc.id.clone()], tokenizer.encode(&doc.text, false)?))
+    };
+    let mut stretches: Vec<Option<(Vec<String>, Vec<u32>)>> = vec![None; docs.len()];
     let mut out: Vec<Window> = Vec::new();
     for round in 0.. {
         let before = out.len();
-        for (index, doc) in docs.iter().enumerate() {
+        let mut long = false;
+        for (index, stretch) in stretches.iter_mut().enumerate() {
             if limit.is_some_and(|l| out.len() >= l) {
                 return Ok(out);
             }
-            let tokens = match encoded.entry(index) {
-                std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
-                std::collections::hash_map::Entry::Vacant(e) => e.insert(tokenizer.encode(&doc.text, false)?),
+            let (documents, tokens) = match stretch {
+                Some(known) => known,
+                None => stretch.insert(encode(&docs[index])?),
             };
             if let Some(piece) = tokens.get(round * body..(round + 1) * body) {
-                let id = format!("{}#{round}", doc.id);
-                out.push(Window { id, tokens: head.iter().chain(piece).copied().collect() });
+                let id = format!("{}#{round}", documents[0]);
+                let tokens = head.iter().chain(piece).copied().collect();
+                out.push(Window { id, documents: documents.clone(), tokens });
+                long = true;
             }
+        }
+        if round == 0 && !long {
+            // No document is long enough: they are joined, and windows cut from what comes out.
+            let all: Vec<_> = stretches.drain(..).flatten().collect();
+            stretches = joined(all, body, &tokenizer.encode("\n\n", false)?).into_iter().map(Some).collect();
+            for (documents, tokens) in stretches.iter().flatten() {
+                if tokens.len() >= body && limit.is_none_or(|l| out.len() < l) {
+                    let id = format!("{}#{round}", documents[0]);
+                    let tokens = head.iter().chain(&tokens[..body]).copied().collect();
+                    out.push(Window { id, documents: documents.clone(), tokens });
+                }
+            }
+            break;
         }
         if out.len() == before {
             break;

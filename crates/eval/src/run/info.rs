@@ -51,6 +51,9 @@ impl Info {
             WeightMode::F32 => weights.push_str(", computed in f32"),
             WeightMode::Quantized => weights.push_str(", computed as stored"),
         }
+        if let Some(align) = &settings.align {
+            weights.push_str(&format!(", aligned on {} tokens", align.tokens));
+        }
         let shape = model.decoder.shape();
         let info = ModelInfo {
             label: entry.map_or(model.name.as_str(), |e| e.title()).to_string(),

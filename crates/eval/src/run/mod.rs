@@ -22,12 +22,14 @@ mod similarity;
 mod tests;
 mod throughput;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use minicache_config::{Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo, cells};
 use minicache_models::{Description, LoadOptions, Model, Registry};
 
+pub use calibration::{CalibrationText, prepare as prepare_latents};
 pub use error::{Result, RunError};
 use input::Input;
 
@@ -132,7 +134,7 @@ pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
             }
             continue;
         }
-        let loaded = load(model, settings, &of_model, context)?;
+        let (loaded, calibrated) = load(model, settings, &of_model, context)?;
         about.add(model, &loaded, settings);
         about.write(false)?;
         if experiment.kind == Kind::Throughput {
@@ -145,7 +147,7 @@ pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
             let cells: Vec<&Planned> =
                 of_model.iter().copied().filter(|p| p.cell.task == *task && !store.is_done(&p.key)).collect();
             if !cells.is_empty() {
-                let work = Work { experiment, model: &loaded, cells: &cells };
+                let work = Work { experiment, model: &loaded, cells: &cells, calibrated: &calibrated };
                 let place = |e: RunError| e.in_cell(format!("{}, {model}, {task}", experiment.id));
                 match input {
                     Input::Documents(suite, documents) => {
@@ -187,6 +189,8 @@ struct Work<'a> {
     experiment: &'a Experiment,
     model: &'a Model,
     cells: &'a [&'a Planned],
+    /// Documents that must not be measured on.
+    calibrated: &'a BTreeSet<String>,
 }
 
 impl Work<'_> {
@@ -336,18 +340,28 @@ fn names(experiment: &Experiment, cell: &Cell, layers: usize) -> Row {
     names
 }
 
-fn load(model: &str, settings: &ModelSettings, cells: &[&Planned], context: &Context) -> Result<Model> {
-    if settings.align.is_some() {
-        return Err(RunError::Asked(
-            "model.align is not available in this version; leave it out".to_string(),
-        ));
-    }
-    let loaded = Model::load(model, &LoadOptions { weights: settings.weights, ..context.load.clone() })?;
+/// The model, and the documents of calibration text that it or its caches were made with.
+fn load(
+    model: &str,
+    settings: &ModelSettings,
+    cells: &[&Planned],
+    context: &Context,
+) -> Result<(Model, BTreeSet<String>)> {
+    let options = LoadOptions { weights: settings.weights, ..context.load.clone() };
+    let mut loaded = Model::load(model, &options)?;
     for p in cells {
         p.cell.cache.validate_for(loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
     }
-    calibration::prepare(&loaded, cells.iter().map(|p| &p.cell.cache), &context.data)?;
-    Ok(loaded)
+    let mut used = BTreeSet::new();
+    if let Some(calibration) = &settings.align {
+        let text = CalibrationText::read(calibration, loaded.need_tokenizer()?, &context.data)?;
+        let alignment = loaded.alignment(text.chunks())?;
+        drop(loaded);
+        loaded = Model::load_aligned(model, &options, &alignment)?;
+        used.extend(text.documents);
+    }
+    used.extend(calibration::prepare(&loaded, cells.iter().map(|p| &p.cell.cache), &context.data)?);
+    Ok((loaded, used))
 }
 
 /// The experiment's results folder below `results`.

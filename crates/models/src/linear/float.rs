@@ -209,7 +209,15 @@ impl Columns {
 }
 
 /// `out` (n, outputs), its rows `stride` apart, = `x` (n, inputs) times `w` (outputs, inputs), transposed.
-fn product(x: &[f32], w: &[f32], n: usize, inputs: usize, outputs: usize, out: &mut [f32], stride: usize) {
+pub(crate) fn product(
+    x: &[f32],
+    w: &[f32],
+    n: usize,
+    inputs: usize,
+    outputs: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
     assert!(x.len() >= n * inputs && w.len() >= outputs * inputs && out.len() >= (n - 1) * stride + outputs);
     let parallel =
         if n * inputs * outputs < SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };

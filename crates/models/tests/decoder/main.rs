@@ -1,6 +1,7 @@
 //! The decoder against logits and KV states that transformers computed, on tiny models of every family.
 #![allow(clippy::unwrap_used)]
 
+mod aligned;
 mod caches;
 mod forms;
 mod inputs;
@@ -33,6 +34,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 struct Golden {
+    dir: PathBuf,
     decoder: Decoder,
     tokens: Vec<u32>,
     logits: Vec<Vec<f32>>,
@@ -60,7 +62,7 @@ fn load(dir: &Path, options: &LoadOptions, change: impl Fn(&mut ModelConfig)) ->
     let tensors = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu).unwrap();
     let tokens = tensors["tokens"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
     let logits = tensors["logits"].to_vec2().unwrap();
-    Golden { decoder, tokens, logits, tensors }
+    Golden { dir: dir.to_path_buf(), decoder, tokens, logits, tensors }
 }
 
 impl Golden {

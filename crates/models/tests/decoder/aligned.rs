@@ -1,0 +1,60 @@
+//! Aligned models: the same function, in a basis in which adjacent layers agree better.
+
+use minicache_models::{Model, align};
+
+use super::*;
+
+/// Mean cosine of adjacent layers' values, all heads of a token together.
+fn value_cosine(golden: &Golden) -> f64 {
+    let mut cache = golden.full(StoreType::F32);
+    golden.step(&golden.tokens, cache.as_mut());
+    let shape = *golden.decoder.shape();
+    let values: Vec<_> = (0..shape.layers).map(|l| cache.restored(l).unwrap().values).collect();
+    let mut cosines = Vec::new();
+    for pair in values.windows(2) {
+        for (a, b) in pair[0].chunks_exact(shape.kv_dim()).zip(pair[1].chunks_exact(shape.kv_dim())) {
+            let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+            cosines.push(dot(a, b) / (dot(a, a) * dot(b, b)).sqrt());
+        }
+    }
+    cosines.iter().sum::<f64>() / cosines.len() as f64
+}
+
+#[test]
+fn aligned_models_are_the_same_function() {
+    for name in MODELS {
+        let mut golden = golden(name);
+        let before = value_cosine(&golden);
+        let options = LoadOptions::default();
+        let folder = fixture(name);
+        let model = Model::from_path(&folder, name, &options).unwrap();
+        let alignment = model.alignment(golden.tokens.chunks(24)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("aligned");
+        align::save(&model, &alignment, &out).unwrap();
+
+        let in_memory = Model::load_aligned(folder.to_str().unwrap(), &options, &alignment).unwrap();
+        let written = Model::from_path(&out, name, &options).unwrap();
+        assert_ne!(in_memory.fingerprint, model.fingerprint);
+        for aligned in [in_memory, written] {
+            golden.decoder = aligned.decoder;
+            let mut cache = golden.cache();
+            golden.check_logits(name, 0, &golden.step(&golden.tokens, &mut cache));
+            let after = value_cosine(&golden);
+            assert!(after > before + 0.1, "{name}: cosine {before} before, {after} after");
+        }
+    }
+}
+
+#[test]
+fn a_folder_in_use_is_refused() {
+    let golden = golden("llama3");
+    let model = Model::from_path(&fixture("llama3"), "llama3", &LoadOptions::default()).unwrap();
+    let alignment = model.alignment([&golden.tokens[..]].into_iter()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), "precious").unwrap();
+    let error = align::save(&model, &alignment, dir.path()).unwrap_err().to_string();
+    assert!(error.ends_with("is not empty; give a new folder for the aligned model"), "{error}");
+    let nothing = model.alignment([&golden.tokens[..3]].into_iter()).unwrap_err().to_string();
+    assert_eq!(nothing, "the text has no chunk of more than 4 tokens to align on");
+}
