@@ -378,13 +378,14 @@ impl Experiment {
             )?
         };
         if let Some(name) = profile {
-            experiment.take_profile(name)?;
+            experiment.take_profile(name, overrides)?;
         }
         experiment.validate()?;
         Ok(experiment)
     }
 
-    fn take_profile(&mut self, name: &str) -> Result<()> {
+    /// Takes what the profile says, but for what `overrides` have set.
+    fn take_profile(&mut self, name: &str, overrides: &[String]) -> Result<()> {
         let Some(profile) = self.profiles.get(name).cloned() else {
             if name == "default" {
                 return Ok(());
@@ -393,18 +394,26 @@ impl Experiment {
             let message = format!("no profile `{name}` in this experiment; it has: {}", known.join(", "));
             return Err(ConfigError::new("profiles", message));
         };
-        if let Some(models) = profile.models {
+        let is_free = |key: &str| {
+            let set = |o: &String| o.split_once('=').is_some_and(|(k, _)| k.trim() == key);
+            !overrides.iter().any(set)
+        };
+        if let Some(models) = profile.models.filter(|_| is_free("models")) {
             self.models = models;
         }
-        if let Some(tasks) = profile.tasks {
+        if let Some(tasks) = profile.tasks.filter(|_| is_free("tasks")) {
             self.tasks = tasks;
         }
-        if profile.limit.is_some() {
+        if profile.limit.is_some() && is_free("limit") {
             self.limit = profile.limit;
             self.limits.clear();
         }
-        self.limits.extend(profile.limits);
-        self.accuracy.prompt_tokens = profile.prompt_tokens.or(self.accuracy.prompt_tokens);
+        if is_free("limit") {
+            self.limits.extend(profile.limits);
+        }
+        if is_free("accuracy.prompt_tokens") {
+            self.accuracy.prompt_tokens = profile.prompt_tokens.or(self.accuracy.prompt_tokens);
+        }
         for (key, values) in &profile.sweep {
             self.sweep_over(key, values);
         }

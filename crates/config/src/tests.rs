@@ -114,3 +114,31 @@ fn a_spec_survives_toml_and_json() {
     let text = serde_json::to_string(&spec).expect("json");
     assert_eq!(serde_json::from_str::<CacheSpec>(&text).expect("json"), spec);
 }
+
+#[test]
+fn a_profile_changes_the_experiment_and_overrides_the_profile() {
+    let text = format!(
+        r#"{TABLE2}
+[profiles.small]
+tasks = ["coqa"]
+limit = 8
+limits = {{ coqa = 2 }}
+prompt_tokens = 512
+sweep = {{ "cache.retention.gamma" = [0.1] }}
+"#
+    );
+    let load = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_string()).collect();
+        Experiment::from_toml(&text, &overrides, Some("small")).expect("valid")
+    };
+    let e = load(&[]);
+    assert_eq!((e.tasks.as_slice(), e.accuracy.prompt_tokens), (&["coqa".to_string()][..], Some(512)));
+    assert_eq!((e.limit_of("coqa"), e.limit_of("gsm8k")), (Some(2), Some(8)));
+    assert_eq!(cells(&e).expect("valid").len(), 1);
+
+    let e = load(&["tasks=[\"gsm8k\"]", "accuracy.prompt_tokens = 99", "limit=5"]);
+    assert_eq!((e.tasks.as_slice(), e.accuracy.prompt_tokens), (&["gsm8k".to_string()][..], Some(99)));
+    assert_eq!((e.limit_of("coqa"), e.limit_of("gsm8k")), (Some(5), Some(5)));
+    let zero = Experiment::from_toml(&text.replace("coqa = 2", "coqa = 0"), &[], Some("small"));
+    assert_eq!(zero.expect_err("should be refused").key, "limits.coqa");
+}
