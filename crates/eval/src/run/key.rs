@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Raised when the meaning of a column, or how it is computed, changes: cells of older versions then run again.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The key of a cell: the first 16 hexadecimal digits of the SHA-256 of everything that determines its rows. `data` is
 /// the fingerprint of the task's data.

@@ -114,7 +114,8 @@ mod tests {
         assert_eq!(get("full_bytes"), (3 * 600 * 2 * 2 * 32 * 512) as f64);
         assert_eq!(row["arithmetic"], "16 / 4.25 x 32/24 = 5.02x");
         assert_eq!(row["nominal_ratio"], "5.01961");
-        assert!(get("ratio") < 5.0 && get("ratio") > 4.0, "{}", row["ratio"]);
+        // A short context: the window and the group of keys that waits for its last tokens weigh much.
+        assert!(get("ratio") < 4.0 && get("ratio") > 3.0, "{}", row["ratio"]);
         let parts: f64 = COLUMNS[7..15].iter().map(|c| get(c)).sum();
         assert_eq!(parts, get("bytes"));
         assert!(row["latents_bytes"].is_empty() && get("magnitudes_bytes") > 0.0);
