@@ -137,8 +137,22 @@ pub(crate) fn new_cache(model: &Model, spec: &CacheSpec, planned_len: usize) -> 
     Ok(model.new_cache_for(spec, planned_len)?)
 }
 
-/// Calibrates, on the text that each specification names, the latent caches that have no basis file.
-pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Result<()> {
+/// Calibrates, on the text that each specification names, the latent caches that have no basis file, and chooses what a
+/// specification leaves to choice.
+pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Result<Vec<CacheSpec>> {
+    calibrate(model, specs, global)?;
+    let chosen = specs.iter().map(|spec| {
+        let (chosen, _) = minicache_eval::run::resolve(model, spec, &global.data_source())?;
+        if *spec != chosen {
+            let json = minicache_eval::run::cache_json(&chosen, model.decoder.shape().layers);
+            eprintln!("chosen for {}: {json}", spec.label());
+        }
+        Ok(chosen)
+    });
+    chosen.collect()
+}
+
+fn calibrate(model: &Model, specs: &[CacheSpec], global: &Global) -> Result<()> {
     let open =
         |s: &&CacheSpec| s.method == Method::Latent && s.basis.is_none() && !model.has_basis(&s.calibration);
     let Some(first) = specs.iter().find(open) else { return Ok(()) };

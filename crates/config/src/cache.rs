@@ -169,14 +169,62 @@ pub(crate) fn word_or_number<'de, D: serde::Deserializer<'de>>(
 }
 
 /// Which pairs of layers are merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "PairsForm", into = "PairsForm")]
 pub enum Pairs {
     /// (S, S+1), (S+2, S+3), ... from the start layer.
     #[default]
     Deep,
     /// Keys and values apart, by measured loss per byte on calibration text, up to `budget_ratio`.
     Auto,
+    /// These: what `auto` came to, or what somebody else has chosen.
+    Chosen(ChosenPairs),
+}
+
+/// The shallower layers of the pairs that are merged, ascending, keys and values apart.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChosenPairs {
+    /// Pairs whose keys are merged.
+    pub keys: Vec<usize>,
+    /// Pairs whose values are merged.
+    pub values: Vec<usize>,
+}
+
+/// [`Pairs`] as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected \"deep\", \"auto\" or { keys = [..], values = [..] } with the first layer of each pair"
+)]
+enum PairsForm {
+    Word(String),
+    Chosen(ChosenPairs),
+}
+
+impl TryFrom<PairsForm> for Pairs {
+    type Error = String;
+
+    fn try_from(form: PairsForm) -> std::result::Result<Self, String> {
+        match form {
+            PairsForm::Chosen(chosen) => Ok(Pairs::Chosen(chosen)),
+            PairsForm::Word(word) => match word.as_str() {
+                "deep" => Ok(Pairs::Deep),
+                "auto" => Ok(Pairs::Auto),
+                _ => Err(format!("unknown pairs `{word}`; expected \"deep\", \"auto\" or a table of layers")),
+            },
+        }
+    }
+}
+
+impl From<Pairs> for PairsForm {
+    fn from(pairs: Pairs) -> Self {
+        match pairs {
+            Pairs::Deep => PairsForm::Word("deep".to_string()),
+            Pairs::Auto => PairsForm::Word("auto".to_string()),
+            Pairs::Chosen(chosen) => PairsForm::Chosen(chosen),
+        }
+    }
 }
 
 /// Whether a state vector is taken over all KV heads together or per head.
@@ -524,15 +572,51 @@ impl CacheSpec {
             );
             return Err(ConfigError::new("start_layer", message));
         }
+        if let Pairs::Chosen(chosen) = &self.pairs {
+            for (side, first) in [("keys", &chosen.keys), ("values", &chosen.values)] {
+                let apart = first.windows(2).all(|w| w[0] + 1 < w[1]);
+                if !apart || first.last().is_some_and(|a| a + 1 >= shape.layers) {
+                    let message = format!(
+                        "must be the first layers of pairs that do not overlap, ascending, below {}",
+                        shape.layers.saturating_sub(1)
+                    );
+                    return Err(ConfigError::new(format!("pairs.{side}"), message));
+                }
+            }
+        }
         Ok(())
     }
 
-    /// The pairs (a, b) of layers that `pairs = "deep"` merges in a model of `layers` layers.
-    pub fn deep_pairs(&self, layers: usize) -> Vec<(usize, usize)> {
+    /// The pairs (a, a + 1) of layers whose keys are merged, and those whose values are, in a model of `layers` layers.
+    /// Of `pairs = "auto"`, which has to be resolved first, the deep ones.
+    pub fn merged_pairs(&self, layers: usize) -> [Vec<(usize, usize)>; 2] {
         if !self.method.merges() {
-            return Vec::new();
+            return [Vec::new(), Vec::new()];
         }
-        (self.start_layer.resolve(layers)..layers.saturating_sub(1)).step_by(2).map(|a| (a, a + 1)).collect()
+        let pair = |a: usize| (a, a + 1);
+        let [keys, values]: [Vec<_>; 2] = match &self.pairs {
+            Pairs::Chosen(chosen) => {
+                [&chosen.keys, &chosen.values].map(|s| s.iter().copied().map(pair).collect())
+            }
+            Pairs::Deep | Pairs::Auto => {
+                let first = self.start_layer.resolve(layers)..layers.saturating_sub(1);
+                let deep: Vec<_> = first.step_by(2).map(pair).collect();
+                [deep.clone(), deep]
+            }
+        };
+        [
+            if self.merge.keys() { keys } else { Vec::new() },
+            if self.merge.values() { values } else { Vec::new() },
+        ]
+    }
+
+    /// Whether calibration text has to say first which layers are merged or share latents.
+    pub fn is_auto(&self) -> bool {
+        let groups = [self.k.group, self.v.group];
+        match self.method {
+            Method::Latent => groups.contains(&crate::Group::Auto),
+            method => method.merges() && self.pairs == Pairs::Auto,
+        }
     }
 
     /// Whether the dotted key below `cache` makes a difference to this cache.

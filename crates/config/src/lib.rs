@@ -14,8 +14,8 @@ mod run_info;
 mod tests;
 
 pub use cache::{
-    Axis, Budget, CacheSpec, Granularity, KeySpace, MergeSides, Method, ModelShape, Pairs, Quant, Retention,
-    RetentionRule, StartLayer, StoreType,
+    Axis, Budget, CacheSpec, ChosenPairs, Granularity, KeySpace, MergeSides, Method, ModelShape, Pairs,
+    Quant, Retention, RetentionRule, StartLayer, StoreType,
 };
 pub use error::{ConfigError, Result};
 pub use experiment::{

@@ -39,6 +39,9 @@ pub struct RunInfo {
     /// Model name, as in the `model` column, to what it is.
     #[serde(default)]
     pub models: IndexMap<String, ModelInfo>,
+    /// `VARIANT, MODEL` to the cache that `pairs = "auto"` or `group = "auto"` came to, as JSON.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub chosen: IndexMap<String, String>,
     /// Processor, cores, memory, accelerator.
     #[serde(default)]
     pub machine: String,
@@ -124,6 +127,7 @@ y = "exact_match"
             experiment: Experiment::from_toml(TOML, &[], None).unwrap(),
             origins: [("gsm8k".to_string(), "bundled sample".to_string())].into_iter().collect(),
             models: [("smollm2-135m".to_string(), shape)].into_iter().collect(),
+            chosen: IndexMap::new(),
             machine: "2 cores".into(),
             date: "2025-01-31".into(),
             planned: 3,

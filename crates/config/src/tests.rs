@@ -85,8 +85,28 @@ fn a_start_layer_beyond_the_model_is_refused() {
     let e = spec.validate_for(&shape).expect_err("refused").to_string();
     assert!(e.contains("start_layer") && e.contains("30 layers"), "{e}");
     let spec = CacheSpec { start_layer: StartLayer::Layer(16), ..spec };
-    assert_eq!(spec.deep_pairs(30).len(), 7);
+    assert_eq!(spec.merged_pairs(30).map(|p| p.len()), [7, 7]);
     assert_eq!(shape.full_bytes(1), 23040);
+}
+
+#[test]
+fn chosen_pairs_are_checked_and_written_as_they_are_read() {
+    let shape = ModelShape { layers: 30, heads: 9, kv_heads: 3, head_dim: 64, window: None, scale: 0.125 };
+    let with = |pairs: &str| CacheSpec::parse(&format!("{{ method = \"minicache\", pairs = {pairs} }}"));
+    let spec = with("{ keys = [3, 20], values = [28] }").expect("pairs");
+    assert_eq!(spec.merged_pairs(30), [vec![(3, 4), (20, 21)], vec![(28, 29)]]);
+    assert!(spec.validate_for(&shape).is_ok() && !spec.is_auto());
+    let json = serde_json::to_string(&spec.pairs).expect("json");
+    assert_eq!(json, r#"{"keys":[3,20],"values":[28]}"#);
+    assert!(with("\"auto\"").is_ok_and(|s| s.is_auto()));
+    assert_eq!(serde_json::to_string(&Pairs::Auto).expect("json"), r#""auto""#);
+    for bad in ["{ keys = [3, 4] }", "{ values = [29] }", "{ keys = [5, 2] }"] {
+        let e = with(bad).expect("parses").validate_for(&shape).expect_err(bad).to_string();
+        assert!(e.contains("pairs.") && e.contains("do not overlap"), "{e}");
+    }
+    for bad in ["\"deepest\"", "7", "{ layers = [1] }"] {
+        assert!(with(bad).expect_err(bad).to_string().contains("pairs"), "{bad}");
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@
 //! caches of full width, filled with synthetic states ([`crate::Synthetic`]), and their measured allocations taken
 //! times the number of such layers and pairs.
 
-use minicache_config::{Axis, CacheSpec, LatentSide, Method, ModelShape, Quant, Rank, StartLayer, StoreType};
+use minicache_config::{
+    Axis, CacheSpec, LatentSide, Method, ModelShape, Pairs, Quant, Rank, StartLayer, StoreType,
+};
 
 use crate::{Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build, latent};
 
@@ -34,7 +36,10 @@ pub fn footprint(
         return Err(Error::Shape { what: "context", expected, got: "0".to_string() });
     }
     let measure = |part: &ModelShape, step: usize| {
-        let spec = CacheSpec { start_layer: StartLayer::Layer(0), ..spec.clone() };
+        let spec = match spec.pairs {
+            Pairs::Chosen(_) => spec.clone(),
+            _ => CacheSpec { start_layer: StartLayer::Layer(0), ..spec.clone() },
+        };
         let mut cache = build(&spec, part, resources)?;
         Synthetic::new(part, context, similarity, SEED).fill(&mut *cache, 0..context, step)?;
         Ok::<_, Error>(cache.footprint())
@@ -48,8 +53,10 @@ pub fn footprint(
             let part = ModelShape { layers: 1, heads: shape.group(), kv_heads: 1, ..*shape };
             Ok(measure(&part, context)?.times(shape.layers * shape.kv_heads))
         }
+        // Keys and values are merged in different layers.
+        _ if matches!(spec.pairs, Pairs::Chosen(_)) => measure(shape, (STEP / shape.kv_dim()).max(1)),
         _ => {
-            let pairs = spec.deep_pairs(shape.layers).len();
+            let pairs = spec.merged_pairs(shape.layers).map(|p| p.len()).into_iter().max().unwrap_or(0);
             let layers = shape.layers - 2 * pairs;
             let step = (STEP / shape.kv_dim()).max(1);
             let measure = |layers, times| -> Result<Footprint> {
@@ -115,11 +122,16 @@ pub fn nominal(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Option<N
         _ => {
             let keys = bits(spec, shape, "keys", &mut lines);
             let values = bits(spec, shape, "values", &mut lines);
-            let (layers, pairs) = (shape.layers, spec.deep_pairs(shape.layers).len());
-            let stored = |merged: bool| layers - if merged { pairs } else { 0 };
-            let (of_keys, of_values) = (stored(spec.merge.keys()), stored(spec.merge.values()));
-            let merged = pairs > 0 && spec.method.merges();
-            if merged {
+            let layers = shape.layers;
+            let [key_pairs, value_pairs] = spec.merged_pairs(layers).map(|p| p.len());
+            let (of_keys, of_values) = (layers - key_pairs, layers - value_pairs);
+            let (pairs, merged) = (key_pairs.max(value_pairs), key_pairs + value_pairs > 0);
+            if merged && matches!(spec.pairs, Pairs::Chosen(_)) {
+                lines.push(format!(
+                    "{key_pairs} pairs share one vector of keys and {value_pairs} one of values: {of_keys} and \
+                     {of_values} of {layers} layers are stored"
+                ));
+            } else if merged {
                 let first = spec.start_layer.resolve(layers);
                 let what = match (of_keys == layers, of_values == layers) {
                     (false, false) => "",

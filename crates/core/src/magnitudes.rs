@@ -45,7 +45,9 @@ impl Magnitudes {
         }
         let slots = values.iter().enumerate().map(|(lane, &x)| (lane * PAGE + at, x));
         match self.pages.back_mut().map(Arc::make_mut) {
-            Some(Page::F16(page)) => slots.for_each(|(i, x)| page[i] = f16::from_f32(x)),
+            Some(Page::F16(page)) => {
+                slots.for_each(|(i, x)| page[i] = f16::from_f32(x.min(f16::MAX.to_f32())))
+            }
             Some(Page::F32(page)) => slots.for_each(|(i, x)| page[i] = x),
             None => unreachable!("a page was pushed above"),
         }

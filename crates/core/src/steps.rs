@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use minicache_config::{CacheSpec, Method, ModelShape, StartLayer};
+use minicache_config::{CacheSpec, Method, ModelShape, Pairs, StartLayer};
 
 use crate::merge::{Slerp, distance, norms};
 use crate::methods::merged_sides;
@@ -57,7 +57,12 @@ pub fn time_steps(
         let message = "the steps of latent caches are not timed apart: their groups of layers differ";
         return Err(Error::Missing(message.to_string()));
     }
-    let pairs = spec.deep_pairs(shape.layers).len();
+    if matches!(spec.pairs, Pairs::Chosen(_)) {
+        let message =
+            "the steps of chosen pairs are not timed apart: keys and values are merged in different layers";
+        return Err(Error::Missing(message.to_string()));
+    }
+    let pairs = spec.merged_pairs(shape.layers).map(|p| p.len()).into_iter().max().unwrap_or(0);
     let own = Part::new(spec, shape, resources, context, similarity, 1)?;
     let pair = Part::new(spec, shape, resources, context, similarity, 2)?;
     // By the number of layers of the model: pairs, and layers that stand alone.

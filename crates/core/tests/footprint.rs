@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const SPECS: [&str; 16] = [
+const SPECS: [&str; 17] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -46,6 +46,7 @@ const SPECS: [&str; 16] = [
     "{ method = \"minicache\", merge = \"values\", quant = { bits = 4, group = 128, retained = true } }",
     "{ method = \"minicache\", start_layer = 1, quant = { bits = 3, group = 64 } }",
     "{ method = \"minicache\", residual = 40, quant = { bits = 4, residual = 0 } }",
+    "{ method = \"minicache\", pairs = { keys = [0, 2], values = [1] }, quant = { bits = 4 } }",
     "kivi-2",
     "kivi-4",
     "rtn-3",

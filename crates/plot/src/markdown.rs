@@ -100,6 +100,9 @@ pub(crate) fn facts(data: &Data) -> Vec<(String, String)> {
         out.push(("Prompts".to_string(), cut));
     }
     if let Some(info) = &data.info {
+        out.extend(
+            info.chosen.iter().map(|(variant, cache)| (format!("Chosen for {variant}"), cache.clone())),
+        );
         for (name, value) in [("Machine", &info.machine), ("Date", &info.date)] {
             if !value.is_empty() {
                 out.push((name.to_string(), value.clone()));

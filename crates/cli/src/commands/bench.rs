@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
                 model.name
             )));
         }
-        prepare(&model, &specs, global)?;
+        let specs = prepare(&model, &specs, global)?;
         progress("measuring memory bandwidth");
         bandwidth = bandwidth_gb_s();
         let mut subject = Whole::new(&model, args.context, args.batch);

@@ -34,8 +34,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     args.tokens.check()?;
     let model = args.model.load(global, WeightMode::F32)?;
     let tokens = args.tokens.read(&model)?;
-    prepare(&model, std::slice::from_ref(&spec), global)?;
-    let mut cache = new_cache(&model, &spec, tokens.len())?;
+    let spec = &prepare(&model, std::slice::from_ref(&spec), global)?[0];
+    let mut cache = new_cache(&model, spec, tokens.len())?;
     let step =
         Step { tokens: &tokens, cache: &mut *cache, planned_len: tokens.len(), logits: LogitsFor::None };
     model.decoder.forward(&mut [step])?;

@@ -79,8 +79,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let planned_len = tokens.len() + args.max_new_tokens.min(room);
     let mut sampler = LogitsProcessor::from_sampling(args.seed, sampling);
-    prepare(&model, std::slice::from_ref(&spec), global)?;
-    let mut cache = new_cache(&model, &spec, planned_len)?;
+    let spec = &prepare(&model, std::slice::from_ref(&spec), global)?[0];
+    let mut cache = new_cache(&model, spec, planned_len)?;
 
     let start = Instant::now();
     let mut next = forward(&model, &mut *cache, &tokens, planned_len, &mut sampler)?;
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     say(&stream.finish()?)?;
     say("\n")?;
     let decode = start.elapsed();
-    eprintln!("{}", summary(&model, &spec, &*cache, (tokens.len(), prefill), (steps, decode)));
+    eprintln!("{}", summary(&model, spec, &*cache, (tokens.len(), prefill), (steps, decode)));
     Ok(())
 }
 

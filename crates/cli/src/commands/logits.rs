@@ -41,8 +41,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if prefill > tokens.len() {
         return Err(usage(format!("--prefill: {prefill} of {} tokens; it may be at most all", tokens.len())));
     }
-    prepare(&model, std::slice::from_ref(&spec), global)?;
-    let mut cache = new_cache(&model, &spec, tokens.len())?;
+    let spec = &prepare(&model, std::slice::from_ref(&spec), global)?[0];
+    let mut cache = new_cache(&model, spec, tokens.len())?;
     let mut data = Vec::with_capacity(tokens.len() * model.config.vocab);
     let (first, rest) = tokens.split_at(prefill);
     for tokens in std::iter::once(first).filter(|f| !f.is_empty()).chain(rest.chunks(1)) {

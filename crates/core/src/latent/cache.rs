@@ -19,6 +19,9 @@ use crate::{Error, Footprint, Result, Rotary};
 /// Components that get the same bits: the width of the store's lanes.
 const UNIT: usize = 16;
 
+/// Deviation that a component is taken to have at least, as a share of the largest one's.
+const LEAST_DEVIATION: f32 = 1e-3;
+
 /// The transforms and codings of a latent cache on a model: made once, shared by all its caches.
 pub struct LatentPlan {
     shape: ModelShape,
@@ -315,7 +318,9 @@ pub(super) fn codings(
         // Tiny budgets may buy nothing; one component at the least keeps the store well-formed.
         let sections = if sections.is_empty() { vec![(2, copies)] } else { sections };
         let rank: usize = sections.iter().map(|s| s.1).sum();
-        let deviations = each[..rank].iter().map(|v| v.sqrt().max(1e-12)).collect();
+        // A component that calibration saw nothing of must not make a token that has it look like an outlier of all.
+        let least = LEAST_DEVIATION * each[0].sqrt().max(f32::MIN_POSITIVE);
+        let deviations = each[..rank].iter().map(|v| v.sqrt().max(least)).collect();
         (Coding::Allocated { allocation: Allocation { sections }, deviations }, rank)
     });
     coded.collect()

@@ -132,7 +132,7 @@ fn merged(
     retention: Option<Retention>,
 ) -> Result<Plan> {
     if spec.pairs == Pairs::Auto {
-        let message = "pairs = \"auto\" is not available in this version; leave it out, or set start_layer";
+        let message = "pairs = \"auto\" has to be resolved on calibration text first";
         return Err(Error::Missing(message.to_string()));
     }
     let schemes = schemes(spec, Axis::Channel, Axis::Token);
@@ -163,13 +163,12 @@ fn merged(
         per_head: spec.granularity == minicache_config::Granularity::Head,
         rotary,
     };
-    let pairs = spec.deep_pairs(shape.layers);
-    let chosen = |merges: bool| if merges { pairs.clone() } else { Vec::new() };
+    let [key_pairs, value_pairs] = spec.merged_pairs(shape.layers);
     Ok(Plan {
         keys: Some(settings(Side::Keys, schemes[0], rotary)),
         values: Some(settings(Side::Values, schemes[1], None)),
-        key_pairs: chosen(spec.merge.keys()),
-        value_pairs: chosen(spec.merge.values()),
+        key_pairs,
+        value_pairs,
         joint: spec.retention.joint,
         ..unmerged(spec, shape, schemes)
     })

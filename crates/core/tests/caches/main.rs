@@ -206,7 +206,7 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-const SPECS: [&str; 18] = [
+const SPECS: [&str; 19] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -219,6 +219,7 @@ const SPECS: [&str; 18] = [
     "{ method = \"minicache\", start_layer = 1, granularity = \"head\", residual = 170, quant = { bits = 4, residual = 0 } }",
     "{ method = \"minicache\", start_layer = 0, quant = { bits = 4, group = 32, residual = 32, retained = true } }",
     "{ method = \"minicache\", start_layer = 0, granularity = \"head\", quant = { bits = 2, residual = 0 } }",
+    "{ method = \"minicache\", pairs = { keys = [0, 2], values = [1] }, quant = { bits = 4 } }",
     "kivi-2",
     "{ method = \"kivi\", quant = { bits = 4, group = 64, residual = 64 } }",
     "rtn-3",

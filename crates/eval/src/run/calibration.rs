@@ -7,7 +7,7 @@ use minicache_config::{CacheSpec, Calibration, Group, Method};
 use minicache_models::calibrate::BasisOptions;
 use minicache_models::{Model, Tokenizer};
 
-use super::{Result, RunError};
+use super::{Result, RunError, choose};
 use crate::data::DataSource;
 use crate::tasks::texts;
 
@@ -29,9 +29,9 @@ pub fn prepare<'a>(
         }
         let alike = || latents.clone().filter(|s| s.calibration == *calibration);
         let sizes = |group: fn(&CacheSpec) -> Group| {
-            alike().filter_map(move |s| match group(s) {
-                Group::Layers(n) => Some(n),
-                Group::Auto => None,
+            alike().flat_map(move |s| match group(s) {
+                Group::Layers(n) => vec![n],
+                Group::Auto => choose::GROUPS.to_vec(),
             })
         };
         let keys: Vec<usize> = sizes(|s| s.k.group).collect::<BTreeSet<_>>().into_iter().collect();

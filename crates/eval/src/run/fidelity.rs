@@ -48,7 +48,7 @@ const BATCH_BYTES: usize = 1 << 30;
 const MOST_WINDOWS: usize = 8;
 
 /// Bytes of logits that one step may come to.
-const LOGITS_BYTES: usize = 256 << 20;
+pub(super) const LOGITS_BYTES: usize = 256 << 20;
 
 /// Piece of text that one sample looks at.
 struct Window {
@@ -199,9 +199,10 @@ fn windows(
 
 /// Sums over one window's predictions.
 #[derive(Debug, Clone, Copy, Default)]
-struct Sums {
+pub(super) struct Sums {
     nll: f64,
-    kl: f64,
+    /// Of KL(full || cache), in nats.
+    pub(super) kl: f64,
     agreed: usize,
 }
 
@@ -291,7 +292,7 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress) -> Result<V
 
 /// Adds the predictions of one step of the sequences from `first` on. Every window's sequences follow each other, its
 /// reference first; `reference` carries the last one's log-probabilities from call to call.
-fn score<'t>(
+pub(super) fn score<'t>(
     logits: &[Tensor],
     first: usize,
     per_window: usize,

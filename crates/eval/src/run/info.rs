@@ -32,6 +32,7 @@ impl Info {
             experiment: plan.experiment.clone(),
             origins,
             models,
+            chosen: previous.as_ref().map(|p| p.chosen.clone()).unwrap_or_default(),
             machine: machine(),
             date: date(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())),
             planned: plan.cells.len(),
@@ -63,6 +64,11 @@ impl Info {
             head_dim: Some(shape.head_dim),
         };
         self.current.models.insert(name.to_string(), info);
+    }
+
+    /// Records what was chosen for a variant on a model.
+    pub(crate) fn add_chosen(&mut self, variant: &str, model: &str, cache: String) {
+        self.current.chosen.insert(format!("{variant}, {model}"), cache);
     }
 
     /// Records a model of which only the shape is used.

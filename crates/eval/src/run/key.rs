@@ -54,7 +54,7 @@ pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, data
 }
 
 /// A cache as the settings that its method reads, with the start layer as a number.
-pub(crate) fn cache_json(spec: &CacheSpec, layers: usize) -> Value {
+pub fn cache_json(spec: &CacheSpec, layers: usize) -> Value {
     let canonical = spec.canonical(Some(layers));
     let mut json = serde_json::to_value(&canonical).unwrap_or_default();
     if let Value::Object(map) = &mut json {

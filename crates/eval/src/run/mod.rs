@@ -5,6 +5,7 @@
 
 mod accuracy;
 mod calibration;
+mod choose;
 mod engine;
 mod error;
 mod fidelity;
@@ -26,12 +27,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use minicache_config::{Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo, cells};
+use minicache_config::{CacheSpec, Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo, cells};
 use minicache_models::{Description, LoadOptions, Model, Registry};
 
 pub use calibration::{CalibrationText, prepare as prepare_latents};
+pub use choose::resolve;
 pub use error::{Result, RunError};
 use input::Input;
+pub use key::cache_json;
 
 use crate::data::DataSource;
 use crate::store::{Row, Store};
@@ -134,8 +137,18 @@ pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
             }
             continue;
         }
-        let (loaded, calibrated) = load(model, settings, &of_model, context)?;
+        let (loaded, mut calibrated) = load(model, settings, &of_model, context)?;
         about.add(model, &loaded, settings);
+        let mut resolved: Vec<Planned> =
+            of_model.into_iter().filter(|p| !store.is_done(&p.key)).cloned().collect();
+        for (auto, chosen) in choose_all(&loaded, &mut resolved, context, &mut calibrated)? {
+            about.add_chosen(
+                &auto,
+                model,
+                key::cache_json(&chosen, loaded.decoder.shape().layers).to_string(),
+            );
+        }
+        let of_model: Vec<&Planned> = resolved.iter().collect();
         about.write(false)?;
         if experiment.kind == Kind::Throughput {
             let cells: Vec<&Planned> = of_model.into_iter().filter(|p| !store.is_done(&p.key)).collect();
@@ -164,6 +177,32 @@ pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
     }
     about.write(true)?;
     Ok(Summary { dir, planned: plan.cells.len(), computed })
+}
+
+/// Puts what was chosen in place of `auto` in `cells`. Gives each choice with its variant, and adds the documents that it
+/// was made on to `used`.
+fn choose_all(
+    model: &Model,
+    cells: &mut [Planned],
+    context: &Context,
+    used: &mut BTreeSet<String>,
+) -> Result<Vec<(String, CacheSpec)>> {
+    let mut choices: Vec<(CacheSpec, CacheSpec)> = Vec::new();
+    let mut out = Vec::new();
+    for cell in cells.iter_mut().map(|p| &mut p.cell).filter(|c| c.cache.is_auto()) {
+        let chosen = match choices.iter().find(|(auto, _)| *auto == cell.cache) {
+            Some((_, chosen)) => chosen.clone(),
+            None => {
+                let (chosen, documents) = resolve(model, &cell.cache, &context.data)?;
+                used.extend(documents);
+                choices.push((cell.cache.clone(), chosen.clone()));
+                out.push((cell.variant.clone(), chosen.clone()));
+                chosen
+            }
+        };
+        cell.cache = chosen;
+    }
+    Ok(out)
 }
 
 /// What a cache depends on, of the model that `name` names: of a model of the registry without its weights.

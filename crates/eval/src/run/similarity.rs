@@ -93,8 +93,8 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
                 let bins = settings.by_position.then(|| bin_width(settings.tokens));
                 let states = States::of(work.model, &tokens)?;
                 let merged = CacheSpec { method: Method::Minicache, ..planned.cell.cache.clone() };
-                let binned: Vec<usize> =
-                    merged.deep_pairs(states.layers.len()).into_iter().map(|(a, _)| a).collect();
+                let [pairs, _] = merged.merged_pairs(states.layers.len());
+                let binned: Vec<usize> = pairs.into_iter().map(|(a, _)| a).collect();
                 sample.measures = states.measures(bins, &binned)?;
             }
             sample.seconds = start.elapsed().as_secs_f64();

@@ -1,0 +1,215 @@
+//! `pairs = "auto"` and `group = "auto"`: which layers are merged or share latents, keys and values apart, by measured
+//! loss per byte on calibration text.
+//!
+//! Every candidate compresses one thing only: the keys or the values of one pair of layers, or one side in groups of
+//! one size at one rate. Its loss is the mean KL divergence from the full cache over the last quarter of a stretch of
+//! text whose first three quarters it has compressed; its gain is the bytes that it holds less. Losses are taken to add
+//! up, which they nearly do where they are small, that is, where the choice is.
+
+use std::collections::BTreeSet;
+
+use minicache_config::{CacheSpec, ChosenPairs, Group, LatentSide, Method, Pairs, Rank};
+use minicache_core::KvCache;
+use minicache_models::{LogitsFor, Model, Step};
+
+use super::calibration::CalibrationText;
+use super::fidelity::{LOGITS_BYTES, Sums, score};
+use super::prefill::Prefill;
+use super::{Result, RunError};
+use crate::data::DataSource;
+
+/// Numbers of layers per latent that are tried.
+pub(super) const GROUPS: [usize; 4] = [1, 2, 4, 8];
+/// Mean bits per number that are tried for a side without a rate of its own.
+const RATES: [f64; 5] = [1.5, 2.0, 2.5, 3.0, 4.0];
+/// Stretches of text that candidates are measured on.
+const WINDOWS: usize = 2;
+/// Tokens of a stretch, at least.
+const SHORTEST: usize = 16;
+/// Bytes of full caches that are filled side by side.
+const CACHES_BYTES: usize = 2 << 30;
+
+/// What a candidate came to, over all stretches.
+#[derive(Debug, Clone, Copy, Default)]
+struct Measured {
+    /// Mean KL in nats.
+    loss: f64,
+    bytes: f64,
+}
+
+/// `spec` with what it leaves to choice chosen for `model`, and the documents that the choice was made on. Latents must
+/// have their bases (see [`super::prepare_latents`]).
+///
+/// # Errors
+/// Calibration text that is not there or too short; what the model and its caches meet.
+pub fn resolve(model: &Model, spec: &CacheSpec, data: &DataSource) -> Result<(CacheSpec, BTreeSet<String>)> {
+    if !spec.is_auto() {
+        return Ok((spec.clone(), BTreeSet::new()));
+    }
+    let text = CalibrationText::read(&spec.calibration, model.need_tokenizer()?, data)?;
+    let windows: Vec<&[u32]> = text.chunks().filter(|c| c.len() >= SHORTEST).take(WINDOWS).collect();
+    if windows.is_empty() {
+        let message =
+            format!("calibration: no stretch of {SHORTEST} tokens to choose on; give a longer text");
+        return Err(RunError::Asked(message));
+    }
+    let chooser = Chooser { model, spec, windows };
+    let chosen = if spec.method == Method::Latent { chooser.groups()? } else { chooser.pairs()? };
+    Ok((chosen, text.documents))
+}
+
+struct Chooser<'a> {
+    model: &'a Model,
+    spec: &'a CacheSpec,
+    windows: Vec<&'a [u32]>,
+}
+
+impl Chooser<'_> {
+    /// Bytes that the caches may come to on all stretches.
+    fn budget(&self) -> f64 {
+        let full: usize =
+            self.windows.iter().map(|w| self.model.decoder.shape().full_bytes(w.len() - 1)).sum();
+        full as f64 / self.spec.budget_ratio
+    }
+
+    /// Pairs of least loss per byte, until the budget is met or nothing is left to merge.
+    fn pairs(&self) -> Result<CacheSpec> {
+        let layers = self.model.decoder.shape().layers;
+        let with = |pairs: ChosenPairs| CacheSpec { pairs: Pairs::Chosen(pairs), ..self.spec.clone() };
+        let merges = [self.spec.merge.keys(), self.spec.merge.values()];
+        let mut candidates: Vec<(usize, usize)> = Vec::new();
+        for (side, _) in merges.iter().enumerate().filter(|(_, merges)| **merges) {
+            candidates.extend((0..layers.saturating_sub(1)).map(|first| (side, first)));
+        }
+        let mut specs = vec![with(ChosenPairs::default())];
+        specs.extend(candidates.iter().map(|&(side, first)| {
+            let mut lists = [Vec::new(), Vec::new()];
+            lists[side].push(first);
+            let [keys, values] = lists;
+            with(ChosenPairs { keys, values })
+        }));
+        let measured = self.measure(&specs)?;
+        let (none, each) = (measured[0], &measured[1..]);
+        let gain = |m: &Measured| (none.bytes - m.bytes).max(1.0);
+        let price = |m: &Measured| (m.loss - none.loss).max(0.0) / gain(m);
+        let mut order: Vec<usize> = (0..each.len()).collect();
+        order.sort_by(|&i, &j| price(&each[i]).total_cmp(&price(&each[j])));
+        let mut taken = [BTreeSet::new(), BTreeSet::new()];
+        let mut bytes = none.bytes;
+        for i in order {
+            let (side, first) = candidates[i];
+            if bytes <= self.budget() {
+                break;
+            }
+            // A layer is in one pair at most.
+            if taken[side].range(first.saturating_sub(1)..=first + 1).next().is_none() {
+                taken[side].insert(first);
+                bytes -= gain(&each[i]);
+            }
+        }
+        let [keys, values] = taken.map(|side| side.into_iter().collect());
+        Ok(with(ChosenPairs { keys, values }))
+    }
+
+    /// The size of groups and the rate of each side that lose least together within the budget; what holds fewest bytes
+    /// where nothing is within it.
+    fn groups(&self) -> Result<CacheSpec> {
+        let sides = [&self.spec.k, &self.spec.v].map(|side| self.candidates(side));
+        let exact = sides.each_ref().map(|side| LatentSide {
+            group: side[0].group,
+            rank: Rank::Fraction(1.0),
+            rate: None,
+            bits: 16,
+            ..LatentSide::default()
+        });
+        let with =
+            |k: &LatentSide, v: &LatentSide| CacheSpec { k: k.clone(), v: v.clone(), ..self.spec.clone() };
+        let mut specs = vec![with(&exact[0], &exact[1])];
+        specs.extend(sides[0].iter().map(|k| with(k, &exact[1])));
+        specs.extend(sides[1].iter().map(|v| with(&exact[0], v)));
+        let measured = self.measure(&specs)?;
+        let none = measured[0];
+        let (of_keys, of_values) = measured[1..].split_at(sides[0].len());
+        let budget = self.budget();
+        let pairs =
+            sides[0].iter().zip(of_keys).flat_map(|k| sides[1].iter().zip(of_values).map(move |v| (k, v)));
+        let ranked = pairs.map(|((k, of_key), (v, of_value))| {
+            let bytes = of_key.bytes + of_value.bytes - none.bytes;
+            let over = (bytes - budget).max(0.0);
+            (over, of_key.loss + of_value.loss, with(k, v))
+        });
+        let best = ranked.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        Ok(best.map_or_else(|| self.spec.clone(), |b| b.2))
+    }
+
+    /// What one side may become.
+    fn candidates(&self, side: &LatentSide) -> Vec<LatentSide> {
+        let layers = self.model.decoder.shape().layers;
+        if side.group != Group::Auto {
+            return vec![side.clone()];
+        }
+        let rates = side.rate.map_or_else(|| RATES.to_vec(), |rate| vec![rate]);
+        let groups = GROUPS.into_iter().filter(|g| *g <= layers);
+        let with = |group, rate| LatentSide { group: Group::Layers(group), rate: Some(rate), ..side.clone() };
+        groups.flat_map(|group| rates.iter().map(move |&rate| with(group, rate))).collect()
+    }
+
+    fn measure(&self, specs: &[CacheSpec]) -> Result<Vec<Measured>> {
+        let mut out = vec![Measured::default(); specs.len()];
+        let mut predictions = 0;
+        for tokens in &self.windows {
+            let prompt = tokens.len() * 3 / 4;
+            let fed = prompt..tokens.len() - 1;
+            predictions += fed.len();
+            let prefill = Prefill::new(self.model, &tokens[..prompt], tokens.len(), None)?;
+            let full = self.model.decoder.shape().full_bytes(tokens.len());
+            let batch = (CACHES_BYTES / full.max(1)).max(2) - 1;
+            for (specs, out) in specs.chunks(batch).zip(out.chunks_mut(batch)) {
+                let reference = CacheSpec::default();
+                let specs: Vec<&CacheSpec> = std::iter::once(&reference).chain(specs).collect();
+                let mut caches: Vec<Box<dyn KvCache>> = Vec::with_capacity(specs.len());
+                for spec in &specs {
+                    caches.push(self.model.new_cache_for(spec, tokens.len())?);
+                }
+                prefill.fill(&mut caches, &specs)?;
+                let sums = self.feed(&mut caches, tokens, fed.clone())?;
+                for ((out, sum), cache) in out.iter_mut().zip(&sums[1..]).zip(&caches[1..]) {
+                    out.loss += sum.kl;
+                    out.bytes += cache.footprint().total() as f64;
+                }
+            }
+        }
+        out.iter_mut().for_each(|m| m.loss /= predictions.max(1) as f64);
+        Ok(out)
+    }
+
+    /// Feeds `tokens[fed]` to every cache in one step; the first one is the reference of the others.
+    fn feed(
+        &self,
+        caches: &mut [Box<dyn KvCache>],
+        tokens: &[u32],
+        fed: std::ops::Range<usize>,
+    ) -> Result<Vec<Sums>> {
+        let per_window = caches.len();
+        let mut sums = vec![Sums::default(); per_window];
+        let mut reference = Vec::new();
+        let at_once = (LOGITS_BYTES / (fed.len() * self.model.config.vocab * 4).max(1)).max(1);
+        for (part, group) in caches.chunks_mut(at_once).enumerate() {
+            let first = part * at_once;
+            let mut batch: Vec<Step<'_>> = group
+                .iter_mut()
+                .map(|cache| Step {
+                    tokens: &tokens[fed.clone()],
+                    cache: cache.as_mut(),
+                    planned_len: tokens.len(),
+                    logits: LogitsFor::All,
+                })
+                .collect();
+            let logits = self.model.decoder.forward(&mut batch)?;
+            let targets = |_: usize| &tokens[fed.start + 1..fed.end + 1];
+            let sums = &mut sums[first..first + logits.len()];
+            score(&logits, first, per_window, &targets, &mut reference, sums)?;
+        }
+        Ok(sums)
+    }
+}
