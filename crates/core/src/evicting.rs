@@ -14,6 +14,8 @@ use crate::{Footprint, Result};
 
 /// Query tokens worked on together.
 const TILE: usize = 32;
+/// Tokens that room is made for at a time. Doubling would cost fewer copies and hold twice what the method keeps.
+const ROOM: usize = 16;
 
 /// Which tokens stay when `slots` hold more than the method allows.
 pub(crate) trait Evict: Send + Sync {
@@ -46,13 +48,16 @@ impl Slots {
     ) {
         let dim = shape.head_dim;
         let tokens = k.len() / shape.kv_dim();
+        make_room(&mut self.positions, tokens, ROOM);
         self.positions.extend((len..len + tokens).map(|p| p as u32));
         for (store, x) in [(&mut self.keys, k), (&mut self.values, v)] {
+            make_room(store, tokens * dim, ROOM * dim);
             for token in x.chunks_exact(shape.kv_dim()) {
                 store.extend(token[head * dim..(head + 1) * dim].iter().map(|&x| f16::from_f32(x)));
             }
         }
         if evict.needs_attention() {
+            make_room(&mut self.attention, tokens, ROOM);
             self.attention.resize(self.positions.len(), 0.0);
             self.attention.iter_mut().zip(received).for_each(|(a, r)| *a += r);
         }
@@ -82,12 +87,19 @@ impl Slots {
         self.values.truncate(next * dim);
         self.attention.truncate(next);
         // A prefill's tokens are mostly dropped at once; the room for them goes back, with some left to grow into.
-        if self.positions.capacity() > 2 * next + 64 {
-            self.positions.shrink_to(next + 16);
-            self.keys.shrink_to((next + 16) * dim);
-            self.values.shrink_to((next + 16) * dim);
-            self.attention.shrink_to(next + 16);
+        if self.positions.capacity() > next + 2 * ROOM {
+            self.positions.shrink_to(next + ROOM);
+            self.keys.shrink_to((next + ROOM) * dim);
+            self.values.shrink_to((next + ROOM) * dim);
+            self.attention.shrink_to(next + ROOM);
         }
+    }
+}
+
+/// Room for `more` numbers, at least `step` where there is not enough.
+fn make_room<T>(list: &mut Vec<T>, more: usize, step: usize) {
+    if list.capacity() - list.len() < more {
+        list.reserve_exact(more.max(step));
     }
 }
 

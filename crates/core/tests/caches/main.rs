@@ -248,6 +248,26 @@ fn attention_is_attention_over_the_restored_cache() {
 }
 
 #[test]
+fn methods_that_drop_tokens_hold_little_more_than_they_keep() {
+    let shape = shape(2, 2, 64, None);
+    let mut rng = StdRng::seed_from_u64(4);
+    for (text, kept) in [
+        ("{ method = \"sinks\", recent = 100 }", 104),
+        ("{ method = \"sinks\", recent = 0.2 }", 4 + 140),
+        ("{ method = \"h2o\", heavy = 0.1, recent = 50 }", 50 + 70),
+    ] {
+        let mut cache = build(&CacheSpec::parse(text).unwrap(), &shape, &Resources::default()).unwrap();
+        for tokens in std::iter::once(500).chain(std::iter::repeat_n(1, 200)) {
+            let states: Vec<_> = (0..shape.layers).map(|_| random_states(&mut rng, &shape, tokens)).collect();
+            step(&mut *cache, &states);
+        }
+        // Room for 32 tokens more, and a number or two beside each.
+        let held = cache.footprint().total() as f64 / (shape.full_bytes(1) as f64 * 1.05);
+        assert!(held > 0.9 * kept as f64 && held < (kept + 33) as f64, "{text}: room for {held} tokens");
+    }
+}
+
+#[test]
 fn a_full_f32_cache_restores_exactly_and_chunking_changes_nothing() {
     let shape = shape(2, 2, 16, None);
     let mut rng = StdRng::seed_from_u64(1);
