@@ -195,7 +195,7 @@ fn greedy_texts_are_the_harness_s_on_all_samples() {
 fn log_likelihoods_are_the_harness_s() {
     let Some((model, data)) = real(WeightMode::F32) else { return };
     for (task, file, limit) in
-        [("truthfulqa_mc1", "tqa_mc1.jsonl", 6), ("truthfulqa_mc2", "tqa_mc2.jsonl", 6)]
+        [("truthfulqa_mc1", "tqa_mc1.jsonl", 24), ("truthfulqa_mc2", "tqa_mc2.jsonl", 24)]
     {
         let (suite, documents) = documents(task, &data, limit);
         let ours = answers(&model, &documents, &[r#"{ method = "full", dtype = "f32" }"#], 48, true);
