@@ -610,6 +610,11 @@ impl CacheSpec {
         ]
     }
 
+    /// The number of pairs of the side that merges more of them (see [`CacheSpec::merged_pairs`]).
+    pub fn most_pairs(&self, layers: usize) -> usize {
+        self.merged_pairs(layers).map(|pairs| pairs.len()).into_iter().max().unwrap_or(0)
+    }
+
     /// Whether calibration text has to say first which layers are merged or share latents.
     pub fn is_auto(&self) -> bool {
         let groups = [self.k.group, self.v.group];

@@ -56,7 +56,7 @@ pub fn footprint(
         // Keys and values are merged in different layers.
         _ if matches!(spec.pairs, Pairs::Chosen(_)) => measure(shape, (STEP / shape.kv_dim()).max(1)),
         _ => {
-            let pairs = spec.merged_pairs(shape.layers).map(|p| p.len()).into_iter().max().unwrap_or(0);
+            let pairs = spec.most_pairs(shape.layers);
             let layers = shape.layers - 2 * pairs;
             let step = (STEP / shape.kv_dim()).max(1);
             let measure = |layers, times| -> Result<Footprint> {

@@ -62,7 +62,7 @@ pub fn time_steps(
             "the steps of chosen pairs are not timed apart: keys and values are merged in different layers";
         return Err(Error::Missing(message.to_string()));
     }
-    let pairs = spec.merged_pairs(shape.layers).map(|p| p.len()).into_iter().max().unwrap_or(0);
+    let pairs = spec.most_pairs(shape.layers);
     let own = Part::new(spec, shape, resources, context, similarity, 1)?;
     let pair = Part::new(spec, shape, resources, context, similarity, 2)?;
     // By the number of layers of the model: pairs, and layers that stand alone.

@@ -163,13 +163,8 @@ fn fewer(specs: &[CacheSpec], layers: usize, most: usize) -> usize {
     if most >= layers {
         return layers;
     }
-    let exact = |n: &usize| specs.iter().all(|s| (pairs_of(s, layers) * n).is_multiple_of(layers));
+    let exact = |n: &usize| specs.iter().all(|s| (s.most_pairs(layers) * n).is_multiple_of(layers));
     (1..=most).rev().find(exact).unwrap_or(most.max(2))
-}
-
-/// Pairs of the side that merges more of them.
-fn pairs_of(spec: &CacheSpec, layers: usize) -> usize {
-    spec.merged_pairs(layers).map(|pairs| pairs.len()).into_iter().max().unwrap_or(0)
 }
 
 /// `spec` for `n` of `layers` layers: as many pairs in proportion, the deepest.
@@ -177,7 +172,7 @@ fn reduced(spec: &CacheSpec, layers: usize, n: usize) -> CacheSpec {
     if n == layers || !spec.method.merges() {
         return spec.clone();
     }
-    let pairs = (pairs_of(spec, layers) * n).div_ceil(layers);
+    let pairs = (spec.most_pairs(layers) * n).div_ceil(layers);
     let start_layer = minicache_config::StartLayer::Layer((n - 2 * pairs.min(n / 2)).min(n - 1));
     CacheSpec { start_layer, pairs: minicache_config::Pairs::Deep, ..spec.clone() }
 }
@@ -196,7 +191,7 @@ mod tests {
         {
             let n = fewer(&specs, layers, most);
             assert_eq!(n, want, "{most} of {layers}");
-            let pairs = |spec: &CacheSpec, n| pairs_of(spec, n) as f64 / n as f64;
+            let pairs = |spec: &CacheSpec, n| spec.most_pairs(n) as f64 / n as f64;
             let (got, of) = (pairs(&reduced(&spec, layers, n), n), pairs(&spec, layers));
             assert!((got - of).abs() < 0.03, "{got} for {of}: {n} of {layers}");
         }

@@ -160,6 +160,24 @@ impl Coded {
         out
     }
 
+    /// Reads the vector at `position` where it is held exactly; the index of its latent elsewhere.
+    fn read_exact(
+        &self,
+        layer: usize,
+        head: usize,
+        position: usize,
+        out: &mut [f32],
+    ) -> std::result::Result<(), usize> {
+        let [sink, latent, recent] = self.cut(&(position..position + 1));
+        for (part, stores) in [(sink.0, &self.sinks), (recent.0, &self.recent)] {
+            if !part.is_empty() {
+                stores[layer].read(head, part.start, out);
+                return Ok(());
+            }
+        }
+        Err(latent.0.start)
+    }
+
     /// Cuts a range of positions into sinks, latents and recent ones, each with its offset in the range.
     fn cut(&self, range: &Range<usize>) -> [(Range<usize>, usize); 3] {
         let (a, b) = (self.first_latent(), self.first_recent());
@@ -368,14 +386,9 @@ struct KeyView<'a> {
 
 impl KeyView<'_> {
     fn read(&self, head: usize, position: usize, out: &mut [f32]) {
-        let [sink, latent, recent] = self.states.cut(&(position..position + 1));
-        if !sink.0.is_empty() {
-            self.states.sinks[self.layer].read(head, sink.0.start, out);
-        } else if !recent.0.is_empty() {
-            self.states.recent[self.layer].read(head, recent.0.start, out);
-        } else {
+        if let Err(latent) = self.states.read_exact(self.layer, head, position, out) {
             let mut z = vec![0.0; self.transform.rank()];
-            self.states.latents.read(latent.0.start, &mut z);
+            self.states.latents.read(latent, &mut z);
             self.transform.decode(self.layer, head, position, &z, out);
         }
     }
@@ -457,14 +470,9 @@ struct ValueView<'a> {
 
 impl ValueView<'_> {
     fn read(&self, head: usize, position: usize, out: &mut [f32]) {
-        let [sink, latent, recent] = self.states.cut(&(position..position + 1));
-        if !sink.0.is_empty() {
-            self.states.sinks[self.layer].read(head, sink.0.start, out);
-        } else if !recent.0.is_empty() {
-            self.states.recent[self.layer].read(head, recent.0.start, out);
-        } else {
+        if let Err(latent) = self.states.read_exact(self.layer, head, position, out) {
             let mut z = vec![0.0; self.transform.rank];
-            self.states.latents.read(latent.0.start, &mut z);
+            self.states.latents.read(latent, &mut z);
             out.fill(0.0);
             self.transform.decode(self.layer, head, &z, 1.0, out);
         }

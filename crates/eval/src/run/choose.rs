@@ -95,10 +95,10 @@ impl Chooser<'_> {
         let mut order: Vec<usize> = (0..each.len()).collect();
         order.sort_by(|&i, &j| price(&each[i]).total_cmp(&price(&each[j])));
         let mut taken = [BTreeSet::new(), BTreeSet::new()];
-        let mut bytes = none.bytes;
+        let (mut bytes, budget) = (none.bytes, self.budget());
         for i in order {
             let (side, first) = candidates[i];
-            if bytes <= self.budget() {
+            if bytes <= budget {
                 break;
             }
             // A layer is in one pair at most.
