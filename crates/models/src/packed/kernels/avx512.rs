@@ -57,10 +57,15 @@ fn tile<L: Layout, const R: usize, const P: usize>(
     x: [&[ActivationBlock]; R],
     blocks: usize,
 ) -> Tile<R, P> {
-    // One check here instead of one per block.
-    let lines: [&[Line]; P] = std::array::from_fn(|p| &panels[p].lines[..blocks * L::LINES]);
-    let scales: [&[Scales]; P] = std::array::from_fn(|p| &panels[p].scales[..blocks * L::SCALES]);
-    let x: [&[ActivationBlock]; R] = std::array::from_fn(|r| &x[r][..blocks]);
+    // One check here instead of one per block; without closures, which would be calls.
+    let mut lines = [&panels[0].lines[..blocks * L::LINES]; P];
+    let mut scales = [&panels[0].scales[..blocks * L::SCALES]; P];
+    for p in 1..P {
+        lines[p] = &panels[p].lines[..blocks * L::LINES];
+        scales[p] = &panels[p].scales[..blocks * L::SCALES];
+    }
+    let mut x = x;
+    x.iter_mut().for_each(|x| *x = &x[..blocks]);
 
     let nibble = _mm512_set1_epi8(0xf);
     let mut sums = [[_mm512_setzero_ps(); P]; R];
