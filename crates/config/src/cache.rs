@@ -407,6 +407,9 @@ pub struct CacheSpec {
     pub magnitudes: StoreType,
     /// Quantisation; absent: none (`rtn`, `kivi` and `smoothquant` then use their own defaults).
     pub quant: Option<Quant>,
+    /// Bits to which queries and probabilities are rounded before they meet packed codes: 8, 16 or 24. Absent: 16 beside
+    /// f16 numbers, 24 beside f32 ones.
+    pub activation_bits: Option<u8>,
     /// SmoothQuant's migration strength, 0..=1.
     pub alpha: f64,
     /// First tokens kept exact (`sinks`, `latent`).
@@ -443,6 +446,7 @@ impl Default for CacheSpec {
             dtype: StoreType::F16,
             magnitudes: StoreType::F16,
             quant: None,
+            activation_bits: None,
             alpha: 0.5,
             sinks: 4,
             recent: Budget::Fraction(0.1),
@@ -548,6 +552,11 @@ impl CacheSpec {
             }
             check_group("quant.group", q.group)?;
         }
+        if let Some(bits) = self.activation_bits
+            && ![8, 16, 24].contains(&bits)
+        {
+            return Err(ConfigError::new("activation_bits", format!("must be 8, 16 or 24, not {bits}")));
+        }
         if !self.budget_ratio.is_finite() || self.budget_ratio < 1.0 {
             return Err(ConfigError::new(
                 "budget_ratio",
@@ -626,8 +635,9 @@ impl CacheSpec {
 
     /// Whether the dotted key below `cache` makes a difference to this cache.
     pub fn reads(&self, key: &str) -> bool {
-        const MERGE: [&str; 8] =
-            ["start_layer", "pairs", "granularity", "key_space", "merge", "magnitudes", "residual", "quant"];
+        const MERGE: [&str; 7] =
+            ["start_layer", "pairs", "granularity", "key_space", "merge", "magnitudes", "residual"];
+        const QUANT: [&str; 2] = ["quant", "activation_bits"];
         const CHOICE: [&str; 2] = ["calibration", "budget_ratio"];
         let field = key.split('.').next().unwrap_or(key);
         let auto = [self.k.group, self.v.group].contains(&crate::Group::Auto);
@@ -635,14 +645,20 @@ impl CacheSpec {
         matches!(field, "method" | "dtype")
             || match self.method {
                 Method::Full => false,
-                Method::Mean | Method::MaxNorm => MERGE.contains(&field) || chosen,
-                Method::Minicache => MERGE.contains(&field) || chosen || ["t", "retention"].contains(&field),
-                Method::Rtn | Method::Kivi => field == "quant",
-                Method::Smoothquant => ["quant", "alpha"].contains(&field),
+                Method::Mean | Method::MaxNorm => MERGE.contains(&field) || chosen || QUANT.contains(&field),
+                Method::Minicache => {
+                    MERGE.contains(&field)
+                        || chosen
+                        || QUANT.contains(&field)
+                        || ["t", "retention"].contains(&field)
+                }
+                Method::Rtn | Method::Kivi => QUANT.contains(&field),
+                Method::Smoothquant => QUANT.contains(&field) || field == "alpha",
                 Method::H2o => ["recent", "heavy"].contains(&field),
                 Method::Sinks => ["recent", "sinks"].contains(&field),
                 Method::Latent => {
-                    ["k", "v", "sinks", "residual", "calibration", "basis", "magnitudes"].contains(&field)
+                    ["k", "v", "sinks", "residual", "calibration", "basis", "magnitudes", "activation_bits"]
+                        .contains(&field)
                         || (field == "budget_ratio" && auto)
                 }
             }
@@ -661,7 +677,7 @@ impl CacheSpec {
             )*};
         }
         keep!(start_layer, pairs, t, granularity, key_space, merge, retention, dtype, magnitudes, alpha);
-        keep!(sinks, recent, residual, heavy, k, v, calibration, basis, budget_ratio);
+        keep!(sinks, recent, residual, heavy, k, v, calibration, basis, budget_ratio, activation_bits);
         out.quant = self.quantisation();
         if let (Some(layers), true) = (layers, self.reads("start_layer")) {
             out.start_layer = StartLayer::Layer(self.start_layer.resolve(layers));

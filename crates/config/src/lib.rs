@@ -22,6 +22,6 @@ pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
     Variant, WeightMode,
 };
-pub use latent::{Calibration, Group, LatentSide, Rank};
+pub use latent::{Calibration, Group, Heads, LatentSide, Rank};
 pub use plan::{Cell, cells};
 pub use run_info::{ModelInfo, RunInfo};

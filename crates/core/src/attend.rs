@@ -4,6 +4,7 @@
 //! one block at a time, so memory does not grow with the square of the length, and stored states are read in their
 //! packed form, once per KV head for all query heads that share it.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use minicache_config::ModelShape;
@@ -14,14 +15,32 @@ use crate::lane::{Keys, Values};
 use crate::scratch::with_buffer;
 use crate::softmax::{exp_sum, largest};
 
-/// Stored positions scored at a time: scores of all rows of a tile stay in the first-level cache.
-const BLOCK: usize = 256;
+/// Stored positions scored at a time: scores of all rows stay in the first-level cache.
+const BLOCK: usize = 512;
+/// The same for the many rows of a tile.
+const TILE_BLOCK: usize = 256;
 /// Query tokens worked on together in a step of many tokens.
 const TILE: usize = 32;
 /// A past longer than this is split over threads.
 const SPLIT: usize = 1024;
 /// Numbers held, below which splitting over threads costs more than it gains.
 const SMALL: usize = 1 << 15;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with decode attention on this thread alone: for many sequences, of which each thread has several to do.
+pub fn on_one_thread<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _restore = Restore(ALONE.replace(true));
+    f()
+}
 
 /// The states of one step: `q (tokens, heads, head_dim)`, `k` and `v` `(tokens, kv_heads, head_dim)`.
 #[derive(Clone, Copy)]
@@ -105,6 +124,12 @@ fn gather(shape: &ModelShape, q: &[f32], head: usize, tokens: Range<usize>, rows
     }
 }
 
+/// The end of the block of stored positions that `at` is in.
+fn block_end(past: &Past<'_>, at: usize, block: usize) -> usize {
+    let first = past.keys.aligned_from();
+    if at < first { first } else { first + ((at - first) / block + 1) * block }
+}
+
 /// First position that the query at `position` sees.
 fn window_start(shape: &ModelShape, position: usize) -> usize {
     shape.window.map_or(0, |w| (position + 1).saturating_sub(w))
@@ -121,10 +146,10 @@ fn tile_attention(
     let (dim, group) = (shape.head_dim, shape.group());
     let rows = tokens.len() * group;
     let (query, sum) = (past.keys.query_dim(dim), past.values.sum_dim(dim));
-    with_buffer(rows * (dim + query + BLOCK + sum + 2), |buffer| {
+    with_buffer(rows * (dim + query + TILE_BLOCK + sum + 2), |buffer| {
         let (q, rest) = buffer.split_at_mut(rows * dim);
         let (mapped, rest) = rest.split_at_mut(rows * query);
-        let (scores, rest) = rest.split_at_mut(rows * BLOCK);
+        let (scores, rest) = rest.split_at_mut(rows * TILE_BLOCK);
         let mut online = Online::new(rest, rows);
         gather(shape, step.q, head, tokens.clone(), q);
         past.keys.map_queries(head..head + 1, q, mapped);
@@ -132,7 +157,7 @@ fn tile_attention(
 
         let mut at = past.start.max(limit(0));
         while at < past.end {
-            let range = at..(at + BLOCK).min(past.end);
+            let range = at..block_end(&past, at, TILE_BLOCK).min(past.end);
             let width = range.len();
             let block = &mut scores[..rows * width];
             past.keys.scores(head..head + 1, range.clone(), mapped, rows, block);
@@ -148,7 +173,7 @@ fn tile_attention(
         let kv_dim = shape.kv_dim();
         let mut at = limit(0).saturating_sub(past.end);
         while at < tokens.end {
-            let range = at..(at + BLOCK).min(tokens.end);
+            let range = at..(at + TILE_BLOCK).min(tokens.end);
             let width = range.len();
             let block = &mut scores[..rows * width];
             let from = range.start * kv_dim + head * dim;
@@ -165,10 +190,12 @@ fn tile_attention(
             at += width;
         }
 
-        for (r, acc) in online.acc.chunks_exact_mut(sum).enumerate() {
-            let at = ((r / group) * shape.heads + head * group + r % group) * dim;
-            acc.iter_mut().for_each(|a| *a /= online.sum[r]);
-            past.values.map_sum(head, acc, &mut out[at..at + dim]);
+        for (acc, total) in online.acc.chunks_exact_mut(sum).zip(&*online.sum) {
+            acc.iter_mut().for_each(|a| *a /= total);
+        }
+        past.values.map_sums(head, online.acc, rows, q);
+        for (token, q) in q.chunks_exact(group * dim).enumerate() {
+            out[(token * shape.heads + head * group) * dim..][..group * dim].copy_from_slice(q);
         }
     });
 }
@@ -177,27 +204,30 @@ fn tile_attention(
 /// their maxima and sums.
 fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
     let (dim, group) = (shape.head_dim, shape.group());
-    let heads_per_task = if past.keys.joint() { shape.kv_heads } else { 1 };
+    let heads_per_task = past.keys.together().max(past.values.together());
     let rows = heads_per_task * group;
     let start = past.start.max(window_start(shape, past.end));
     let held = past.end - start.min(past.end);
-    let parts = held.div_ceil(SPLIT).clamp(1, 4 * rayon::current_num_threads());
+    let alone = ALONE.get();
+    let parts = if alone { 1 } else { held.div_ceil(SPLIT).clamp(1, 4 * rayon::current_num_threads()) };
     // Parts end on multiples of the block, so that packed pages are not split between tasks.
     let length = held.div_ceil(parts).next_multiple_of(BLOCK);
+    let aligned = past.keys.aligned_from();
+    let base = aligned + start.saturating_sub(aligned) / BLOCK * BLOCK;
     let (query, sum) = (past.keys.query_dim(dim), past.values.sum_dim(dim));
     let record = rows * (sum + 2);
     let work = |queries: &[f32], mapped: &[f32], task: usize, partial: &mut [f32]| {
         let (lane, part) = (task / parts, task % parts);
         let heads = lane * heads_per_task..(lane + 1) * heads_per_task;
         let mapped = &mapped[lane * rows * query..(lane + 1) * rows * query];
-        let from = if part == 0 { start } else { (start / BLOCK * BLOCK + part * length).min(past.end) };
-        let to = (start / BLOCK * BLOCK + (part + 1) * length).clamp(from, past.end);
+        let from = if part == 0 { start } else { (base + part * length).min(past.end) };
+        let to = (base + (part + 1) * length).clamp(from, past.end);
         let to = if part + 1 == parts { past.end } else { to };
         let mut online = Online::new(partial, rows);
         with_buffer(rows * BLOCK, |scores| {
             let mut at = from;
             while at < to {
-                let range = at..((at / BLOCK + 1) * BLOCK).min(to);
+                let range = at..block_end(&past, at, BLOCK).min(to);
                 let width = range.len();
                 let block = &mut scores[..rows * width];
                 past.keys.scores(heads.clone(), range.clone(), mapped, rows, block);
@@ -234,17 +264,17 @@ fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
             past.keys.map_queries(heads, from, &mut mapped[lane * rows * query..(lane + 1) * rows * query]);
         }
         let (queries, mapped) = (&*queries, &*mapped);
-        if held * shape.kv_heads * dim < SMALL {
+        if alone || held * shape.kv_heads * dim < SMALL {
             partials.chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(queries, mapped, t, p));
         } else {
             partials.par_chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(queries, mapped, t, p));
         }
         for (lane, records) in partials.chunks_exact_mut(record * parts).enumerate() {
-            for row in 0..rows {
-                join(records, rows, row, sum);
-                let head = lane * heads_per_task + row / group;
-                let to = (lane * rows + row) * dim;
-                past.values.map_sum(head, &records[2 * rows + row * sum..][..sum], &mut out[to..to + dim]);
+            (0..rows).for_each(|row| join(records, rows, row, sum));
+            let sums = records[2 * rows..record].chunks_exact(group * sum);
+            let outs = out[lane * rows * dim..(lane + 1) * rows * dim].chunks_exact_mut(group * dim);
+            for (i, (sums, out)) in sums.zip(outs).enumerate() {
+                past.values.map_sums(lane * heads_per_task + i, sums, group, out);
             }
         }
     });

@@ -11,9 +11,14 @@ pub(crate) trait Keys: Sync {
         head_dim
     }
 
-    /// Whether all KV heads read the same storage, of keys and of values, so that one call may serve several of them.
-    fn joint(&self) -> bool {
-        false
+    /// KV heads that one call had better serve, because they read the same storage: all of them, or one.
+    fn together(&self) -> usize {
+        1
+    }
+
+    /// Stored positions lie in blocks from this one on.
+    fn aligned_from(&self) -> usize {
+        0
     }
 
     /// Maps the queries `q (rows, head_dim)`, rows spread evenly over the KV heads `heads`, once per step, to
@@ -23,7 +28,7 @@ pub(crate) trait Keys: Sync {
     }
 
     /// `out (rows, range.len())`: the scores of mapped queries `q (rows, query_dim)` against the positions `range` of
-    /// the KV heads `heads`: one, or, where storage is joint, several with the rows spread evenly over them.
+    /// the KV heads `heads`: one, or, if `together` says so for keys or values, several with the rows spread evenly.
     fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]);
 }
 
@@ -34,13 +39,19 @@ pub(crate) trait Values: Sync {
         head_dim
     }
 
+    /// As [`Keys::together`].
+    fn together(&self) -> usize {
+        1
+    }
+
     /// `out (rows, sum_dim) +=` the sum of the positions `range`, weighed by `p (rows, range.len())`; `heads` as in
     /// [`Keys::scores`].
     fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]);
 
-    /// Maps one accumulated row of KV head `head`, once per step, to values `out (head_dim)`, overwritten.
-    fn map_sum(&self, _head: usize, sum: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(sum);
+    /// Maps accumulated rows `(rows, sum_dim)` of KV head `head`, once per step, to values `out (rows, head_dim)`,
+    /// overwritten.
+    fn map_sums(&self, _head: usize, sums: &[f32], _rows: usize, out: &mut [f32]) {
+        out.copy_from_slice(sums);
     }
 }
 

@@ -31,6 +31,7 @@ pub mod store;
 mod synthetic;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
+pub use attend::on_one_thread;
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;

@@ -75,11 +75,6 @@ impl Magnitudes {
         }
     }
 
-    /// Numbers pushed per lane.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// The number of `lane` at `position`.
     pub(crate) fn get(&self, lane: usize, position: usize) -> f32 {
         let mut one = [1.0];

@@ -62,6 +62,7 @@ pub(crate) struct SideSettings {
     pub(crate) shared: Scheme,
     pub(crate) retained: Scheme,
     pub(crate) magnitudes: StoreType,
+    pub(crate) precision: Precision,
     pub(crate) retention: Option<Retention>,
     /// One vector per KV head instead of one per token.
     pub(crate) per_head: bool,
@@ -133,7 +134,7 @@ impl PairSide {
             [column.clone(), column]
         });
         let retainers = settings.retention.iter().flat_map(|r| vec![Retainer::new(r); lanes]).collect();
-        let precision = Precision::beside(settings.magnitudes);
+        let precision = settings.precision;
         let store = Store::new(kv_heads / lanes, head_dim, settings.retained, settings.side);
         let store = store.with_precision(precision).with_blocks(LANES);
         let retained = Retained { positions: Arc::default(), dropped: 0, members: [store.clone(), store] };

@@ -121,7 +121,7 @@ fn footprints_are_what_the_allocator_gave() {
         for (kv_heads, head_dim, window) in [(2, 32, None), (1, 64, None), (2, 32, Some(500))] {
             let shape = ModelShape { layers: 4, heads: 4, kv_heads, head_dim, window, scale: 0.1 };
             for text in LATENTS {
-                let latent = Some(latent::plan(text, &shape, 4, 4));
+                let latent = Some(latent::plan(text, &shape));
                 check(text, &shape, &Resources { latent, rotary: None });
             }
         }

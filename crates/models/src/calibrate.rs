@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use faer::{Mat, Side, c64};
-use minicache_core::latent::{Basis, KeyBasis, KeyMoments, Moments, ValueBasis, ValueMoments};
+use minicache_core::latent::{
+    Basis, Grouping, KeyBasis, KeyMoments, Moments, Span, ValueBasis, ValueMoments,
+};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -53,11 +55,11 @@ impl Default for BasisOptions {
 pub fn collect<'a>(
     decoder: &Decoder,
     chunks: impl Iterator<Item = &'a [u32]>,
-    key_groups: &[usize],
-    value_groups: &[usize],
+    keys: &[Grouping],
+    values: &[Grouping],
     sinks: usize,
 ) -> Result<Moments> {
-    let moments = Arc::new(Mutex::new(Moments::new(decoder.shape(), key_groups, value_groups, sinks)));
+    let moments = Arc::new(Mutex::new(Moments::new(decoder.shape(), keys, values, sinks)));
     let mut stream = vec![0.0; decoder.shape().layers];
     for tokens in chunks.filter(|c| !c.is_empty()) {
         let mut cache = Moments::collector(&moments, decoder.rotary(tokens.len()))?;
@@ -85,7 +87,7 @@ pub fn collect<'a>(
     Ok(moments)
 }
 
-/// The basis of every group in `moments`: eigenvectors of the (centred, weighted) second moments. `source` holds the
+/// The basis of every span in `moments`: eigenvectors of the (centred, weighted) second moments. `source` holds the
 /// weights of the model of `config`.
 ///
 /// # Errors
@@ -97,12 +99,13 @@ pub fn basis(
     options: BasisOptions,
 ) -> Result<Basis> {
     let outputs = Outputs::new(moments, config, source, options)?;
-    let keys = |(size, groups): &(usize, Vec<KeyMoments>)| {
-        Ok((*size, groups.iter().map(|g| key_basis(g, moments, &outputs, options)).collect::<Result<_>>()?))
+    let keys = |(grouping, spans): &(Grouping, Vec<KeyMoments>)| {
+        let basis = |m: &KeyMoments| key_basis(m, moments, &outputs, options);
+        Ok((*grouping, spans.iter().map(basis).collect::<Result<_>>()?))
     };
-    let values = |(size, groups): &(usize, Vec<ValueMoments>)| {
-        let basis = |g: &ValueMoments| value_basis(g, moments, &outputs, options);
-        Ok((*size, groups.iter().map(basis).collect::<Result<_>>()?))
+    let values = |(grouping, spans): &(Grouping, Vec<ValueMoments>)| {
+        let basis = |m: &ValueMoments| value_basis(m, moments, &outputs, options);
+        Ok((*grouping, spans.iter().map(basis).collect::<Result<_>>()?))
     };
     Ok(Basis {
         keys: moments.keys.iter().map(keys).collect::<Result<_>>()?,
@@ -192,14 +195,13 @@ fn roots(product: &Mat<f64>) -> Option<(Mat<f64>, Mat<f64>)> {
 
 /// tr(M Cov) of the values of a head.
 fn value_energy(moments: &Moments, layer: usize, head: usize, product: &Mat<f64>) -> f64 {
-    let (kv_dim, dim) = (moments.shape.kv_dim(), moments.shape.head_dim);
+    let dim = moments.shape.head_dim;
     let count = moments.tokens as f64;
-    let of = moments
-        .values
-        .first()
-        .and_then(|(_, groups)| groups.iter().find(|g| (g.first..g.first + g.layers).contains(&layer)));
-    let Some(group) = of else { return 1.0 };
-    let (n, first) = (group.sum.len(), (layer - group.first) * kv_dim + head * dim);
+    let index = layer * moments.shape.kv_heads + head;
+    let place = |m: &ValueMoments| m.span.indices(moments.shape.kv_heads).position(|i| i == index);
+    let mut spans = moments.values.first().into_iter().flat_map(|(_, spans)| spans);
+    let Some((group, member)) = spans.find_map(|m| place(m).map(|member| (m, member))) else { return 1.0 };
+    let (n, first) = (group.sum.len(), member * dim);
     let mut energy = 0.0;
     for a in 0..dim {
         for b in 0..dim {
@@ -228,25 +230,25 @@ fn value_basis(
     let count = moments.tokens as f64;
     let mean: Vec<f64> = group.sum.iter().map(|s| if options.centre { s / count } else { 0.0 }).collect();
     let covariance = Mat::from_fn(n, n, |a, b| group.products[a * n + b] / count - mean[a] * mean[b]);
-    let roots = &outputs.roots[group.first * heads..(group.first + group.layers) * heads];
+    let roots = || group.span.indices(heads).map(|i| &outputs.roots[i]);
     // W Cov W with W block-diagonal, one block of rows and columns at a time.
     let mut weighted = Mat::<f64>::zeros(n, n);
-    for (a, (left, _)) in roots.iter().enumerate() {
-        for (b, (right, _)) in roots.iter().enumerate() {
+    for (a, (left, _)) in roots().enumerate() {
+        for (b, (right, _)) in roots().enumerate() {
             let block = left * covariance.as_ref().submatrix(a * dim, b * dim, dim, dim) * right;
             weighted.as_mut().submatrix_mut(a * dim, b * dim, dim, dim).copy_from(&block);
         }
     }
-    let eigen = weighted.self_adjoint_eigen(Side::Lower).map_err(|_| not_converged(group.first))?;
+    let eigen = weighted.self_adjoint_eigen(Side::Lower).map_err(|_| not_converged(group.span.first))?;
     // faer sorts ascending; components are kept by descending variance.
     let column = |c: usize| n - 1 - c;
     let vectors = (0..n * n).map(|i| eigen.U()[(i / n, column(i % n))] as f32).collect();
     let variances = (0..n).map(|c| eigen.S()[column(c)].max(0.0) as f32).collect();
     let mean = mean.iter().map(|&m| m as f32).collect();
     let flat = |m: &Mat<f64>| (0..dim * dim).map(|i| m[(i / dim, i % dim)] as f32).collect::<Vec<f32>>();
-    let weights = roots.iter().flat_map(|(root, _)| flat(root)).collect();
-    let inverse = roots.iter().flat_map(|(_, inverse)| flat(inverse)).collect();
-    Ok(ValueBasis { first: group.first, layers: group.layers, mean, weights, inverse, vectors, variances })
+    let weights = roots().flat_map(|(root, _)| flat(root)).collect();
+    let inverse = roots().flat_map(|(_, inverse)| flat(inverse)).collect();
+    Ok(ValueBasis { span: group.span, mean, weights, inverse, vectors, variances })
 }
 
 fn key_basis(
@@ -257,12 +259,14 @@ fn key_basis(
 ) -> Result<KeyBasis> {
     let shape = &moments.shape;
     let (dim, half) = (shape.head_dim, shape.head_dim / 2);
-    let m = group.layers * shape.kv_heads;
+    let m = group.span.members();
     let count = moments.tokens as f64;
     let mean: Vec<f64> = group.sum.iter().map(|s| if options.centre { s / count } else { 0.0 }).collect();
-    let queries = &moments.queries[group.first * shape.kv_heads * half..][..m * half];
+    let places = || group.span.indices(shape.kv_heads);
+    let queries: Vec<f64> =
+        places().flat_map(|i| moments.queries[i * half..(i + 1) * half].iter().copied()).collect();
     let average = (queries.iter().sum::<f64>() / queries.len() as f64).max(f64::MIN_POSITIVE);
-    let heads = &outputs.energies[group.first * shape.kv_heads..][..m];
+    let heads: Vec<f64> = places().map(|i| outputs.energies[i]).collect();
     // Half of the mean squared score that a key's error of unit size makes, times what a score moves.
     let per_query = f64::from(shape.scale).powi(2) / (2.0 * count * shape.group() as f64);
     let absolute = if options.output_weights { average * per_query } else { 1.0 };
@@ -279,7 +283,8 @@ fn key_basis(
             let centred = c64::new(p[0], p[1]) / count - mean(a) * mean(b).conj();
             centred * (weights[a * half + j] * weights[b * half + j])
         });
-        let eigen = covariance.self_adjoint_eigen(Side::Lower).map_err(|_| not_converged(group.first))?;
+        let eigen =
+            covariance.self_adjoint_eigen(Side::Lower).map_err(|_| not_converged(group.span.first))?;
         let column = |c: usize| m - 1 - c;
         for a in 0..m {
             for c in 0..m {
@@ -290,8 +295,7 @@ fn key_basis(
         variances.extend((0..m).map(|c| eigen.S()[column(c)].re.max(0.0) as f32));
     }
     Ok(KeyBasis {
-        first: group.first,
-        layers: group.layers,
+        span: group.span,
         mean: mean.iter().map(|&x| x as f32).collect(),
         weights: weights.iter().map(|&x| x as f32).collect(),
         vectors,
@@ -299,7 +303,7 @@ fn key_basis(
     })
 }
 
-const FORMAT: &str = "minicache-basis-2";
+const FORMAT: &str = "minicache-basis-3";
 
 /// The named tensors of one group: where they go in a file, and come from.
 fn key_tensors(b: &KeyBasis) -> [(&'static str, &Vec<f32>); 4] {
@@ -316,21 +320,41 @@ fn value_tensors(b: &ValueBasis) -> [(&'static str, &Vec<f32>); 5] {
     ]
 }
 
-/// Writes a basis to a safetensors file, atomically: tensors `key.{group}.{first}.{layers}.{name}` and `value...`.
+/// What a tensor of a basis belongs to: `key` or `value`, layers and heads of the grouping, then those of the span.
+fn prefix(side: &str, grouping: Grouping, span: Span) -> String {
+    let (Grouping { layers, heads }, s) = (grouping, span);
+    format!("{side}.{layers}x{heads}.{}+{}.{}+{}", s.first, s.layers, s.head, s.heads)
+}
+
+/// The reverse of [`prefix`]; nothing for another name.
+fn parse_prefix(name: &str) -> Option<(&str, Grouping, Span)> {
+    let pair = |text: &str, by: char| {
+        let (a, b) = text.split_once(by)?;
+        Some((a.parse::<usize>().ok()?, b.parse::<usize>().ok()?))
+    };
+    let parts: Vec<&str> = name.split('.').collect();
+    let [side @ ("key" | "value"), grouping, layers, heads] = parts[..] else { return None };
+    let (size, width) = pair(grouping, 'x')?;
+    let ((first, layers), (head, heads)) = (pair(layers, '+')?, pair(heads, '+')?);
+    Some((side, Grouping { layers: size, heads: width }, Span { first, layers, head, heads }))
+}
+
+/// Writes a basis to a safetensors file, atomically: tensors `key.{layers}x{heads}.{first}+{layers}.{head}+{heads}.{name}`
+/// and `value...`.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn save(basis: &Basis, info: &CalibrationInfo, path: &Path) -> Result<()> {
     let mut tensors: Vec<(String, Vec<u8>)> = Vec::new();
-    let mut add = |side: &str, size: usize, first: usize, layers: usize, name: &str, data: &[f32]| {
+    let mut add = |prefix: String, name: &str, data: &[f32]| {
         let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-        tensors.push((format!("{side}.{size}.{first}.{layers}.{name}"), bytes));
+        tensors.push((format!("{prefix}.{name}"), bytes));
     };
-    for (size, b) in basis.keys.iter().flat_map(|(size, groups)| groups.iter().map(move |b| (*size, b))) {
-        key_tensors(b).iter().for_each(|(name, data)| add("key", size, b.first, b.layers, name, data));
+    for (g, b) in basis.keys.iter().flat_map(|(g, spans)| spans.iter().map(move |b| (*g, b))) {
+        key_tensors(b).iter().for_each(|(name, data)| add(prefix("key", g, b.span), name, data));
     }
-    for (size, b) in basis.values.iter().flat_map(|(size, groups)| groups.iter().map(move |b| (*size, b))) {
-        value_tensors(b).iter().for_each(|(name, data)| add("value", size, b.first, b.layers, name, data));
+    for (g, b) in basis.values.iter().flat_map(|(g, spans)| spans.iter().map(move |b| (*g, b))) {
+        value_tensors(b).iter().for_each(|(name, data)| add(prefix("value", g, b.span), name, data));
     }
     let broken = |e: String| Error::Calibration(format!("{}: {e}", path.display()));
     let views: Vec<(String, TensorView<'_>)> = tensors
@@ -371,37 +395,32 @@ pub fn load(path: &Path, fingerprint: &str) -> Result<(Basis, CalibrationInfo)> 
         let tensor = file.tensor(name).map_err(|_| broken(&format!("tensor {name} is missing")))?;
         Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
-    let mut groups: Vec<(bool, usize, usize, usize)> = Vec::new();
-    for name in file.names() {
-        let parts: Vec<&str> = name.split('.').collect();
-        if let [side, size, first, layers, "mean"] = parts[..]
-            && let (Ok(size), Ok(first), Ok(layers)) = (size.parse(), first.parse(), layers.parse())
-        {
-            groups.push((side == "value", size, first, layers));
-        }
-    }
-    groups.sort_unstable();
+    let mut spans: Vec<(&str, Grouping, Span)> =
+        file.names().into_iter().filter_map(|n| parse_prefix(n.strip_suffix(".mean")?)).collect();
+    spans.sort_unstable();
     let mut basis = Basis::default();
-    for (value, size, first, layers) in groups {
-        let side = if value { "value" } else { "key" };
-        let tensor = |name: &str| numbers(&format!("{side}.{size}.{first}.{layers}.{name}"));
+    for (side, grouping, span) in spans {
+        let prefix = prefix(side, grouping, span);
+        let tensor = |name: &str| numbers(&format!("{prefix}.{name}"));
         let (mean, weights) = (tensor("mean")?, tensor("weights")?);
         let (vectors, variances) = (tensor("vectors")?, tensor("variances")?);
-        if value {
+        if side == "value" {
             let inverse = tensor("inverse")?;
-            let group = ValueBasis { first, layers, mean, weights, inverse, vectors, variances };
-            push(&mut basis.values, size, group);
+            push(
+                &mut basis.values,
+                grouping,
+                ValueBasis { span, mean, weights, inverse, vectors, variances },
+            );
         } else {
-            let group = KeyBasis { first, layers, mean, weights, vectors, variances };
-            push(&mut basis.keys, size, group);
+            push(&mut basis.keys, grouping, KeyBasis { span, mean, weights, vectors, variances });
         }
     }
     Ok((basis, info))
 }
 
-fn push<T>(groups: &mut Vec<(usize, Vec<T>)>, size: usize, group: T) {
-    match groups.last_mut() {
-        Some((s, list)) if *s == size => list.push(group),
-        _ => groups.push((size, vec![group])),
+fn push<T>(spans: &mut Vec<(Grouping, Vec<T>)>, grouping: Grouping, span: T) {
+    match spans.last_mut() {
+        Some((g, list)) if *g == grouping => list.push(span),
+        _ => spans.push((grouping, vec![span])),
     }
 }

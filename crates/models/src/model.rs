@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use minicache_config::{Calibration, Method};
-use minicache_core::latent::Basis;
+use minicache_core::latent::{Basis, Grouping};
 use minicache_core::{CacheSpec, KvCache, ModelShape, Resources};
 use sha2::{Digest, Sha256};
 
@@ -98,20 +98,19 @@ impl Model {
         self.with_weights(|weights| align::align(&self.decoder, weights, chunks))
     }
 
-    /// The basis of latent caches in groups of `key_groups` and `value_groups` layers, calibrated on `chunks` of tokens
-    /// without the first `sinks` of each, and the number of tokens counted (see [`calibrate`]).
+    /// The basis of latent caches for the groupings `keys` and `values`, calibrated on `chunks` of tokens without the first `sinks` of each, and the number of tokens counted (see [`calibrate`]).
     ///
     /// # Errors
     /// As [`calibrate::collect`] and [`calibrate::basis`].
     pub fn calibrate<'a>(
         &self,
         chunks: impl Iterator<Item = &'a [u32]>,
-        key_groups: &[usize],
-        value_groups: &[usize],
+        keys: &[Grouping],
+        values: &[Grouping],
         sinks: usize,
         options: BasisOptions,
     ) -> Result<(Basis, usize)> {
-        let moments = calibrate::collect(&self.decoder, chunks, key_groups, value_groups, sinks)?;
+        let moments = calibrate::collect(&self.decoder, chunks, keys, values, sinks)?;
         let basis = self.with_weights(|w| calibrate::basis(&moments, &self.config, w, options))?;
         Ok((basis, moments.tokens))
     }

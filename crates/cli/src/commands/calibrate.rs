@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use minicache_config::WeightMode;
+use minicache_config::{Heads, WeightMode};
+use minicache_core::latent::Grouping;
 use minicache_models::calibrate::{self, BasisOptions, CalibrationInfo};
 
 use crate::calibration::CalibrationArgs;
@@ -26,12 +27,24 @@ pub(crate) struct Args {
     /// Sizes of the groups of layers that caches may ask for, such as 1,2,4.
     #[arg(long, value_delimiter = ',', default_value = "4", value_name = "G,..")]
     groups: Vec<usize>,
+    /// Numbers of KV heads that share a latent in caches (`heads`), such as all,1.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "all|H,..", value_parser = heads)]
+    heads: Vec<Heads>,
     /// First tokens of each sequence that are not counted, as caches store them exactly.
     #[arg(long, default_value_t = 4, value_name = "N")]
     sinks: usize,
     /// Where the basis goes; caches take it as `basis = "FILE"`.
     #[arg(long, value_name = "BASIS.safetensors")]
     out: PathBuf,
+}
+
+fn heads(text: &str) -> std::result::Result<Heads, String> {
+    match text.parse() {
+        Ok(0) => Err("must be \"all\" or at least 1 KV head".to_string()),
+        Ok(number) => Ok(Heads::Number(number)),
+        Err(_) if text == "all" => Ok(Heads::All),
+        Err(_) => Err("must be \"all\" or a number of KV heads".to_string()),
+    }
 }
 
 /// Calibrates and writes.
@@ -49,8 +62,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let chunks = args.calibration.read(&model, global)?;
     let start = Instant::now();
+    let widths: BTreeSet<usize> = args.heads.iter().map(|h| h.of(model.config.kv_heads)).collect();
+    let grouping = |&layers: &usize| widths.iter().map(move |&heads| Grouping { layers, heads });
+    let groupings: Vec<Grouping> = groups.iter().flat_map(grouping).collect();
     let options = BasisOptions::default();
-    let (basis, tokens) = model.calibrate(chunks.iter(), &groups, &groups, args.sinks, options)?;
+    let (basis, tokens) = model.calibrate(chunks.iter(), &groupings, &groupings, args.sinks, options)?;
     let info = CalibrationInfo {
         model: model.fingerprint.clone(),
         text: chunks.text,

@@ -40,7 +40,14 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
 /// The keys of a cache specification that make a difference to `method`, besides `method` itself.
 fn reads(method: Method) -> Result<Vec<String>> {
     let spec = CacheSpec::of(method);
-    let keys = toml::Table::try_from(CacheSpec { quant: Some(Default::default()), ..spec.clone() })?;
+    // What is absent by default has to be there to be listed.
+    let whole = CacheSpec {
+        quant: Some(Default::default()),
+        activation_bits: Some(8),
+        basis: Some(String::new()),
+        ..spec.clone()
+    };
+    let keys = toml::Table::try_from(whole)?;
     Ok(keys.keys().filter(|k| *k != "method" && spec.reads(k)).cloned().collect())
 }
 
@@ -58,5 +65,6 @@ mod tests {
         assert!(of(Method::Minicache).contains("start_layer") && of(Method::Minicache).contains("retention"));
         assert!(of(Method::Kivi).contains("quant") && !of(Method::Kivi).contains("start_layer"));
         assert!(of(Method::H2o).contains("heavy"));
+        assert!(of(Method::Latent).contains("basis") && of(Method::Latent).contains("activation_bits"));
     }
 }

@@ -89,7 +89,10 @@ fn a_basis_serves_its_model_and_no_other() {
     let missing = with(", basis = \"none.safetensors\"");
     room.wrong(&[&args[..], &[&missing]].concat(), &["none.safetensors"]);
     let three = named.replacen("group = 2", "group = 3", 1);
-    room.wrong(&[&args[..], &[&three]].concat(), &["groups of 3 layers", "calibrate"]);
+    room.wrong(
+        &[&args[..], &[&three]].concat(),
+        &["a basis for keys of 3 layers and 1 KV head", "calibrate"],
+    );
     // Without a basis there has to be text and a tokenizer to calibrate with.
     room.wrong(&[&args[..], &[&with("")]].concat(), &["basis = \"FILE\"", "tokenizer"]);
     room.wrong(

@@ -9,9 +9,7 @@ use half::f16;
 
 use super::lines::prefetch_line;
 use super::scalar;
-use super::{
-    Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded, strip_bytes,
-};
+use super::{Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded};
 
 /// Lanes of a register.
 const HALF: usize = 8;
@@ -137,6 +135,14 @@ pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
         // SAFETY: `super::codes` has checked that all strips, digits, scales and outputs are there.
         unsafe {
             match (m.bits, rows, w.precision) {
+                (2, 1, Precision::Coarse) => strips::<2, 1, 1>(m, w, row, y, stride),
+                (2, _, Precision::Coarse) => strips::<2, 1, 2>(m, w, row, y, stride),
+                (3, 1, Precision::Coarse) => strips::<3, 1, 1>(m, w, row, y, stride),
+                (3, _, Precision::Coarse) => strips::<3, 1, 2>(m, w, row, y, stride),
+                (4, 1, Precision::Coarse) => strips::<4, 1, 1>(m, w, row, y, stride),
+                (4, _, Precision::Coarse) => strips::<4, 1, 2>(m, w, row, y, stride),
+                (_, 1, Precision::Coarse) => strips::<8, 1, 1>(m, w, row, y, stride),
+                (_, _, Precision::Coarse) => strips::<8, 1, 2>(m, w, row, y, stride),
                 (2, 1, Precision::Fast) => strips::<2, 2, 1>(m, w, row, y, stride),
                 (2, _, Precision::Fast) => strips::<2, 2, 2>(m, w, row, y, stride),
                 (3, 1, Precision::Fast) => strips::<3, 2, 1>(m, w, row, y, stride),
@@ -172,94 +178,106 @@ unsafe fn strips<const BITS: u8, const D: usize, const R: usize>(
     y_stride: usize,
 ) {
     const VECTOR: usize = 64;
-    let bytes = strip_bytes(BITS, m.steps, LANES);
     let fours = m.steps.div_ceil(4);
     let low4 = _mm256_set1_epi8(0x0f);
     let low2 = _mm256_set1_epi8(3);
     let ones = _mm256_set1_epi16(1);
     let base = _mm256_set1_ps(256.0);
-    let stride = padded(m.steps);
+    let stride = padded(m.runs * m.steps);
     let next = if m.next.len() == m.codes.len() { m.next.as_ptr() } else { m.codes.as_ptr() };
     for half in 0..2 * m.strips {
         let first = half / 2 / m.per_set * w.rows + row;
-        let digit = |r: usize, four: usize, i: usize| {
-            // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
-            unsafe { _mm256_set1_epi32(*w.digits.as_ptr().add((first + r) * stride + four * 4 + i)) }
-        };
-        // SAFETY: the strip exists, and has both halves.
-        let x = unsafe { m.codes.as_ptr().add(half / 2 * bytes + half % 2 * (VECTOR / 2)) };
-        let load = |at: usize| {
-            prefetch_line(next.wrapping_add(half / 2 * bytes + at).cast());
-            // SAFETY: vector v of a strip lies within its bytes.
-            unsafe { _mm256_loadu_si256(x.add(at).cast()) }
-        };
         let mut sums = [[_mm256_setzero_si256(); D]; R];
-        // Adds the products of codes (at most 15) and digits of `N` fours: N * 2 * 15 * 128 stays within 16 bits.
-        macro_rules! dot {
-            ($four:expr, $codes:expr) => {{
-                let codes = $codes;
-                for r in 0..R {
-                    for i in 0..D {
-                        let mut sum = _mm256_maddubs_epi16(codes[0], digit(r, $four, i));
-                        for (n, &codes) in codes.iter().enumerate().skip(1) {
-                            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, digit(r, $four + n, i)));
-                        }
-                        sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_madd_epi16(sum, ones));
-                    }
+        for run in 0..m.runs {
+            let start = half / 2 * m.stride + run * m.run_stride;
+            let digit = |r: usize, four: usize, i: usize| {
+                // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
+                unsafe {
+                    let digits = w.digits.as_ptr().add((first + r) * stride + run * m.steps);
+                    _mm256_set1_epi32(*digits.add(four * 4 + i))
                 }
-            }};
-        }
-        match BITS {
-            8 => {
-                // 255 * 128 does not fit: the halves of a code apart, the upper one times 16 in 32 bits.
-                let sixteen = _mm256_set1_epi16(16);
-                for v in 0..fours {
-                    let x = load(v * VECTOR);
-                    let low = _mm256_and_si256(x, low4);
-                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(x), low4);
+            };
+            // SAFETY: the run of the strip exists, and has both halves.
+            let x = unsafe { m.codes.as_ptr().add(start + half % 2 * (VECTOR / 2)) };
+            let load = |at: usize| {
+                prefetch_line(next.wrapping_add(start + at).cast());
+                // SAFETY: vector v of a strip lies within its bytes.
+                unsafe { _mm256_loadu_si256(x.add(at).cast()) }
+            };
+            // Adds the products of codes (at most 15) and digits of `N` fours: N * 2 * 15 * 128 stays within 16 bits.
+            macro_rules! dot {
+                ($four:expr, $codes:expr) => {{
+                    let codes = $codes;
                     for r in 0..R {
                         for i in 0..D {
-                            let digit = digit(r, v, i);
-                            let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, digit), ones);
-                            let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, digit), sixteen);
-                            sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_add_epi32(low, high));
+                            let mut sum = _mm256_maddubs_epi16(codes[0], digit(r, $four, i));
+                            for (n, &codes) in codes.iter().enumerate().skip(1) {
+                                sum = _mm256_add_epi16(
+                                    sum,
+                                    _mm256_maddubs_epi16(codes, digit(r, $four + n, i)),
+                                );
+                            }
+                            sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_madd_epi16(sum, ones));
+                        }
+                    }
+                }};
+            }
+            match BITS {
+                8 => {
+                    // 255 * 128 does not fit: the halves of a code apart, the upper one times 16 in 32 bits.
+                    let sixteen = _mm256_set1_epi16(16);
+                    for v in 0..fours {
+                        let x = load(v * VECTOR);
+                        let low = _mm256_and_si256(x, low4);
+                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(x), low4);
+                        for r in 0..R {
+                            for i in 0..D {
+                                let digit = digit(r, v, i);
+                                let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, digit), ones);
+                                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, digit), sixteen);
+                                sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_add_epi32(low, high));
+                            }
                         }
                     }
                 }
-            }
-            4 => {
-                for v in 0..fours.div_ceil(2) {
-                    let x = load(v * VECTOR);
-                    let high = _mm256_srli_epi16::<4>(x);
-                    dot!(2 * v, [_mm256_and_si256(x, low4), _mm256_and_si256(high, low4)]);
+                4 => {
+                    for v in 0..fours.div_ceil(2) {
+                        let x = load(v * VECTOR);
+                        let high = _mm256_srli_epi16::<4>(x);
+                        dot!(2 * v, [_mm256_and_si256(x, low4), _mm256_and_si256(high, low4)]);
+                    }
                 }
-            }
-            2 => {
-                for v in 0..fours.div_ceil(4) {
-                    let x = load(v * VECTOR);
-                    let x =
-                        [x, _mm256_srli_epi16::<2>(x), _mm256_srli_epi16::<4>(x), _mm256_srli_epi16::<6>(x)];
-                    dot!(4 * v, x.map(|x| _mm256_and_si256(x, low2)));
+                2 => {
+                    for v in 0..fours.div_ceil(4) {
+                        let x = load(v * VECTOR);
+                        let x = [
+                            x,
+                            _mm256_srli_epi16::<2>(x),
+                            _mm256_srli_epi16::<4>(x),
+                            _mm256_srli_epi16::<6>(x),
+                        ];
+                        dot!(4 * v, x.map(|x| _mm256_and_si256(x, low2)));
+                    }
                 }
-            }
-            _ => {
-                // The third bits of vectors 2u and 2u + 1 are the low and the high halves of the bytes of vector u.
-                let vectors = fours.div_ceil(4);
-                let third = _mm256_set1_epi8(4);
-                let join = |x, h| _mm256_or_si256(_mm256_and_si256(x, low2), _mm256_and_si256(h, third));
-                for v in 0..vectors {
-                    let x = load(v * VECTOR);
-                    let shift = _mm_cvtsi32_si128((v % 2 * 4) as i32);
-                    let h = _mm256_srl_epi16(load((vectors + v / 2) * VECTOR), shift);
-                    dot!(
-                        4 * v,
-                        [
-                            join(x, _mm256_slli_epi16::<2>(h)),
-                            join(_mm256_srli_epi16::<2>(x), _mm256_slli_epi16::<1>(h)),
-                            join(_mm256_srli_epi16::<4>(x), h),
-                            join(_mm256_srli_epi16::<6>(x), _mm256_srli_epi16::<1>(h)),
-                        ]
-                    );
+                _ => {
+                    // The third bits of vectors 2u and 2u + 1 are the low and the high halves of the bytes of vector u.
+                    let vectors = fours.div_ceil(4);
+                    let third = _mm256_set1_epi8(4);
+                    let join = |x, h| _mm256_or_si256(_mm256_and_si256(x, low2), _mm256_and_si256(h, third));
+                    for v in 0..vectors {
+                        let x = load(v * VECTOR);
+                        let shift = _mm_cvtsi32_si128((v % 2 * 4) as i32);
+                        let h = _mm256_srl_epi16(load((vectors + v / 2) * VECTOR), shift);
+                        dot!(
+                            4 * v,
+                            [
+                                join(x, _mm256_slli_epi16::<2>(h)),
+                                join(_mm256_srli_epi16::<2>(x), _mm256_slli_epi16::<1>(h)),
+                                join(_mm256_srli_epi16::<4>(x), h),
+                                join(_mm256_srli_epi16::<6>(x), _mm256_srli_epi16::<1>(h)),
+                            ]
+                        );
+                    }
                 }
             }
         }
@@ -302,6 +320,7 @@ pub(super) fn digits(
 ) {
     let padded = padded(steps);
     let whole = steps / HALF * HALF;
+    let stored = scales.is_some_and(|s| s.has_zeros());
     let (all, offset) = precision.units();
     // Floats from 2^23 on have their unit in the last bit: adding one rounds to an integer, in the low bits.
     let magic = _mm256_set1_ps(8_388_608.0 + offset as f32);
@@ -327,38 +346,39 @@ pub(super) fn digits(
                 unsafe {
                     let mut x = _mm256_loadu_ps(w.as_ptr().add(at));
                     if let Some((scale, zero)) = pair {
-                        let zero = _mm256_cvtph_ps(_mm_loadu_si128(zero.as_ptr().add(at).cast()));
-                        let scale = _mm256_cvtph_ps(_mm_loadu_si128(scale.as_ptr().add(at).cast()));
-                        biases = _mm256_fmadd_ps(x, zero, biases);
-                        x = _mm256_mul_ps(x, scale);
-                    } else {
-                        biases = _mm256_add_ps(biases, x);
+                        if stored {
+                            let zero = _mm256_cvtph_ps(_mm_loadu_si128(zero.as_ptr().add(at).cast()));
+                            biases = _mm256_fmadd_ps(x, zero, biases);
+                        }
+                        x = _mm256_mul_ps(x, _mm256_cvtph_ps(_mm_loadu_si128(scale.as_ptr().add(at).cast())));
                     }
                     _mm256_storeu_ps(digits.as_mut_ptr().add(at).cast(), x);
+                }
+            }
+            digits[whole..].fill(0);
+            let mut bias = 0.0;
+            for at in whole..steps {
+                digits[at] = pair.map_or(w[at], |(scale, _)| w[at] * scale[at].to_f32()).to_bits() as i32;
+                if let (Some((_, zero)), true) = (pair, stored) {
+                    bias += w[at] * zero[at].to_f32();
+                }
+            }
+            for digits in digits.chunks_exact_mut(HALF) {
+                // SAFETY: `digits` has 8 elements of 4 bytes.
+                unsafe {
+                    let x = _mm256_fmadd_ps(_mm256_loadu_ps(digits.as_ptr().cast()), units, magic);
+                    if !stored {
+                        biases = _mm256_add_ps(biases, _mm256_sub_ps(x, magic));
+                    }
+                    let x = _mm256_castps_si256(x);
+                    let x = _mm256_shuffle_epi8(_mm256_sub_epi8(x, offset), transpose);
+                    _mm256_storeu_si256(digits.as_mut_ptr().cast(), x);
                 }
             }
             let mut lanes = [0.0_f32; HALF];
             // SAFETY: the array has 8 elements.
             unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), biases) };
-            let mut bias: f32 = lanes.iter().sum();
-            digits[whole..].fill(0);
-            for at in whole..steps {
-                let (x, zero) = match pair {
-                    Some((scale, zero)) => (w[at] * scale[at].to_f32(), w[at] * zero[at].to_f32()),
-                    None => (w[at], w[at]),
-                };
-                bias += zero;
-                digits[at] = x.to_bits() as i32;
-            }
-            for digits in digits.chunks_exact_mut(HALF) {
-                // SAFETY: `digits` has 8 elements of 4 bytes.
-                unsafe {
-                    let x = _mm256_loadu_ps(digits.as_ptr().cast());
-                    let x = _mm256_castps_si256(_mm256_fmadd_ps(x, units, magic));
-                    let x = _mm256_shuffle_epi8(_mm256_sub_epi8(x, offset), transpose);
-                    _mm256_storeu_si256(digits.as_mut_ptr().cast(), x);
-                }
-            }
+            bias += lanes.iter().sum::<f32>() * if stored { 1.0 } else { step };
             factors[k] = Factor { step, bias };
         }
     }

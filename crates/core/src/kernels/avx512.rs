@@ -9,9 +9,7 @@ use half::f16;
 
 use super::lines::prefetch_line;
 use super::scalar;
-use super::{
-    Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded, strip_bytes,
-};
+use super::{Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded};
 
 /// Defines the kernel for strips of `$type`, loaded as 16 f32 by `$load`.
 macro_rules! dense {
@@ -126,6 +124,10 @@ pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
     // SAFETY: `super::codes` has checked that all strips, digits, scales and outputs are there.
     unsafe {
         match (m.bits, w.precision) {
+            (2, Precision::Coarse) => rows::<2, 1>(m, w, out),
+            (3, Precision::Coarse) => rows::<3, 1>(m, w, out),
+            (4, Precision::Coarse) => rows::<4, 1>(m, w, out),
+            (_, Precision::Coarse) => rows::<8, 1>(m, w, out),
             (2, Precision::Fast) => rows::<2, 2>(m, w, out),
             (3, Precision::Fast) => rows::<3, 2>(m, w, out),
             (4, Precision::Fast) => rows::<4, 2>(m, w, out),
@@ -178,72 +180,79 @@ unsafe fn tile<const BITS: u8, const D: usize, const R: usize, const S: usize>(
     y_stride: usize,
 ) {
     const VECTOR: usize = 64;
-    let bytes = strip_bytes(BITS, m.steps, LANES);
     let fours = m.steps.div_ceil(4);
-    let stride = padded(m.steps);
+    let stride = padded(m.runs * m.steps);
     let first = strip / m.per_set * R;
-    // SAFETY: the strip and its set exist.
-    let (x, digits) = unsafe { (m.codes.as_ptr().add(strip * bytes), w.digits.as_ptr().add(first * stride)) };
     let next = if m.next.len() == m.codes.len() { m.next.as_ptr() } else { m.codes.as_ptr() };
-    let next = next.wrapping_add(strip * bytes);
     let mut sums = [[[_mm512_setzero_si512(); D]; S]; R];
-    let mut dot = |four: usize, codes: [__m512i; S]| {
-        for r in 0..R {
-            for i in 0..D {
-                // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
-                let digit = unsafe { _mm512_set1_epi32(*digits.add(r * stride + four * 4 + i)) };
-                for s in 0..S {
-                    sums[r][s][i] = _mm512_dpbusd_epi32(sums[r][s][i], codes[s], digit);
-                }
-            }
-        }
-    };
-    let load = |s: usize, at: usize| {
-        prefetch_line(next.wrapping_add(s * bytes + at).cast());
-        // SAFETY: vector v of a strip lies within its bytes.
-        unsafe { _mm512_loadu_si512(x.add(s * bytes + at).cast()) }
-    };
     let low4 = _mm512_set1_epi8(0x0f);
     let low2 = _mm512_set1_epi8(3);
-    match BITS {
-        8 => (0..fours).for_each(|v| dot(v, std::array::from_fn(|s| load(s, v * VECTOR)))),
-        4 => {
-            for v in 0..fours.div_ceil(2) {
-                let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
-                dot(2 * v, x.map(|x| _mm512_and_si512(x, low4)));
-                dot(2 * v + 1, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<4>(x), low4)));
+    for run in 0..m.runs {
+        let at = strip * m.stride + run * m.run_stride;
+        // SAFETY: the run of the strip and its set exist.
+        let (x, digits) =
+            unsafe { (m.codes.as_ptr().add(at), w.digits.as_ptr().add(first * stride + run * m.steps)) };
+        let next = next.wrapping_add(at);
+        let mut dot = |four: usize, codes: [__m512i; S]| {
+            for r in 0..R {
+                for i in 0..D {
+                    // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
+                    let digit = unsafe { _mm512_set1_epi32(*digits.add(r * stride + four * 4 + i)) };
+                    for s in 0..S {
+                        sums[r][s][i] = _mm512_dpbusd_epi32(sums[r][s][i], codes[s], digit);
+                    }
+                }
             }
-        }
-        2 => {
-            for v in 0..fours.div_ceil(4) {
-                let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
-                dot(4 * v, x.map(|x| _mm512_and_si512(x, low2)));
-                dot(4 * v + 1, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<2>(x), low2)));
-                dot(4 * v + 2, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<4>(x), low2)));
-                dot(4 * v + 3, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<6>(x), low2)));
+        };
+        let load = |s: usize, at: usize| {
+            prefetch_line(next.wrapping_add(s * m.stride + at).cast());
+            // SAFETY: vector v of a strip lies within its bytes.
+            unsafe { _mm512_loadu_si512(x.add(s * m.stride + at).cast()) }
+        };
+        match BITS {
+            8 => (0..fours).for_each(|v| dot(v, std::array::from_fn(|s| load(s, v * VECTOR)))),
+            4 => {
+                for v in 0..fours.div_ceil(2) {
+                    let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
+                    dot(2 * v, x.map(|x| _mm512_and_si512(x, low4)));
+                    dot(2 * v + 1, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<4>(x), low4)));
+                }
             }
-        }
-        _ => {
-            // The third bits of vectors 2u and 2u + 1 are the low and the high halves of the bytes of vector u.
-            let vectors = fours.div_ceil(4);
-            let third = _mm512_set1_epi8(4);
-            // low2(x) | (h & 4)
-            let join = |x, h| _mm512_or_si512(_mm512_and_si512(x, low2), _mm512_and_si512(h, third));
-            for v in 0..vectors {
-                let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
-                let half = _mm_cvtsi32_si128((v % 2 * 4) as i32);
-                let h: [__m512i; S] =
-                    std::array::from_fn(|s| _mm512_srl_epi16(load(s, (vectors + v / 2) * VECTOR), half));
-                dot(4 * v, std::array::from_fn(|s| join(x[s], _mm512_slli_epi16::<2>(h[s]))));
-                dot(
-                    4 * v + 1,
-                    std::array::from_fn(|s| join(_mm512_srli_epi16::<2>(x[s]), _mm512_slli_epi16::<1>(h[s]))),
-                );
-                dot(4 * v + 2, std::array::from_fn(|s| join(_mm512_srli_epi16::<4>(x[s]), h[s])));
-                dot(
-                    4 * v + 3,
-                    std::array::from_fn(|s| join(_mm512_srli_epi16::<6>(x[s]), _mm512_srli_epi16::<1>(h[s]))),
-                );
+            2 => {
+                for v in 0..fours.div_ceil(4) {
+                    let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
+                    dot(4 * v, x.map(|x| _mm512_and_si512(x, low2)));
+                    dot(4 * v + 1, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<2>(x), low2)));
+                    dot(4 * v + 2, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<4>(x), low2)));
+                    dot(4 * v + 3, x.map(|x| _mm512_and_si512(_mm512_srli_epi16::<6>(x), low2)));
+                }
+            }
+            _ => {
+                // The third bits of vectors 2u and 2u + 1 are the low and the high halves of the bytes of vector u.
+                let vectors = fours.div_ceil(4);
+                let third = _mm512_set1_epi8(4);
+                // low2(x) | (h & 4)
+                let join = |x, h| _mm512_or_si512(_mm512_and_si512(x, low2), _mm512_and_si512(h, third));
+                for v in 0..vectors {
+                    let x: [__m512i; S] = std::array::from_fn(|s| load(s, v * VECTOR));
+                    let half = _mm_cvtsi32_si128((v % 2 * 4) as i32);
+                    let h: [__m512i; S] =
+                        std::array::from_fn(|s| _mm512_srl_epi16(load(s, (vectors + v / 2) * VECTOR), half));
+                    dot(4 * v, std::array::from_fn(|s| join(x[s], _mm512_slli_epi16::<2>(h[s]))));
+                    dot(
+                        4 * v + 1,
+                        std::array::from_fn(|s| {
+                            join(_mm512_srli_epi16::<2>(x[s]), _mm512_slli_epi16::<1>(h[s]))
+                        }),
+                    );
+                    dot(4 * v + 2, std::array::from_fn(|s| join(_mm512_srli_epi16::<4>(x[s]), h[s])));
+                    dot(
+                        4 * v + 3,
+                        std::array::from_fn(|s| {
+                            join(_mm512_srli_epi16::<6>(x[s]), _mm512_srli_epi16::<1>(h[s]))
+                        }),
+                    );
+                }
             }
         }
     }
@@ -275,6 +284,20 @@ unsafe fn tile<const BITS: u8, const D: usize, const R: usize, const S: usize>(
     }
 }
 
+/// See [`super::largest`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) fn largest(w: &[f32]) -> f32 {
+    let mut most = _mm512_setzero_ps();
+    for at in (0..w.len()).step_by(LANES) {
+        let left = w.len() - at;
+        let mask: __mmask16 = if left >= LANES { !0 } else { (1 << left) - 1 };
+        // SAFETY: the masked load touches only elements below the slice's length.
+        let x = unsafe { _mm512_maskz_loadu_ps(mask, w.as_ptr().add(at)) };
+        most = _mm512_max_ps(most, _mm512_abs_ps(x));
+    }
+    _mm512_reduce_max_ps(most)
+}
+
 /// See [`super::digits`], which has checked all lengths.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn digits(
@@ -287,6 +310,7 @@ pub(super) fn digits(
     factors: &mut [Factor],
 ) {
     let padded = padded(steps);
+    let stored = scales.is_some_and(|s| s.has_zeros());
     let (all, offset) = precision.units();
     // Floats from 2^23 on have their unit in the last bit: adding one rounds to an integer, in the low bits.
     let magic = _mm512_set1_ps(8_388_608.0 + offset as f32);
@@ -313,19 +337,24 @@ pub(super) fn digits(
                 unsafe {
                     let mut x = _mm512_maskz_loadu_ps(mask, w.as_ptr().add(at));
                     if let Some((scale, zero)) = pair {
-                        let zero = _mm256_maskz_loadu_epi16(mask, zero.as_ptr().add(at).cast());
+                        if stored {
+                            let zero = _mm256_maskz_loadu_epi16(mask, zero.as_ptr().add(at).cast());
+                            bias = _mm512_fmadd_ps(x, _mm512_cvtph_ps(zero), bias);
+                        }
                         let scale = _mm256_maskz_loadu_epi16(mask, scale.as_ptr().add(at).cast());
-                        bias = _mm512_fmadd_ps(x, _mm512_cvtph_ps(zero), bias);
                         x = _mm512_mul_ps(x, _mm512_cvtph_ps(scale));
-                    } else {
-                        bias = _mm512_add_ps(bias, x);
                     }
-                    let x = _mm512_castps_si512(_mm512_fmadd_ps(x, units, magic));
+                    let x = _mm512_fmadd_ps(x, units, magic);
+                    if !stored {
+                        bias = _mm512_add_ps(bias, _mm512_sub_ps(x, magic));
+                    }
+                    let x = _mm512_castps_si512(x);
                     let x = _mm512_shuffle_epi8(_mm512_sub_epi8(x, offset), transpose);
                     _mm512_storeu_si512(digits.as_mut_ptr().cast(), x);
                 }
             }
-            factors[k] = Factor { step, bias: _mm512_reduce_add_ps(bias) };
+            let bias = _mm512_reduce_add_ps(bias);
+            factors[k] = Factor { step, bias: if stored { bias } else { bias * step } };
         }
     }
 }

@@ -31,7 +31,7 @@ use half::slice::HalfFloatSliceExt;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use minicache_config::StoreType;
+use minicache_config::{CacheSpec, StoreType};
 
 /// Columns of a full strip.
 pub(crate) const LANES: usize = 16;
@@ -152,7 +152,7 @@ pub(crate) struct Dense<'a, T> {
     pub(crate) next: &'a [T],
 }
 
-/// Strips of codes, packed one after another as [`put_step`] writes them.
+/// Strips of codes as [`put_step`] writes them. The steps of a strip may lie in several runs of equal length.
 #[derive(Clone, Copy)]
 pub(crate) struct Codes<'a> {
     pub(crate) bits: u8,
@@ -160,9 +160,15 @@ pub(crate) struct Codes<'a> {
     /// What is read next, in the same layout; empty if nothing is.
     pub(crate) next: &'a [u8],
     pub(crate) strips: usize,
+    /// Bytes from a strip to the next.
+    pub(crate) stride: usize,
     /// [`LANES`], or fewer in a lone last strip.
     pub(crate) width: usize,
+    /// Steps of a run; a multiple of 16 if there are several.
     pub(crate) steps: usize,
+    pub(crate) runs: usize,
+    /// Bytes from a run to the next.
+    pub(crate) run_stride: usize,
     /// Strips that share a set of digits: strip s has set `s / per_set`.
     pub(crate) per_set: usize,
     /// Scales and zeros of the lanes, `strips * width` each, where groups run along the steps. A lane's element is
@@ -174,6 +180,8 @@ pub(crate) struct Codes<'a> {
 /// times the largest scale of the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
+    /// One digit, 8 bits: far finer than codes of up to 4 bits, in half the time.
+    Coarse,
     /// Two digits, 16 bits: finer than the f16 in which states and magnitudes are stored.
     Fast,
     /// Three digits, 23 bits: as good as sums in f32.
@@ -182,18 +190,20 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What suits a store beside numbers of this type: f16 ones are rounded more coarsely than [`Precision::Fast`]
-    /// rounds, f32 ones are asked for where every digit counts.
-    pub(crate) fn beside(dtype: StoreType) -> Self {
-        match dtype {
-            StoreType::F16 => Precision::Fast,
-            StoreType::F32 => Precision::Exact,
+    /// What `spec` asks for, or else what suits a store beside numbers of type `beside`: f16 ones are rounded more
+    /// coarsely than [`Precision::Fast`] rounds, f32 ones are asked for where every digit counts.
+    pub(crate) fn of(spec: &CacheSpec, beside: StoreType) -> Self {
+        match (spec.activation_bits, beside) {
+            (Some(8), _) => Precision::Coarse,
+            (Some(16), _) | (None, StoreType::F16) => Precision::Fast,
+            _ => Precision::Exact,
         }
     }
 
     /// Digits of a weight.
     pub(crate) fn digits(self) -> usize {
         match self {
+            Precision::Coarse => 1,
             Precision::Fast => 2,
             Precision::Exact => 3,
         }
@@ -203,6 +213,7 @@ impl Precision {
     /// its digits plus a constant: 128, 128 and 64.
     fn units(self) -> (f32, i32) {
         match self {
+            Precision::Coarse => (127.0, 0x80),
             Precision::Fast => (32_639.0, 0x8080),
             Precision::Exact => (4_161_000.0, 0x40_8080),
         }
@@ -219,21 +230,28 @@ pub(crate) struct Digits<'a> {
     pub(crate) precision: Precision,
 }
 
-/// Scales and zeros of steps, for one or several sets: set j has the scales `data[2 * j * count..][..count]`, and
-/// after them as many zeros.
+/// Scales and zeros of steps, for one or several sets: set j has the scales `data[j * stride..]`, and its zeros `to_zero`
+/// further on (none: the scales themselves).
 #[derive(Clone, Copy)]
 pub(crate) struct StepScales<'a> {
     pub(crate) data: &'a [f16],
-    pub(crate) count: usize,
     pub(crate) sets: usize,
+    pub(crate) stride: usize,
+    pub(crate) to_zero: usize,
 }
 
 impl<'a> StepScales<'a> {
+    /// Whether zeros are stored, or are multiples of the scales.
+    #[inline(always)]
+    fn has_zeros(&self) -> bool {
+        self.to_zero > 0
+    }
+
     /// Scales and zeros of the first `steps` of a set.
     #[inline(always)]
     fn set(&self, set: usize, steps: usize) -> (&'a [f16], &'a [f16]) {
-        let at = 2 * set * self.count;
-        (&self.data[at..at + steps], &self.data[at + self.count..at + self.count + steps])
+        let data = &self.data[set * self.stride..];
+        (&data[..steps], &data[self.to_zero..self.to_zero + steps])
     }
 }
 
@@ -242,7 +260,8 @@ impl<'a> StepScales<'a> {
 pub(crate) struct Factor {
     /// The weight of one unit of the last digit.
     pub(crate) step: f32,
-    /// Sum of weights times zeros, or of the weights where zeros belong to the lanes.
+    /// Sum of weights times zeros, or of the weights where zeros belong to the lanes. Of weights as they are rounded,
+    /// unless zeros are stored for the steps: what rounding does to codes and to their middle then cancels.
     pub(crate) bias: f32,
 }
 
@@ -257,7 +276,16 @@ impl Factor {
 }
 
 /// The largest magnitude of `w`.
-pub(crate) fn largest(w: &[f32]) -> f32 {
+pub(crate) fn largest(isa: Isa, w: &[f32]) -> f32 {
+    match isa {
+        // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::largest(w) },
+        _ => largest_of(w),
+    }
+}
+
+fn largest_of(w: &[f32]) -> f32 {
     let mut most = [0.0_f32; LANES];
     let chunks = w.chunks_exact(LANES);
     for (most, x) in most.iter_mut().zip(chunks.remainder()) {
@@ -269,6 +297,17 @@ pub(crate) fn largest(w: &[f32]) -> f32 {
         }
     }
     most.into_iter().fold(0.0, f32::max)
+}
+
+/// The sum of `w`, in 16 parts: one after the other each addition would wait for the last.
+pub(crate) fn total(w: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; LANES];
+    let chunks = w.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
+    }
+    sums.into_iter().sum::<f32>() + rest
 }
 
 /// Digits of a row of `steps` weights: a multiple of 16, so that every plane of a strip ends within it.
@@ -366,15 +405,18 @@ pub(crate) fn dense<T: Float>(isa: Isa, m: Dense<T>, w: Weights, out: Sums) {
 /// # Panics
 /// Slices too short for the shape, or too many rows.
 pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
-    if m.strips == 0 || m.steps == 0 || w.rows == 0 {
+    let steps = m.steps * m.runs;
+    if m.strips == 0 || steps == 0 || w.rows == 0 {
         return;
     }
     // As in `dense`.
     assert!(w.rows <= ROWS && matches!(m.bits, 2 | 3 | 4 | 8));
     assert!(m.width <= LANES && (m.width == LANES || m.strips == 1));
-    assert!(m.strips * strip_bytes(m.bits, m.steps, m.width) <= m.codes.len());
+    assert!(m.runs == 1 || m.steps.is_multiple_of(LANES));
+    let last = (m.strips - 1) * m.stride + (m.runs - 1) * m.run_stride;
+    assert!(last + strip_bytes(m.bits, m.steps, m.width) <= m.codes.len());
     let sets = m.strips.div_ceil(m.per_set);
-    assert!(sets * w.rows <= w.factors.len() && sets * w.rows * padded(m.steps) <= w.digits.len());
+    assert!(sets * w.rows <= w.factors.len() && sets * w.rows * padded(steps) <= w.digits.len());
     assert!((w.rows - 1) * out.stride + m.strips * m.width <= out.y.len());
     if let Some((scale, zero)) = m.lanes {
         assert!(m.strips * m.width <= scale.len().min(zero.len()));
@@ -418,7 +460,7 @@ pub(crate) fn digits(
     let sets = scales.map_or(1, |s| s.sets);
     assert!(sets * w.rows * padded(steps) <= digits.len() && sets * w.rows <= factors.len());
     if let Some(s) = scales {
-        assert!(steps <= s.count && s.sets * 2 * s.count <= s.data.len());
+        assert!((s.sets - 1) * s.stride + s.to_zero + steps <= s.data.len());
     }
     match isa {
         Isa::Scalar => scalar::digits(precision, w, bounds, steps, scales, digits, factors),

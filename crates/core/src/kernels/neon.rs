@@ -10,9 +10,7 @@ use half::f16;
 
 use super::lines::prefetch_line;
 use super::scalar;
-use super::{
-    Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded, strip_bytes,
-};
+use super::{Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded};
 
 /// Registers of a strip, and lanes of each.
 const PARTS: usize = 4;
@@ -187,89 +185,94 @@ unsafe fn strips<const BITS: u8, const R: usize>(
     y_stride: usize,
 ) {
     const VECTOR: usize = 64;
-    let bytes = strip_bytes(BITS, m.steps, LANES);
     let fours = m.steps.div_ceil(4);
-    let stride = padded(m.steps);
-    let exact = w.precision == Precision::Exact;
+    let stride = padded(m.runs * m.steps);
+    let (fine, exact) = (w.precision != Precision::Coarse, w.precision == Precision::Exact);
     let low4 = vdupq_n_u8(0x0f);
     let low2 = vdupq_n_u8(3);
     let third = vdupq_n_u8(4);
     let next = if m.next.len() == m.codes.len() { m.next.as_ptr() } else { m.codes.as_ptr() };
     for strip in 0..m.strips {
         let first = strip / m.per_set * w.rows + row;
-        // SAFETY: the strip exists.
-        let x = unsafe { m.codes.as_ptr().add(strip * bytes) };
         let mut sums = [[[vdupq_n_s32(0); PARTS]; 3]; R];
         // Sums of the digits themselves, a lane for each digit.
         let mut totals = [vdupq_n_s32(0); R];
-        let load = |at: usize, i: usize| {
-            if i == 0 {
-                prefetch_line(next.wrapping_add(strip * bytes + at));
-            }
-            // SAFETY: a vector at `at` lies within the strip's bytes.
-            unsafe { vld1q_u8(x.add(at + i * 16)) }
-        };
-        let mut add = |four: usize, codes: [uint8x16_t; PARTS]| {
-            for r in 0..R {
-                // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
-                let digits = unsafe {
-                    vreinterpretq_s8_s32(vld1q_s32(w.digits.as_ptr().add((first + r) * stride + four * 4)))
-                };
-                for i in 0..PARTS {
-                    sums[r][0][i] = dot::<0>(sums[r][0][i], codes[i], digits);
-                    sums[r][1][i] = dot::<1>(sums[r][1][i], codes[i], digits);
-                    if exact {
-                        sums[r][2][i] = dot::<2>(sums[r][2][i], codes[i], digits);
+        for run in 0..m.runs {
+            let start = strip * m.stride + run * m.run_stride;
+            // SAFETY: the run of the strip exists.
+            let x = unsafe { m.codes.as_ptr().add(start) };
+            let load = |at: usize, i: usize| {
+                if i == 0 {
+                    prefetch_line(next.wrapping_add(start + at));
+                }
+                // SAFETY: a vector at `at` lies within the strip's bytes.
+                unsafe { vld1q_u8(x.add(at + i * 16)) }
+            };
+            let mut add = |four: usize, codes: [uint8x16_t; PARTS]| {
+                for r in 0..R {
+                    // SAFETY: `four` is below a quarter of the padded steps, which each row of digits has.
+                    let digits = unsafe {
+                        let digits = w.digits.as_ptr().add((first + r) * stride + run * m.steps);
+                        vreinterpretq_s8_s32(vld1q_s32(digits.add(four * 4)))
+                    };
+                    for i in 0..PARTS {
+                        sums[r][0][i] = dot::<0>(sums[r][0][i], codes[i], digits);
+                        if fine {
+                            sums[r][1][i] = dot::<1>(sums[r][1][i], codes[i], digits);
+                        }
+                        if exact {
+                            sums[r][2][i] = dot::<2>(sums[r][2][i], codes[i], digits);
+                        }
+                    }
+                    if BITS == 8 {
+                        totals[r] = vpadalq_s16(totals[r], vpaddlq_s8(digits));
                     }
                 }
-                if BITS == 8 {
-                    totals[r] = vpadalq_s16(totals[r], vpaddlq_s8(digits));
+            };
+            match BITS {
+                8 => {
+                    for v in 0..fours {
+                        // The instruction takes signed bytes: codes less 128, which the totals make good.
+                        let x = std::array::from_fn(|i| veorq_u8(load(v * VECTOR, i), vdupq_n_u8(0x80)));
+                        add(v, x);
+                    }
                 }
-            }
-        };
-        match BITS {
-            8 => {
-                for v in 0..fours {
-                    // The instruction takes signed bytes: codes less 128, which the totals make good.
-                    let x = std::array::from_fn(|i| veorq_u8(load(v * VECTOR, i), vdupq_n_u8(0x80)));
-                    add(v, x);
+                4 => {
+                    for v in 0..fours.div_ceil(2) {
+                        let x: [uint8x16_t; PARTS] = std::array::from_fn(|i| load(v * VECTOR, i));
+                        add(2 * v, x.map(|x| vandq_u8(x, low4)));
+                        add(2 * v + 1, x.map(|x| vshrq_n_u8::<4>(x)));
+                    }
                 }
-            }
-            4 => {
-                for v in 0..fours.div_ceil(2) {
-                    let x: [uint8x16_t; PARTS] = std::array::from_fn(|i| load(v * VECTOR, i));
-                    add(2 * v, x.map(|x| vandq_u8(x, low4)));
-                    add(2 * v + 1, x.map(|x| vshrq_n_u8::<4>(x)));
+                2 => {
+                    for v in 0..fours.div_ceil(4) {
+                        let x: [uint8x16_t; PARTS] = std::array::from_fn(|i| load(v * VECTOR, i));
+                        add(4 * v, x.map(|x| vandq_u8(x, low2)));
+                        add(4 * v + 1, x.map(|x| vandq_u8(vshrq_n_u8::<2>(x), low2)));
+                        add(4 * v + 2, x.map(|x| vandq_u8(vshrq_n_u8::<4>(x), low2)));
+                        add(4 * v + 3, x.map(|x| vshrq_n_u8::<6>(x)));
+                    }
                 }
-            }
-            2 => {
-                for v in 0..fours.div_ceil(4) {
-                    let x: [uint8x16_t; PARTS] = std::array::from_fn(|i| load(v * VECTOR, i));
-                    add(4 * v, x.map(|x| vandq_u8(x, low2)));
-                    add(4 * v + 1, x.map(|x| vandq_u8(vshrq_n_u8::<2>(x), low2)));
-                    add(4 * v + 2, x.map(|x| vandq_u8(vshrq_n_u8::<4>(x), low2)));
-                    add(4 * v + 3, x.map(|x| vshrq_n_u8::<6>(x)));
-                }
-            }
-            _ => {
-                // The third bits of vectors 2u and 2u + 1 are the low and the high halves of the bytes of vector u.
-                let vectors = fours.div_ceil(4);
-                let join = |x, h| vorrq_u8(vandq_u8(x, low2), vandq_u8(h, third));
-                for v in 0..vectors {
-                    let x: [uint8x16_t; PARTS] = std::array::from_fn(|i| load(v * VECTOR, i));
-                    let half = vdupq_n_s8(-((v % 2 * 4) as i8));
-                    let h: [uint8x16_t; PARTS] =
-                        std::array::from_fn(|i| vshlq_u8(load((vectors + v / 2) * VECTOR, i), half));
-                    add(4 * v, std::array::from_fn(|i| join(x[i], vshlq_n_u8::<2>(h[i]))));
-                    add(
-                        4 * v + 1,
-                        std::array::from_fn(|i| join(vshrq_n_u8::<2>(x[i]), vshlq_n_u8::<1>(h[i]))),
-                    );
-                    add(4 * v + 2, std::array::from_fn(|i| join(vshrq_n_u8::<4>(x[i]), h[i])));
-                    add(
-                        4 * v + 3,
-                        std::array::from_fn(|i| join(vshrq_n_u8::<6>(x[i]), vshrq_n_u8::<1>(h[i]))),
-                    );
+                _ => {
+                    // The third bits of vectors 2u and 2u + 1 are the low and the high halves of the bytes of vector u.
+                    let vectors = fours.div_ceil(4);
+                    let join = |x, h| vorrq_u8(vandq_u8(x, low2), vandq_u8(h, third));
+                    for v in 0..vectors {
+                        let x: [uint8x16_t; PARTS] = std::array::from_fn(|i| load(v * VECTOR, i));
+                        let half = vdupq_n_s8(-((v % 2 * 4) as i8));
+                        let h: [uint8x16_t; PARTS] =
+                            std::array::from_fn(|i| vshlq_u8(load((vectors + v / 2) * VECTOR, i), half));
+                        add(4 * v, std::array::from_fn(|i| join(x[i], vshlq_n_u8::<2>(h[i]))));
+                        add(
+                            4 * v + 1,
+                            std::array::from_fn(|i| join(vshrq_n_u8::<2>(x[i]), vshlq_n_u8::<1>(h[i]))),
+                        );
+                        add(4 * v + 2, std::array::from_fn(|i| join(vshrq_n_u8::<4>(x[i]), h[i])));
+                        add(
+                            4 * v + 3,
+                            std::array::from_fn(|i| join(vshrq_n_u8::<6>(x[i]), vshrq_n_u8::<1>(h[i]))),
+                        );
+                    }
                 }
             }
         }
@@ -282,11 +285,12 @@ unsafe fn strips<const BITS: u8, const R: usize>(
                 let part = |digit: usize| {
                     vcvtq_f32_s32(vaddq_s32(sums[r][digit][i], vdupq_n_s32(128 * total[digit])))
                 };
-                let mut sum = part(1);
+                let mut sum = part(0);
                 if exact {
-                    sum = vfmaq_n_f32(sum, part(2), 256.0);
+                    sum = vfmaq_n_f32(sum, vfmaq_n_f32(part(1), part(2), 256.0), 256.0);
+                } else if fine {
+                    sum = vfmaq_n_f32(sum, part(1), 256.0);
                 }
-                let sum = vfmaq_n_f32(part(0), sum, 256.0);
                 let lane = strip * LANES + i * PART;
                 // SAFETY: the strip's lanes exist in each output row, and among the scales and zeros.
                 unsafe {
@@ -320,6 +324,7 @@ pub(super) fn digits(
 ) {
     let padded = padded(steps);
     let whole = steps / PART * PART;
+    let stored = scales.is_some_and(|s| s.has_zeros());
     let (all, offset) = precision.units();
     // Floats from 2^23 on have their unit in the last bit: adding one rounds to an integer, in the low bits.
     let magic = vdupq_n_f32(8_388_608.0 + offset as f32);
@@ -339,19 +344,22 @@ pub(super) fn digits(
             let w = &w.w[row * w.stride..][..steps];
             let digits = &mut digits[k * padded..][..padded];
             let mut biases = vdupq_n_f32(0.0);
-            let split = |x: float32x4_t| {
-                let x = vreinterpretq_u8_f32(vfmaq_n_f32(magic, x, units));
-                vreinterpretq_s32_u8(vqtbl1q_u8(vsubq_u8(x, offset), transpose))
+            let mut wholes = vdupq_n_f32(0.0);
+            let mut split = |x: float32x4_t| {
+                let x = vfmaq_n_f32(magic, x, units);
+                wholes = vaddq_f32(wholes, vsubq_f32(x, magic));
+                let x = vsubq_u8(vreinterpretq_u8_f32(x), offset);
+                vreinterpretq_s32_u8(vqtbl1q_u8(x, transpose))
             };
             for at in (0..whole).step_by(PART) {
                 // SAFETY: `at + 4` is at most `steps`, which weights, scales, zeros and digits have.
                 unsafe {
                     let mut x = vld1q_f32(w.as_ptr().add(at));
                     if let Some((scale, zero)) = pair {
-                        biases = vfmaq_f32(biases, x, load_f16(zero.as_ptr().add(at)));
+                        if stored {
+                            biases = vfmaq_f32(biases, x, load_f16(zero.as_ptr().add(at)));
+                        }
                         x = vmulq_f32(x, load_f16(scale.as_ptr().add(at)));
-                    } else {
-                        biases = vaddq_f32(biases, x);
                     }
                     vst1q_s32(digits.as_mut_ptr().add(at), split(x));
                 }
@@ -361,17 +369,18 @@ pub(super) fn digits(
             if whole < steps {
                 let mut last = [0.0_f32; PART];
                 for at in whole..steps {
-                    let (x, zero) = match pair {
-                        Some((scale, zero)) => (w[at] * scale[at].to_f32(), w[at] * zero[at].to_f32()),
-                        None => (w[at], w[at]),
-                    };
-                    bias += zero;
-                    last[at - whole] = x;
+                    last[at - whole] = pair.map_or(w[at], |(scale, _)| w[at] * scale[at].to_f32());
+                    if let (Some((_, zero)), true) = (pair, stored) {
+                        bias += w[at] * zero[at].to_f32();
+                    }
                 }
                 // SAFETY: both have 4 elements: the padded digits go on to a multiple of 16.
                 unsafe {
                     vst1q_s32(digits.as_mut_ptr().add(whole), split(vld1q_f32(last.as_ptr())));
                 }
+            }
+            if !stored {
+                bias = vaddvq_f32(wholes) * step;
             }
             factors[k] = Factor { step, bias };
         }

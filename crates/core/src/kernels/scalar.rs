@@ -27,15 +27,16 @@ pub(super) fn dense<T: Float>(m: Dense<T>, w: Weights, out: Sums) {
 pub(super) fn codes(m: Codes, w: Digits, out: Sums) {
     let bytes = strip_bytes(m.bits, m.steps, m.width);
     let shape = (m.steps, m.width);
-    let padded = padded(m.steps);
+    let padded = padded(m.runs * m.steps);
     for strip in 0..m.strips {
-        let packed = &m.codes[strip * bytes..][..bytes];
         for row in 0..w.rows {
             let k = strip / m.per_set * w.rows + row;
             let (digits, factor) = (&w.digits[k * padded..][..padded], w.factors[k]);
             let mut sums = [[0_i32; LANES]; 3];
-            for step in 0..m.steps {
-                let four = &digits[step / 4 * 4..][..w.precision.digits()];
+            for at in 0..m.runs * m.steps {
+                let four = &digits[at / 4 * 4..][..w.precision.digits()];
+                let (run, step) = (at / m.steps, at % m.steps);
+                let packed = &m.codes[strip * m.stride + run * m.run_stride..][..bytes];
                 for lane in 0..m.width {
                     let code = i32::from(get_code(packed, m.bits, shape, (step, lane)));
                     for (sums, digits) in sums.iter_mut().zip(four) {
@@ -70,6 +71,7 @@ pub(super) fn digits(
 ) {
     let padded = padded(steps);
     let (units, offset) = precision.units();
+    let stored = scales.is_some_and(|s| s.has_zeros());
     for set in 0..scales.map_or(1, |s| s.sets) {
         let pair = scales.map(|s| s.set(set, steps));
         let most = pair.map_or(1.0, |(scale, _)| scale.iter().fold(0.0, |m: f32, s| m.max(s.to_f32())));
@@ -81,10 +83,12 @@ pub(super) fn digits(
             digits.fill(0);
             let mut bias = 0.0;
             for (i, &w) in w.iter().enumerate() {
-                let (scaled, zero) =
-                    pair.map_or((w, w), |(scale, zero)| (w * scale[i].to_f32(), w * zero[i].to_f32()));
-                bias += zero;
+                let scaled = pair.map_or(w, |(scale, _)| w * scale[i].to_f32());
                 let whole = (scaled * units).round_ties_even() as i32;
+                bias += match pair {
+                    Some((_, zero)) if stored => w * zero[i].to_f32(),
+                    _ => whole as f32 * step,
+                };
                 let bytes = (whole + offset).to_le_bytes();
                 let zero = offset.to_le_bytes();
                 for (place, digit) in digits[i / 4 * 4..][..3].iter_mut().enumerate() {

@@ -1,19 +1,10 @@
-//! Storage of latents: exact, in quantisation groups, or with bits allocated per component from calibration.
+//! How latents are stored: exact, in quantisation groups, or with bits allocated per component from calibration.
 
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-use minicache_config::StoreType;
-
-use crate::magnitudes::Magnitudes;
-use crate::scratch::with_buffer;
+use crate::store::normal::UNIFORM;
 use crate::store::{Scheme, Side, Store};
-use crate::{Footprint, Precision};
-
-/// Step of the best uniform quantiser of a unit normal variable with 2^bits levels, and its mean squared error
-/// (Max 1960; Jayant and Noll 1984, table 4.2).
-const UNIFORM: [(u8, f32, f32); 4] =
-    [(2, 0.9957, 0.118_85), (3, 0.5860, 0.037_44), (4, 0.3352, 0.011_543), (8, 0.0308, 0.000_116)];
 
 /// Bits per component: consecutive components (by descending variance) with the same number of bits.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +79,7 @@ impl PartialOrd for Move {
 
 /// Turns components of unit deviation so that every one of them is a sum of many: whatever their distribution, the
 /// turned ones are near normal, which is what the quantisers are made for. Blocks of a power of two, the largest first.
-fn turn(x: &mut [f32], back: bool) {
+pub(super) fn turn(x: &mut [f32], back: bool) {
     let flip = |x: &mut [f32]| {
         // Fixed signs, so that a common offset of the components does not add up in one of them.
         x.iter_mut()
@@ -130,225 +121,58 @@ fn hadamard(x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x *= scale);
 }
 
-/// How the latents of one group are written.
+/// How the latents of one span are written.
 #[derive(Debug, Clone)]
 pub(super) enum Coding {
-    /// All components in one store.
-    Plain(Scheme),
-    /// Codes of fixed steps, in units of a component's calibrated deviation and of the token's magnitude.
+    /// `rank` components in one store.
+    Plain { scheme: Scheme, rank: usize },
+    /// Codes of fixed steps, in units of a component's calibrated deviation and of the root mean square of its section
+    /// for the token: what is unlike other tokens is often so in few components.
     Allocated { allocation: Allocation, deviations: Vec<f32> },
 }
 
-/// Stored latents of one group.
-#[derive(Clone)]
-pub(super) struct Latents {
-    rank: usize,
-    sections: Vec<Section>,
-    /// The tokens' magnitudes by section, where codes are relative to them.
-    scale: Option<Magnitudes>,
-    len: usize,
-}
-
-#[derive(Clone)]
-struct Section {
-    range: Range<usize>,
-    store: Store,
-    /// Deviation of each component; empty where the store holds numbers.
-    deviations: Vec<f32>,
-    /// The step of the codes in units of a component's deviation.
-    unit: f32,
-    /// The code of zero.
-    middle: f32,
-}
-
-impl Latents {
-    pub(super) fn new(rank: usize, coding: &Coding, side: Side, magnitudes: StoreType) -> Self {
-        let precision = Precision::beside(magnitudes);
-        match coding {
-            Coding::Plain(scheme) => {
-                let store = Store::new(1, rank, *scheme, side).with_precision(precision);
-                let sections =
-                    vec![Section { range: 0..rank, store, deviations: Vec::new(), unit: 1.0, middle: 0.0 }];
-                Self { rank, sections, scale: None, len: 0 }
-            }
-            Coding::Allocated { allocation, deviations } => {
-                let mut at = 0;
-                let sections = allocation.sections.iter().map(|&(bits, count)| {
-                    let range = at..at + count;
-                    at += count;
-                    let unit = UNIFORM.iter().find(|u| u.0 == bits).map_or(1.0, |u| u.1);
-                    let deviations = deviations[range.clone()].to_vec();
-                    let store = Store::new(1, count, Scheme::Codes { bits }, side);
-                    let store = store.with_precision(precision);
-                    let middle = f32::from((1u16 << bits) - 1) / 2.0;
-                    Section { range, store, deviations, unit, middle }
-                });
-                let sections: Vec<Section> = sections.collect();
-                let scale = Some(Magnitudes::new(sections.len(), magnitudes));
-                Self { rank, sections, scale, len: 0 }
-            }
+impl Coding {
+    /// Numbers of a latent.
+    pub(super) fn rank(&self) -> usize {
+        match self {
+            Coding::Plain { rank, .. } => *rank,
+            Coding::Allocated { deviations, .. } => deviations.len(),
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) fn start(&self) -> usize {
-        self.sections.iter().map(|s| s.store.start()).max().unwrap_or(0)
-    }
-
-    /// Appends latents `(tokens, rank)`.
-    pub(super) fn push(&mut self, z: &[f32]) {
-        self.len += z.len() / self.rank;
-        for z in z.chunks_exact(self.rank) {
-            let Some(scale) = &mut self.scale else {
-                self.sections.iter_mut().for_each(|s| s.store.push(&z[s.range.clone()]));
-                continue;
-            };
-            with_buffer(self.rank, |ratios| {
-                for s in &self.sections {
-                    let parts =
-                        ratios[s.range.clone()].iter_mut().zip(&z[s.range.clone()]).zip(&s.deviations);
-                    parts.for_each(|((r, z), d)| *r = z / d);
-                }
-                // Root mean square in units of the calibrated deviations: about 1 for an ordinary token. A section of
-                // its own each, because what is unlike other tokens is often so in few components.
-                let magnitudes: Vec<f32> = self
-                    .sections
-                    .iter()
-                    .map(|s| {
-                        let part = &ratios[s.range.clone()];
-                        (part.iter().map(|r| r * r).sum::<f32>() / part.len() as f32).sqrt().max(1e-6)
-                    })
-                    .collect();
-                scale.push(&magnitudes);
-                for (lane, s) in self.sections.iter_mut().enumerate() {
-                    let magnitude = scale.get(lane, scale.len() - 1);
-                    let codes = &mut ratios[s.range.clone()];
-                    turn(codes, false);
-                    for c in codes.iter_mut() {
-                        *c = (*c / (magnitude * s.unit) + s.middle)
-                            .round_ties_even()
-                            .clamp(0.0, 2.0 * s.middle);
-                    }
-                    s.store.push(codes);
-                }
-            });
+    /// What component `i` is divided by before it is stored.
+    pub(super) fn deviation(&self, i: usize) -> f32 {
+        match self {
+            Coding::Plain { .. } => 1.0,
+            Coding::Allocated { deviations, .. } => deviations[i],
         }
     }
 
-    /// Turns a mapped query into what [`Latents::add_scores`] takes, once per step.
-    pub(super) fn fold_query(&self, q: &mut [f32]) {
-        for s in self.sections.iter().filter(|s| !s.deviations.is_empty()) {
-            let q = &mut q[s.range.clone()];
-            q.iter_mut().zip(&s.deviations).for_each(|(q, d)| *q *= d * s.unit);
-            turn(q, false);
+    /// The components that are turned together, after the division.
+    pub(super) fn turned(&self) -> Vec<Range<usize>> {
+        let Coding::Allocated { allocation, .. } = self else { return Vec::new() };
+        let mut at = 0;
+        let section = |&(_, count): &(u8, usize)| {
+            at += count;
+            at - count..at
+        };
+        allocation.sections.iter().map(section).collect()
+    }
+
+    /// Makes a row of a map from (or, if `to`, to) components one from (or to) what is stored.
+    pub(super) fn turn_map(&self, row: &mut [f32], to: bool) {
+        for (i, x) in row.iter_mut().enumerate() {
+            *x = if to { *x / self.deviation(i) } else { *x * self.deviation(i) };
         }
+        self.turned().into_iter().for_each(|section| turn(&mut row[section], false));
     }
 
-    /// Turns a sum of [`Latents::accumulate`] into one of latents, once per step.
-    pub(super) fn unfold_sum(&self, sum: &mut [f32]) {
-        for s in self.sections.iter().filter(|s| !s.deviations.is_empty()) {
-            let sum = &mut sum[s.range.clone()];
-            turn(sum, true);
-            sum.iter_mut().zip(&s.deviations).for_each(|(x, d)| *x *= d * s.unit);
+    /// An empty store for such latents.
+    pub(super) fn store(&self, side: Side) -> Store {
+        match self {
+            Coding::Plain { scheme, rank } => Store::new(1, *rank, *scheme, side),
+            Coding::Allocated { allocation, .. } => Store::sections(&allocation.sections, side),
         }
-    }
-
-    /// Scores of folded queries `(rows, rank)`, added to `out (rows, range.len())`.
-    pub(super) fn add_scores(
-        &self,
-        range: Range<usize>,
-        q: &[f32],
-        stride: usize,
-        rows: usize,
-        out: &mut [f32],
-    ) {
-        let width = range.len();
-        with_buffer(rows * (self.rank + width), |buffer| {
-            let (gathered, part) = buffer.split_at_mut(rows * self.rank);
-            for (lane, section) in self.sections.iter().enumerate() {
-                let count = section.range.len();
-                let gathered = &mut gathered[..rows * count];
-                for (row, to) in gathered.chunks_exact_mut(count).enumerate() {
-                    to.copy_from_slice(&q[row * stride + section.range.start..][..count]);
-                }
-                section.store.scores(0, range.clone(), gathered, rows, part);
-                for (from, q) in part.chunks_exact_mut(width).zip(gathered.chunks_exact(count)) {
-                    let zero = section.middle * q.iter().sum::<f32>();
-                    from.iter_mut().for_each(|f| *f -= zero);
-                }
-                if let Some(scale) = &self.scale {
-                    scale.scale(lane, range.clone(), part);
-                }
-                out.iter_mut().zip(&*part).for_each(|(o, s)| *o += s);
-            }
-        });
-    }
-
-    /// Adds the weighted sum of what is stored to the first `rank` numbers of each row of `out`, rows `stride` apart;
-    /// [`Latents::unfold_sum`] makes latents of it.
-    pub(super) fn accumulate(
-        &self,
-        range: Range<usize>,
-        p: &[f32],
-        rows: usize,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        let width = range.len();
-        with_buffer(rows * (self.rank + width), |buffer| {
-            let (sums, weights) = buffer.split_at_mut(rows * self.rank);
-            for (lane, section) in self.sections.iter().enumerate() {
-                weights.copy_from_slice(&p[..rows * width]);
-                if let Some(scale) = &self.scale {
-                    scale.scale(lane, range.clone(), weights);
-                }
-                let count = section.range.len();
-                let sums = &mut sums[..rows * count];
-                sums.fill(0.0);
-                section.store.accumulate(0, range.clone(), weights, rows, sums);
-                for ((row, sum), weights) in
-                    sums.chunks_exact(count).enumerate().zip(weights.chunks_exact(width))
-                {
-                    let out = &mut out[row * stride + section.range.start..][..count];
-                    let zero = section.middle * weights.iter().sum::<f32>();
-                    out.iter_mut().zip(sum).for_each(|(o, s)| *o += s - zero);
-                }
-            }
-        });
-    }
-
-    /// The latent at `index` as attention sees it.
-    pub(super) fn read(&self, index: usize, out: &mut [f32]) {
-        for (lane, section) in self.sections.iter().enumerate() {
-            let magnitude = self.scale.as_ref().map_or(1.0, |s| s.get(lane, index));
-            let out = &mut out[section.range.clone()];
-            section.store.read(0, index, out);
-            out.iter_mut().for_each(|x| *x = (*x - section.middle) * magnitude);
-        }
-        self.unfold_sum(out);
-    }
-
-    pub(super) fn drop_before(&mut self, index: usize) {
-        self.sections.iter_mut().for_each(|s| s.store.drop_before(index));
-        let start = self.start();
-        if let Some(scale) = &mut self.scale {
-            scale.drop_before(start);
-        }
-    }
-
-    pub(super) fn footprint(&self) -> Footprint {
-        let mut out = Footprint::default();
-        for section in &self.sections {
-            let bytes = section.store.bytes();
-            out.latents += bytes.codes;
-            out.scales += bytes.scales;
-            out.residual += bytes.residual;
-        }
-        out.magnitudes += self.scale.as_ref().map_or(0, Magnitudes::bytes);
-        out
     }
 }
 

@@ -18,12 +18,14 @@
 pub(crate) mod account;
 mod basis;
 mod cache;
+mod coded;
 mod coder;
 mod moments;
+mod plan;
 mod transform;
 
-pub use basis::{Basis, KeyBasis, ValueBasis};
+pub use basis::{Basis, Grouping, KeyBasis, Span, ValueBasis};
 pub(crate) use cache::LatentCache;
-pub use cache::LatentPlan;
 pub use coder::{Allocation, allocate};
 pub use moments::{KeyMoments, Moments, ValueMoments};
+pub use plan::LatentPlan;

@@ -6,45 +6,42 @@ use std::sync::{Arc, Mutex, PoisonError};
 use minicache_config::{CacheSpec, Method, ModelShape, StoreType};
 use rayon::prelude::*;
 
+use super::basis::{Grouping, Span};
 use crate::cache::{KvCache, Restored};
 use crate::dense::{View, mul_transposed};
 use crate::{Footprint, Resources, Result, Rotary};
 
-/// Sums over the values of one group of layers, n = layers * kv_heads * head_dim.
+/// Sums over the values of one span, n = layers * heads * head_dim.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ValueMoments {
-    /// First layer of the group.
-    pub first: usize,
-    /// Layers in it.
-    pub layers: usize,
+    /// What shares a latent.
+    pub span: Span,
     /// Sum of states `(n)`.
     pub sum: Vec<f64>,
     /// Sum of outer products `(n, n)`.
     pub products: Vec<f64>,
 }
 
-/// Sums over the un-rotated keys of one group, m = layers * kv_heads vectors of head_dim / 2 complex numbers.
+/// Sums over the un-rotated keys of one span, m = layers * heads vectors of head_dim / 2 complex numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeyMoments {
-    /// First layer of the group.
-    pub first: usize,
-    /// Layers in it.
-    pub layers: usize,
+    /// What shares a latent.
+    pub span: Span,
     /// Sum of un-rotated keys `(m, head_dim)`.
     pub sum: Vec<f64>,
     /// Sum of k_a conj(k_b) per frequency `(head_dim / 2, m, m, 2)`.
     pub products: Vec<f64>,
 }
 
-/// All sums, for every group size asked for.
+/// All sums, for every grouping asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
     /// The model's shape.
     pub shape: ModelShape,
-    /// By group size, then group.
-    pub keys: Vec<(usize, Vec<KeyMoments>)>,
-    /// By group size, then group.
-    pub values: Vec<(usize, Vec<ValueMoments>)>,
+    /// By grouping, then span.
+    pub keys: Vec<(Grouping, Vec<KeyMoments>)>,
+    /// By grouping, then span.
+    pub values: Vec<(Grouping, Vec<ValueMoments>)>,
     /// Sum of |q_j|^2 over tokens and the query heads of a KV head, `(layers, kv_heads, head_dim / 2)`.
     pub queries: Vec<f64>,
     /// Sum of the squared norm of the residual stream that enters each layer `(layers)`; left to whoever runs the model.
@@ -55,37 +52,23 @@ pub struct Moments {
     pub sinks: usize,
 }
 
-fn groups(layers: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..layers).step_by(size.max(1)).map(move |first| (first, size.min(layers - first)))
-}
-
 impl Moments {
-    /// Empty sums for the group sizes `key_groups` and `value_groups`.
-    pub fn new(shape: &ModelShape, key_groups: &[usize], value_groups: &[usize], sinks: usize) -> Self {
+    /// Empty sums for the groupings of keys and of values.
+    pub fn new(shape: &ModelShape, keys: &[Grouping], values: &[Grouping], sinks: usize) -> Self {
         let (kv_heads, dim) = (shape.kv_heads, shape.head_dim);
-        let keys = |size: usize| {
-            let group = |(first, layers)| {
-                let m = layers * kv_heads;
-                KeyMoments {
-                    first,
-                    layers,
-                    sum: vec![0.0; m * dim],
-                    products: vec![0.0; dim / 2 * m * m * 2],
-                }
-            };
-            (size, groups(shape.layers, size).map(group).collect())
+        let key = |span: Span| {
+            let m = span.members();
+            KeyMoments { span, sum: vec![0.0; m * dim], products: vec![0.0; dim / 2 * m * m * 2] }
         };
-        let values = |size: usize| {
-            let group = |(first, layers)| {
-                let n = layers * kv_heads * dim;
-                ValueMoments { first, layers, sum: vec![0.0; n], products: vec![0.0; n * n] }
-            };
-            (size, groups(shape.layers, size).map(group).collect())
+        let value = |span: Span| {
+            let n = span.members() * dim;
+            ValueMoments { span, sum: vec![0.0; n], products: vec![0.0; n * n] }
         };
+        let spans = |grouping: Grouping| grouping.spans(shape.layers, kv_heads);
         Self {
             shape: *shape,
-            keys: key_groups.iter().map(|&g| keys(g)).collect(),
-            values: value_groups.iter().map(|&g| values(g)).collect(),
+            keys: keys.iter().map(|&g| (g, spans(g).map(key).collect())).collect(),
+            values: values.iter().map(|&g| (g, spans(g).map(value).collect())).collect(),
             queries: vec![0.0; shape.layers * kv_heads * dim / 2],
             stream: vec![0.0; shape.layers],
             tokens: 0,
@@ -125,13 +108,14 @@ impl Moments {
             })
             .collect();
         let shape = self.shape;
-        self.keys.par_iter_mut().flat_map(|(_, g)| g).for_each(|group| {
-            group.add(&unrotated[group.first..group.first + group.layers], &shape);
+        self.keys.par_iter_mut().flat_map(|(_, spans)| spans).for_each(|moments| {
+            let layers = &unrotated[moments.span.first..moments.span.first + moments.span.layers];
+            moments.add(layers, &shape);
         });
-        self.values.par_iter_mut().flat_map(|(_, g)| g).for_each(|group| {
-            let layers = &states[group.first..group.first + group.layers];
+        self.values.par_iter_mut().flat_map(|(_, spans)| spans).for_each(|moments| {
+            let layers = &states[moments.span.first..moments.span.first + moments.span.layers];
             let layers: Vec<&[f32]> = layers.iter().map(|s| &s.v[skip * kv_dim..]).collect();
-            group.add(&layers, kv_dim);
+            moments.add(&layers, &shape);
         });
         let (half, per_group) = (dim / 2, self.shape.group() * dim);
         for (s, sums) in states.iter().zip(self.queries.chunks_exact_mut(self.shape.kv_heads * half)) {
@@ -151,11 +135,14 @@ impl Moments {
 impl KeyMoments {
     fn add(&mut self, layers: &[Vec<f32>], shape: &ModelShape) {
         let (dim, half, heads) = (shape.head_dim, shape.head_dim / 2, shape.kv_heads);
-        let m = self.layers * heads;
+        let places: Vec<(usize, usize)> = self.span.places().collect();
+        let m = places.len();
         let (mut re, mut im) = (vec![0.0f64; m], vec![0.0f64; m]);
         for token in 0..layers[0].len() / (heads * dim) {
-            let key =
-                |member: usize| &layers[member / heads][(token * heads + member % heads) * dim..][..dim];
+            let key = |member: usize| {
+                let (layer, head) = places[member];
+                &layers[layer][(token * heads + head) * dim..][..dim]
+            };
             for member in 0..m {
                 let sums = &mut self.sum[member * dim..(member + 1) * dim];
                 sums.iter_mut().zip(key(member)).for_each(|(s, &k)| *s += f64::from(k));
@@ -177,15 +164,15 @@ impl KeyMoments {
 }
 
 impl ValueMoments {
-    fn add(&mut self, layers: &[&[f32]], kv_dim: usize) {
-        let n = self.sum.len();
-        let tokens = layers[0].len() / kv_dim;
+    fn add(&mut self, layers: &[&[f32]], shape: &ModelShape) {
+        let (n, dim) = (self.sum.len(), shape.head_dim);
+        let tokens = layers[0].len() / shape.kv_dim();
         // (n, tokens), so that the product of rows is the second moment.
         let mut x = vec![0.0; n * tokens];
-        for (l, layer) in layers.iter().enumerate() {
-            for (token, state) in layer.chunks_exact(kv_dim).enumerate() {
-                for (c, &v) in state.iter().enumerate() {
-                    x[(l * kv_dim + c) * tokens + token] = v;
+        for ((layer, head), x) in self.span.places().zip(x.chunks_exact_mut(dim * tokens)) {
+            for (token, state) in layers[layer].chunks_exact(shape.kv_dim()).enumerate() {
+                for (c, &v) in state[head * dim..(head + 1) * dim].iter().enumerate() {
+                    x[c * tokens + token] = v;
                 }
             }
         }

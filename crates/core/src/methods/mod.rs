@@ -114,7 +114,7 @@ fn schemes(spec: &CacheSpec, keys: Axis, values: Axis) -> [Scheme; 2] {
 
 /// An empty store for one side of one layer.
 fn store(spec: &CacheSpec, shape: &ModelShape, scheme: Scheme, side: Side) -> Store {
-    Store::new(shape.kv_heads, shape.head_dim, scheme, side).with_precision(Precision::beside(spec.dtype))
+    Store::new(shape.kv_heads, shape.head_dim, scheme, side).with_precision(Precision::of(spec, spec.dtype))
 }
 
 /// A plan in which every layer stores its own states.
@@ -159,6 +159,7 @@ fn merged(
         shared,
         retained,
         magnitudes: spec.magnitudes,
+        precision: Precision::of(spec, spec.magnitudes),
         retention: retention.clone(),
         per_head: spec.granularity == minicache_config::Granularity::Head,
         rotary,

@@ -47,6 +47,6 @@ impl Grid {
 }
 
 /// What a code stands for.
-pub(super) fn decode(code: u8, scale: f16, zero: f16) -> f32 {
-    scale.to_f32() * f32::from(code) + zero.to_f32()
+pub(super) fn decode(code: u8, scale: f16, zero: f32) -> f32 {
+    scale.to_f32() * f32::from(code) + zero
 }

@@ -2,15 +2,13 @@
 
 use std::ops::Range;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use minicache_config::Axis;
-
-use super::Side;
+use super::{Side, normal};
 use crate::kernels::{
     self, Dense, Float, Isa, LANES, Line, StepScales, Sums, Weights, get_code, put_lane, put_step,
-    strip_bytes,
+    strip_bytes, view, view_mut,
 };
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// One head's floats in a block of `slots` tokens. Keys: strips of 16 tokens, a step per channel (`slots` is a
 /// multiple of 16). Values: strips of 16 channels, the last narrower if 16 does not divide `dim`, a step per token.
@@ -104,97 +102,149 @@ impl FloatBlock {
     }
 }
 
+/// Consecutive channels with the same number of bits, and scales of their own.
+pub(super) struct Section {
+    pub(super) channels: Range<usize>,
+    pub(super) bits: u8,
+    /// First byte of its codes.
+    codes: usize,
+}
+
 /// A part of a head's codes that one kernel call covers.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
+    pub(super) bits: u8,
     /// Channels (keys) or tokens (values) that are summed over.
     pub(super) steps: usize,
     /// First channel of the tile.
     pub(super) channel: usize,
     pub(super) strips: usize,
     pub(super) width: usize,
+    /// Strips of one section.
+    pub(super) per_section: usize,
     /// First byte of its codes.
     pub(super) codes: usize,
-    /// The group of its first channel, and the first of its entries in the group's scales.
-    pub(super) group: usize,
+    /// The section of its first channel, and the first of its entries in the section's scales.
+    pub(super) section: usize,
     pub(super) entry: usize,
 }
 
-/// One head's codes in a block of `slots` tokens: the strips of all tiles, then for each group an array of scales and
-/// one of zeros, indexed by channel (`Axis::Channel`, one group) or by token (`Axis::Token`).
+/// How a block's codes are scaled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scaling {
+    /// A scale and a zero per channel, for all tokens of the block.
+    Channels,
+    /// A scale and a zero per token and section.
+    Tokens,
+    /// A byte of scale per token and section ([`normal::scale`]); zero is in the middle of the codes.
+    Centred,
+}
+
+/// One head's codes in a block of `slots` tokens: the strips of all sections, then for each section an array of scales
+/// and, unless these are centred, one of zeros, indexed by channel ([`Scaling::Channels`], one section) or by token.
 ///
-/// Keys have a tile for each group; values one of all full strips, and one of the narrow last strip if there is one.
+/// Keys have a tile for each section. Values have one for all full strips of equal sections in a row, and one for the
+/// narrow last strip of a section if there is one.
 pub(super) struct CodeBlock {
     pub(super) side: Side,
-    /// The axis of the scales; none where codes stand for themselves.
-    axis: Option<Axis>,
+    pub(super) scaling: Scaling,
     pub(super) dim: usize,
     pub(super) slots: usize,
-    pub(super) bits: u8,
-    /// Channels that share a scale (`Axis::Token`); all of them otherwise, each with its own.
-    pub(super) group: usize,
+    pub(super) sections: Vec<Section>,
     pub(super) tiles: Vec<Tile>,
     code_bytes: usize,
 }
 
 impl CodeBlock {
+    /// `sections` lists bits and channels.
     pub(super) fn new(
         side: Side,
-        axis: Option<Axis>,
-        dim: usize,
+        scaling: Scaling,
         slots: usize,
-        bits: u8,
-        group: usize,
+        sections: impl Iterator<Item = (u8, usize)>,
     ) -> Self {
-        let group = if axis == Some(Axis::Token) { group.min(dim) } else { dim };
-        let mut tiles = Vec::new();
-        let mut codes = 0;
-        let mut add = |steps, channel, strips, width| {
-            if strips * width > 0 {
-                let entry = if side == Side::Values && axis == Some(Axis::Channel) { channel } else { 0 };
-                tiles.push(Tile { steps, channel, strips, width, codes, group: channel / group, entry });
-                codes += strips * strip_bytes(bits, steps, width);
-            }
+        let mut block =
+            Self { side, scaling, dim: 0, slots, sections: Vec::new(), tiles: Vec::new(), code_bytes: 0 };
+        sections.filter(|s| s.1 > 0).for_each(|(bits, channels)| block.add(bits, channels));
+        block.code_bytes = block.code_bytes.next_multiple_of(2);
+        block
+    }
+
+    fn add(&mut self, bits: u8, channels: usize) {
+        let (section, codes) = (self.sections.len(), self.code_bytes);
+        let entry = 0;
+        self.sections.push(Section { channels: self.dim..self.dim + channels, bits, codes });
+        let tile = |channel, steps, strips, width, codes| Tile {
+            bits,
+            steps,
+            channel,
+            strips,
+            width,
+            per_section: strips,
+            codes,
+            section,
+            entry,
         };
-        match side {
+        let full = channels / LANES;
+        match self.side {
             Side::Keys => {
-                for channel in (0..dim).step_by(group) {
-                    add(group.min(dim - channel), channel, slots / LANES, LANES);
-                }
+                let strips = self.slots / LANES;
+                self.tiles.push(tile(self.dim, channels, strips, LANES, codes));
+                self.code_bytes += strips * strip_bytes(bits, channels, LANES);
             }
             Side::Values => {
-                add(slots, 0, dim / LANES, LANES);
-                add(slots, dim / LANES * LANES, 1, dim % LANES);
+                match self.tiles.last_mut() {
+                    Some(last)
+                        if last.bits == bits
+                            && last.width == LANES
+                            && last.strips % last.per_section == 0
+                            && full <= last.per_section =>
+                    {
+                        last.strips += full;
+                    }
+                    _ if full > 0 => self.tiles.push(tile(self.dim, self.slots, full, LANES, codes)),
+                    _ => {}
+                }
+                self.code_bytes += full * strip_bytes(bits, self.slots, LANES);
+                let narrow = channels % LANES;
+                if narrow > 0 {
+                    let channel = self.dim + full * LANES;
+                    let entry = if self.scaling == Scaling::Channels { full * LANES } else { 0 };
+                    let last = Tile { entry, ..tile(channel, self.slots, 1, narrow, self.code_bytes) };
+                    self.tiles.push(last);
+                    self.code_bytes += strip_bytes(bits, self.slots, narrow);
+                }
             }
         }
-        Self { side, axis, dim, slots, bits, group, tiles, code_bytes: codes.next_multiple_of(2) }
+        self.dim += channels;
     }
 
     /// Whether a scale belongs to a step (and goes into its weight) or to a lane (and multiplies its sum).
     pub(super) fn scale_of_step(&self) -> bool {
-        self.axis.is_some_and(|axis| (self.side == Side::Keys) == (axis == Axis::Channel))
+        (self.side == Side::Keys) == (self.scaling == Scaling::Channels)
     }
 
-    /// Whether codes have scales and zeros.
-    pub(super) fn scaled(&self) -> bool {
-        self.axis.is_some()
+    fn has_zeros(&self) -> bool {
+        self.scaling != Scaling::Centred
     }
 
-    fn scales_per_group(&self) -> usize {
-        match self.axis {
-            None => 0,
-            Some(Axis::Channel) => self.dim,
-            Some(Axis::Token) => self.slots,
-        }
+    fn scales_per_section(&self) -> usize {
+        if self.scaling == Scaling::Channels { self.dim } else { self.slots }
     }
 
-    pub(super) fn groups(&self) -> usize {
-        self.dim.div_ceil(self.group)
+    fn section_floats(&self) -> usize {
+        2 * self.scales_per_section()
+    }
+
+    /// How many times the stored zero the zero of a section is; of centred codes, how many times their scale.
+    pub(super) fn zero_weight(&self, section: usize) -> f32 {
+        if self.has_zeros() { 1.0 } else { -normal::middle(self.sections[section].bits) }
     }
 
     /// Bytes of one head's codes, and of its scales and zeros.
     pub(super) fn head_bytes(&self) -> (usize, usize) {
-        (self.code_bytes, self.groups() * self.scales_per_group() * 4)
+        let entries = self.sections.len() * self.scales_per_section();
+        (self.code_bytes, entries * if self.has_zeros() { 2 * size_of::<f16>() } else { 1 })
     }
 
     /// Lines of one head.
@@ -208,80 +258,116 @@ impl CodeBlock {
         self.code_bytes / Line::BYTES..self.head_lines()
     }
 
-    /// The scales and the zeros of a tile's lanes.
+    /// The scales and the zeros of a tile's lanes, unless they are centred.
     pub(super) fn lane_scales<'a>(&self, head: &'a [f16], tile: &Tile) -> (&'a [f16], &'a [f16]) {
-        let n = self.scales_per_group();
-        let at = self.code_bytes / 2 + tile.group * 2 * n + tile.entry;
-        (&head[at..at + n - tile.entry], &head[at + n..at + 2 * n - tile.entry])
+        let at = self.code_bytes / 2 + tile.section * self.section_floats() + tile.entry;
+        let n = self.scales_per_section() - tile.entry;
+        (&head[at..at + n], &head[at + self.scales_per_section()..][..n])
     }
 
-    /// The scales and zeros of the steps, a set for each group.
+    /// The scales and zeros of the steps, a set for each section, unless they are centred.
     pub(super) fn step_scales<'a>(&self, head: &'a [f16]) -> StepScales<'a> {
-        let (count, sets) = (self.scales_per_group(), self.groups());
-        StepScales { data: &head[self.code_bytes / 2..][..sets * 2 * count], count, sets }
+        let (sets, stride) = (self.sections.len(), self.section_floats());
+        let data = &head[self.code_bytes / 2..][..sets * stride];
+        StepScales { data, sets, stride, to_zero: self.scales_per_section() }
     }
 
-    /// Where the scale of (slot, channel) is in the head's f16 view; its zero is the second index.
-    pub(super) fn scale_index(&self, slot: usize, channel: usize) -> (usize, usize) {
-        let n = self.scales_per_group();
-        let entry = if self.axis == Some(Axis::Channel) { channel } else { slot };
-        let at = self.code_bytes / 2 + channel / self.group * 2 * n + entry;
-        (at, at + n)
-    }
-
-    /// The strip of (slot, channel): its first byte, its shape, and step and lane in it.
-    fn strip(&self, slot: usize, channel: usize) -> (usize, (usize, usize), (usize, usize)) {
-        match self.side {
-            Side::Keys => {
-                let first = channel / self.group * self.group;
-                let steps = self.group.min(self.dim - first);
-                let before =
-                    channel / self.group * (self.slots / LANES) * strip_bytes(self.bits, self.group, LANES);
-                let at = before + slot / LANES * strip_bytes(self.bits, steps, LANES);
-                (at, (steps, LANES), (channel - first, slot % LANES))
-            }
-            Side::Values => {
-                let strip = channel / LANES;
-                let width = LANES.min(self.dim - strip * LANES);
-                let at = strip * strip_bytes(self.bits, self.slots, LANES);
-                (at, (self.slots, width), (slot, channel % LANES))
+    /// The scales of centred codes of several blocks, `block_bytes` apart, by section, then token.
+    pub(super) fn centred_scales(&self, bytes: &[u8], block_bytes: usize, out: &mut [f16]) {
+        let blocks = bytes.len() / block_bytes;
+        for (section, out) in out.chunks_exact_mut(blocks * self.slots).take(self.sections.len()).enumerate()
+        {
+            for (bytes, out) in bytes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(self.slots)) {
+                let from = &bytes[self.code_bytes + section * self.slots..][..self.slots];
+                // Of a length that the compiler knows.
+                let (out, _) = out.as_chunks_mut::<LANES>();
+                let (from, _) = from.as_chunks::<LANES>();
+                for (out, from) in out.iter_mut().zip(from) {
+                    *out = from.map(normal::scale);
+                }
             }
         }
     }
 
-    /// Writes the codes of a slot, one for each channel, into the head's bytes.
-    pub(super) fn put_slot(&self, head: &mut [u8], slot: usize, codes: &[u8]) {
-        let run = if self.side == Side::Keys { self.group } else { LANES };
+    /// Where the scale of (slot, first channel of a section, or channel) is in the head's f16 view, and its zero.
+    fn scale_index(&self, slot: usize, section: usize, channel: usize) -> (usize, usize) {
+        let entry = if self.scaling == Scaling::Channels { channel } else { slot };
+        let at = self.code_bytes / 2 + section * self.section_floats() + entry;
+        (at, at + self.scales_per_section())
+    }
+
+    /// Writes scale and zero of (slot, first channel of a section, or channel) into a head's lines.
+    pub(super) fn put_scale(&self, head: &mut [Line], slot: usize, place: (usize, usize), pair: (f16, f16)) {
+        let (section, channel) = place;
+        if self.has_zeros() {
+            let (scale, zero) = self.scale_index(slot, section, channel);
+            let floats = view_mut::<f16>(head);
+            (floats[scale], floats[zero]) = pair;
+        } else {
+            view_mut::<u8>(head)[self.code_bytes + section * self.slots + slot] = normal::scale_byte(pair.0);
+        }
+    }
+
+    /// Scale and zero of (slot, first channel of a section, or channel).
+    pub(super) fn scale(&self, head: &[Line], slot: usize, (section, channel): (usize, usize)) -> (f16, f32) {
+        if self.has_zeros() {
+            let (scale, zero) = self.scale_index(slot, section, channel);
+            let floats = view::<f16>(head);
+            (floats[scale], floats[zero].to_f32())
+        } else {
+            let scale = normal::scale(view::<u8>(head)[self.code_bytes + section * self.slots + slot]);
+            (scale, self.zero_weight(section) * scale.to_f32())
+        }
+    }
+
+    /// The strip of a slot and a channel of a section: its first byte, its shape, and step and lane in it.
+    fn strip(
+        &self,
+        section: &Section,
+        slot: usize,
+        channel: usize,
+    ) -> (usize, (usize, usize), (usize, usize)) {
+        let (len, place) = (section.channels.len(), channel - section.channels.start);
+        match self.side {
+            Side::Keys => {
+                let at = section.codes + slot / LANES * strip_bytes(section.bits, len, LANES);
+                (at, (len, LANES), (place, slot % LANES))
+            }
+            Side::Values => {
+                let strip = place / LANES;
+                let at = section.codes + strip * strip_bytes(section.bits, self.slots, LANES);
+                (at, (self.slots, LANES.min(len - strip * LANES)), (slot, place % LANES))
+            }
+        }
+    }
+
+    /// Writes the codes of a slot and a section, one for each channel, into the head's bytes.
+    pub(super) fn put_slot(&self, head: &mut [u8], slot: usize, section: &Section, codes: &[u8]) {
+        let run = if self.side == Side::Keys { codes.len() } else { LANES };
         for (i, codes) in codes.chunks(run).enumerate() {
-            let (at, shape, (step, lane)) = self.strip(slot, i * run);
+            let (at, shape, (step, lane)) = self.strip(section, slot, section.channels.start + i * run);
             match self.side {
-                Side::Keys => put_lane(&mut head[at..], self.bits, shape, lane, codes),
-                Side::Values => put_step(&mut head[at..], self.bits, shape.0, step, codes),
+                Side::Keys => put_lane(&mut head[at..], section.bits, shape, lane, codes),
+                Side::Values => put_step(&mut head[at..], section.bits, shape.0, step, codes),
             }
         }
     }
 
     /// Writes the codes of a channel, one for each slot, into the head's bytes.
-    pub(super) fn put_channel(&self, head: &mut [u8], channel: usize, codes: &[u8]) {
+    pub(super) fn put_channel(&self, head: &mut [u8], section: &Section, channel: usize, codes: &[u8]) {
         let run = if self.side == Side::Keys { LANES } else { self.slots };
         for (i, codes) in codes.chunks(run).enumerate() {
-            let (at, shape, (step, lane)) = self.strip(i * run, channel);
+            let (at, shape, (step, lane)) = self.strip(section, i * run, channel);
             match self.side {
-                Side::Keys => put_step(&mut head[at..], self.bits, shape.0, step, codes),
-                Side::Values => put_lane(&mut head[at..], self.bits, shape, lane, codes),
+                Side::Keys => put_step(&mut head[at..], section.bits, shape.0, step, codes),
+                Side::Values => put_lane(&mut head[at..], section.bits, shape, lane, codes),
             }
         }
     }
 
     /// Reads one code from the head's bytes.
-    pub(super) fn get(&self, head: &[u8], slot: usize, channel: usize) -> u8 {
-        let (at, shape, place) = self.strip(slot, channel);
-        get_code(&head[at..], self.bits, shape, place)
-    }
-
-    /// Channels of a group, cut at the head's end.
-    pub(super) fn group_channels(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (group, dim) = (self.group, self.dim);
-        (0..dim).step_by(group).map(move |c| c..(c + group).min(dim))
+    pub(super) fn get(&self, head: &[u8], section: &Section, slot: usize, channel: usize) -> u8 {
+        let (at, shape, place) = self.strip(section, slot, channel);
+        get_code(&head[at..], section.bits, shape, place)
     }
 }

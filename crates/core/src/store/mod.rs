@@ -2,6 +2,7 @@
 
 mod grid;
 mod layout;
+pub(crate) mod normal;
 mod pages;
 mod weigh;
 
@@ -17,7 +18,7 @@ use half::slice::HalfFloatSliceExt;
 use minicache_config::Axis;
 
 use self::grid::{Grid, decode};
-use self::layout::{CodeBlock, FloatBlock};
+use self::layout::{CodeBlock, FloatBlock, Scaling};
 use self::pages::Pages;
 use crate::kernels::{Float, LANES, Line, Precision, view, view_mut};
 
@@ -31,6 +32,10 @@ const RECENT: usize = LANES;
 /// Tokens of a block of codes quantised token by token: longer, because values pay for each block with the rounding of
 /// its weights. Blocks of codes quantised along channels have a group of tokens each.
 const PACKED_BLOCK: usize = 64;
+
+/// Tokens of a block of sections of keys and of values: few, because the blocks of a page are worked on together. Codes
+/// of three bits fill their vectors with 32.
+const SECTION_BLOCK: [usize; 2] = [LANES, 32];
 
 /// How a [`Store`] keeps its numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,11 +56,8 @@ pub enum Scheme {
         /// Newest tokens kept in f16.
         residual: usize,
     },
-    /// Whole numbers of 0 to 2^bits - 1, as they are: the caller knows what a step is worth.
-    Codes {
-        /// Bits per code: 2, 3, 4 or 8.
-        bits: u8,
-    },
+    /// Codes around zero with an f16 scale per token and section, see [`Store::sections`].
+    Sections,
 }
 
 /// Which operation the layout serves; the other one works too, slowly.
@@ -122,23 +124,60 @@ impl Store {
             Scheme::F32 => (Block::F32(floats), floats.head_lines::<f32>()),
             Scheme::F16 => (Block::F16(floats), floats.head_lines::<f16>()),
             Scheme::Quant { bits, group, axis, .. } => {
-                assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
                 assert!(group > 0 && group % LANES == 0, "group must be a multiple of 16, not {group}");
-                let slots = if axis == Axis::Channel { group } else { PACKED_BLOCK };
-                let codes = CodeBlock::new(side, Some(axis), dim, slots, bits, group);
-                let lines = codes.head_lines();
-                (Block::Codes(Arc::new(codes)), lines)
+                if axis == Axis::Channel {
+                    return Self::codes(heads, dim, scheme, side, group, Scaling::Channels, &[(bits, dim)]);
+                }
+                let sections: Vec<(u8, usize)> =
+                    (0..dim).step_by(group).map(|c| (bits, group.min(dim - c))).collect();
+                return Self::codes(heads, dim, scheme, side, PACKED_BLOCK, Scaling::Tokens, &sections);
             }
-            Scheme::Codes { bits } => {
-                assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
-                let codes = CodeBlock::new(side, None, dim, PACKED_BLOCK, bits, dim);
-                let lines = codes.head_lines();
-                (Block::Codes(Arc::new(codes)), lines)
-            }
+            Scheme::Sections => return Self::sections(&[(8, dim)], side),
         };
+        Self::with_layout(heads, dim, scheme, side, block, head_lines)
+    }
+
+    /// An empty store for vectors of several `sections` (bits and numbers each) whose numbers are near normal with mean
+    /// zero: quantised token by token, each section relative to its root mean square, with the step that is best for a
+    /// normal variable and no zero. One head.
+    ///
+    /// # Panics
+    /// Bits other than 2, 3, 4 and 8.
+    pub fn sections(sections: &[(u8, usize)], side: Side) -> Self {
+        let dim = sections.iter().map(|s| s.1).sum();
+        let slots = SECTION_BLOCK[usize::from(side == Side::Values)];
+        Self::codes(1, dim, Scheme::Sections, side, slots, Scaling::Centred, sections)
+    }
+
+    fn codes(
+        heads: usize,
+        dim: usize,
+        scheme: Scheme,
+        side: Side,
+        slots: usize,
+        scaling: Scaling,
+        sections: &[(u8, usize)],
+    ) -> Self {
+        for &(bits, _) in sections {
+            assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
+        }
+        let block = CodeBlock::new(side, scaling, slots, sections.iter().copied());
+        let lines = block.head_lines();
+        Self::with_layout(heads, dim, scheme, side, Block::Codes(Arc::new(block)), lines)
+    }
+
+    fn with_layout(
+        heads: usize,
+        dim: usize,
+        scheme: Scheme,
+        side: Side,
+        block: Block,
+        head_lines: usize,
+    ) -> Self {
         let recent = Pages::single(heads * FloatBlock { side, dim, slots: RECENT }.head_lines::<f16>());
         let precision = Precision::default();
-        let pages = Pages::new(heads * head_lines);
+        let lines = heads * head_lines;
+        let pages = if scheme == Scheme::Sections { Pages::joint(lines) } else { Pages::new(lines) };
         Self { heads, dim, side, scheme, precision, len: 0, packed: 0, block, pages, recent }
     }
 
@@ -185,8 +224,8 @@ impl Store {
                     rounded(row, &mut p.halves);
                     self.push_float(&p.halves);
                 }),
-                Scheme::Codes { .. } => {
-                    self.pack_codes(row);
+                Scheme::Sections => {
+                    PACKING.with_borrow_mut(|p| self.pack_sections(row, &mut p.codes));
                     self.len += 1;
                 }
                 Scheme::Quant { residual, axis: Axis::Token, .. } => {
@@ -262,45 +301,44 @@ impl Store {
 
     /// Quantises one token `(heads, dim)` along its channels.
     fn pack_token(&mut self, x: &[f32], codes: &mut Vec<u8>) {
+        self.pack_slot(x, codes, |x, bits, codes| {
+            let grid = Grid::of(x, bits);
+            grid.codes(x, codes);
+            (grid.scale, grid.zero)
+        });
+    }
+
+    /// Quantises one token section by section, around zero.
+    fn pack_sections(&mut self, x: &[f32], codes: &mut Vec<u8>) {
+        self.pack_slot(x, codes, |x, bits, codes| {
+            let scale = normal::quantise(x, bits, codes);
+            (scale, scale)
+        });
+    }
+
+    /// Appends a token to the codes; `quantise(numbers, bits, codes)` returns scale and zero.
+    fn pack_slot(
+        &mut self,
+        x: &[f32],
+        codes: &mut Vec<u8>,
+        quantise: impl Fn(&[f32], u8, &mut [u8]) -> (f16, f16),
+    ) {
         let Block::Codes(block) = &self.block else { return };
         let slot = self.packed % block.slots;
         if slot == 0 {
             self.pages.push();
         }
         at_least(codes, block.dim);
-        let codes = &mut codes[..block.dim];
         let lines = self.pages.block_mut(self.packed / block.slots);
         let heads = lines.chunks_exact_mut(block.head_lines());
         for (lines, x) in heads.zip(x.chunks_exact(block.dim)) {
-            for channels in block.group_channels() {
-                let x = &x[channels.clone()];
-                let grid = Grid::of(x, block.bits);
-                let (scale, zero) = block.scale_index(slot, channels.start);
-                let floats = view_mut::<f16>(lines);
-                (floats[scale], floats[zero]) = (grid.scale, grid.zero);
-                grid.codes(x, &mut codes[channels]);
+            for (i, section) in block.sections.iter().enumerate() {
+                let codes = &mut codes[..section.channels.len()];
+                let pair = quantise(&x[section.channels.clone()], section.bits, codes);
+                block.put_scale(lines, slot, (i, section.channels.start), pair);
+                block.put_slot(view_mut(lines), slot, section, codes);
             }
-            block.put_slot(view_mut(lines), slot, codes);
         }
-        self.packed += 1;
-    }
-
-    /// Packs one token of codes.
-    fn pack_codes(&mut self, row: &[f32]) {
-        let Block::Codes(block) = &self.block else { return };
-        let slot = self.packed % block.slots;
-        if slot == 0 {
-            self.pages.push();
-        }
-        let most = f32::from((1_u16 << block.bits) - 1);
-        let lines = self.pages.block_mut(self.packed / block.slots).chunks_exact_mut(block.head_lines());
-        PACKING.with_borrow_mut(|p| {
-            for (lines, row) in lines.zip(row.chunks_exact(block.dim)) {
-                p.codes.clear();
-                p.codes.extend(row.iter().map(|x| x.round_ties_even().clamp(0.0, most) as u8));
-                block.put_slot(view_mut(lines), slot, &p.codes);
-            }
-        });
         self.packed += 1;
     }
 
@@ -310,6 +348,7 @@ impl Store {
         let Block::Codes(block) = &self.block else { return };
         self.pages.push();
         let lines = self.pages.block_mut(self.packed / block.slots);
+        let section = &block.sections[0];
         PACKING.with_borrow_mut(|p| {
             at_least(&mut p.floats, block.slots);
             at_least(&mut p.codes, block.slots);
@@ -320,12 +359,10 @@ impl Store {
                         let from = self.recent.block(self.packed / RECENT + part);
                         waiting.channel(head_view(from, waiting, head), channel, x);
                     }
-                    let grid = Grid::of(x, block.bits);
-                    let (scale, zero) = block.scale_index(0, channel);
-                    let floats = view_mut::<f16>(lines);
-                    (floats[scale], floats[zero]) = (grid.scale, grid.zero);
+                    let grid = Grid::of(x, section.bits);
+                    block.put_scale(lines, 0, (0, channel), (grid.scale, grid.zero));
                     grid.codes(x, codes);
-                    block.put_channel(view_mut(lines), channel, codes);
+                    block.put_channel(view_mut(lines), section, channel, codes);
                 }
             }
         });
@@ -389,14 +426,11 @@ impl Store {
             Block::Codes(block) => {
                 let n = block.head_lines();
                 let lines = &lines[head * n..(head + 1) * n];
-                let (floats, bytes) = (view::<f16>(lines), view::<u8>(lines));
-                for (channel, out) in out.iter_mut().enumerate() {
-                    if !block.scaled() {
-                        *out = f32::from(block.get(bytes, slot, channel));
-                        continue;
+                for (i, section) in block.sections.iter().enumerate() {
+                    for channel in section.channels.clone() {
+                        let (scale, zero) = block.scale(lines, slot, (i, channel));
+                        out[channel] = decode(block.get(view(lines), section, slot, channel), scale, zero);
                     }
-                    let (scale, zero) = block.scale_index(slot, channel);
-                    *out = decode(block.get(bytes, slot, channel), floats[scale], floats[zero]);
                 }
             }
         }

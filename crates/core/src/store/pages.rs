@@ -9,6 +9,8 @@ use crate::kernels::Line;
 /// Blocks are gathered into pages of about this size, so that what an allocation costs beside its contents is small.
 const PAGE_BYTES: usize = 16 << 10;
 const MAX_BLOCKS: usize = 8;
+/// The same where the blocks of a page are worked on together.
+const MAX_JOINT_BLOCKS: usize = 16;
 
 /// A growing row of equal blocks. A clone shares the pages; whoever writes to a shared page copies that page. A page
 /// holds exactly the blocks it has (it is copied when a block joins it), so nothing is allocated in advance.
@@ -26,7 +28,16 @@ pub(super) struct Pages {
 
 impl Pages {
     pub(super) fn new(block_lines: usize) -> Self {
-        let page_log = (PAGE_BYTES / (block_lines * Line::BYTES).max(1)).clamp(1, MAX_BLOCKS).ilog2();
+        Self::sized(block_lines, MAX_BLOCKS)
+    }
+
+    /// For blocks that are worked on together, a page at a time.
+    pub(super) fn joint(block_lines: usize) -> Self {
+        Self::sized(block_lines, MAX_JOINT_BLOCKS)
+    }
+
+    fn sized(block_lines: usize, most: usize) -> Self {
+        let page_log = (PAGE_BYTES / (block_lines * Line::BYTES).max(1)).clamp(1, most).ilog2();
         Self::with_log(block_lines, page_log)
     }
 
@@ -68,6 +79,18 @@ impl Pages {
     pub(super) fn block(&self, block: usize) -> &[Line] {
         let (page, lines) = self.place(block);
         &self.pages[page][lines]
+    }
+
+    /// The blocks from `block` to the end of its page, at most `most` of them.
+    pub(super) fn blocks(&self, block: usize, most: usize) -> &[Line] {
+        let (page, lines) = self.place(block);
+        let rest = &self.pages[page][lines.start..];
+        &rest[..rest.len().min(most.saturating_mul(self.block_lines))]
+    }
+
+    /// Lines of a block.
+    pub(super) fn block_lines(&self) -> usize {
+        self.block_lines
     }
 
     pub(super) fn block_mut(&mut self, block: usize) -> &mut [Line] {

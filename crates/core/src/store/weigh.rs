@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::layout::CodeBlock;
+use super::layout::{CodeBlock, Scaling};
 use super::{Block, RECENT, Side, Store, at_least, head_view};
 use crate::kernels::{
-    self, Codes, Digits, Factor, Isa, LANES, Line, Precision, ROWS, Sums, Weights, padded, view,
+    self, Codes, Digits, Factor, Isa, LANES, Line, Precision, ROWS, StepScales, Sums, Weights, padded, view,
 };
 
 /// Rows whose digits are kept while the blocks go by.
@@ -25,12 +25,14 @@ struct Scratch {
     factors: Vec<Factor>,
     bounds: Vec<f32>,
     floats: Vec<f32>,
+    halves: Vec<f16>,
 }
 
-/// A stretch of one block: `slots` of it are the tokens from `offset` on in the caller's range.
+/// A stretch of one block, or, of centred codes, of several blocks of a page: `slots` of it are the tokens from `offset`
+/// on in the caller's range.
 struct Part<'a> {
     lines: &'a [Line],
-    /// The packed block after this one, if any: the next call, if not this one, reads it.
+    /// The packed blocks after these, if any: the next call, if not this one, reads them.
     next: &'a [Line],
     recent: bool,
     slots: Range<usize>,
@@ -38,9 +40,16 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// The head's lines of this block and of the next, whose scales are asked for (its codes are by the kernels).
+    /// The head's lines of this block and of the next, whose scales are asked for (its codes are by the kernels). Centred
+    /// codes have one head.
     fn head(&self, head: usize, block: &CodeBlock) -> (&[Line], &[Line]) {
         let lines = block.head_lines();
+        if block.scaling == Scaling::Centred {
+            self.next.chunks(block.head_lines()).for_each(|lines| {
+                kernels::prefetch(lines.get(block.scale_lines()).unwrap_or(&[]));
+            });
+            return (self.lines, self.next);
+        }
         let place = head * lines..(head + 1) * lines;
         let next = self.next.get(place.clone()).unwrap_or(&[]);
         kernels::prefetch(next.get(block.scale_lines()).unwrap_or(&[]));
@@ -55,26 +64,32 @@ impl Store {
     /// # Panics
     /// Tokens that are not held, slices of another length.
     pub fn scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
-        self.check(head, &range);
-        let (dim, tokens) = (self.dim, range.len());
-        assert_eq!(q.len(), rows * dim);
-        assert_eq!(out.len(), rows * tokens);
+        let stride = range.len();
+        assert_eq!(q.len(), rows * self.dim);
+        assert_eq!(out.len(), rows * stride);
         out.fill(0.0);
+        self.add_scores(head, range, Weights { w: q, stride: self.dim, rows }, Sums { y: out, stride });
+    }
+
+    /// As [`Store::scores`], added to rows that lie apart.
+    pub(crate) fn add_scores(&self, head: usize, range: Range<usize>, q: Weights, out: Sums) {
+        self.check(head, &range);
+        let Sums { y, stride } = out;
         if self.side == Side::Values {
             self.each_vector(head, range, |i, x| {
-                for (row, q) in q.chunks_exact(dim).enumerate() {
-                    out[row * tokens + i] = q.iter().zip(x).map(|(q, x)| q * x).sum();
+                for row in 0..q.rows {
+                    let q = &q.w[row * q.stride..][..self.dim];
+                    y[row * stride + i] += q.iter().zip(x).map(|(q, x)| q * x).sum::<f32>();
                 }
             });
             return;
         }
         let isa = Isa::active();
         SCRATCH.with_borrow_mut(|scratch| {
-            for first in (0..rows).step_by(ROW_CHUNK) {
-                let rows = ROW_CHUNK.min(rows - first);
-                let q = Weights { w: &q[first * dim..], stride: dim, rows };
-                let out = &mut out[first * tokens..(first + rows) * tokens];
-                self.score_rows(isa, scratch, head, &range, q, out);
+            for first in (0..q.rows).step_by(ROW_CHUNK) {
+                let rows = ROW_CHUNK.min(q.rows - first);
+                let q = Weights { w: &q.w[first * q.stride..], rows, ..q };
+                self.score_rows(isa, scratch, head, &range, q, Sums { y: &mut y[first * stride..], stride });
             }
         });
     }
@@ -86,14 +101,15 @@ impl Store {
         head: usize,
         range: &Range<usize>,
         q: Weights,
-        out: &mut [f32],
+        out: Sums,
     ) {
-        let tokens = range.len();
-        let Scratch { digits, factors, bounds, floats } = scratch;
+        let Sums { y: out, stride } = out;
+        let Scratch { digits, factors, bounds, floats, halves } = scratch;
+        self.prefetch_first(range);
         if let Block::Codes(block) = &self.block
             && range.start < self.packed
         {
-            row_bounds(q, self.dim, bounds);
+            row_bounds(isa, q, self.dim, bounds);
             if !block.scale_of_step() {
                 query_digits(isa, self.precision, block, q, bounds, digits, factors);
             }
@@ -109,8 +125,8 @@ impl Store {
                     &part,
                     strips,
                     q,
-                    (digits, factors, bounds),
-                    Sums { y, stride: tokens },
+                    (digits, factors, bounds, halves),
+                    Sums { y, stride },
                 );
                 continue;
             }
@@ -119,10 +135,10 @@ impl Store {
             let skip = part.slots.start % LANES;
             fresh(floats, q.rows * width);
             let y = Sums { y: &mut floats[..], stride: width };
-            self.score_part(isa, head, &part, strips, q, (digits, factors, bounds), y);
+            self.score_part(isa, head, &part, strips, q, (digits, factors, bounds, halves), y);
             for (row, y) in floats.chunks_exact(width).enumerate() {
-                let n = part.slots.len();
-                out[row * tokens + part.offset..][..n].copy_from_slice(&y[skip..skip + n]);
+                let out = &mut out[row * stride + part.offset..][..part.slots.len()];
+                out.iter_mut().zip(&y[skip..]).for_each(|(out, y)| *out += y);
             }
         }
     }
@@ -135,7 +151,7 @@ impl Store {
         part: &Part,
         strips: Range<usize>,
         q: Weights,
-        (digits, factors, bounds): (&mut Vec<i32>, &mut Vec<Factor>, &[f32]),
+        (digits, factors, bounds, halves): (&mut Vec<i32>, &mut Vec<Factor>, &[f32], &mut Vec<f16>),
         out: Sums,
     ) {
         if part.recent {
@@ -164,22 +180,36 @@ impl Store {
                     let scales = Some(block.step_scales(view(lines)));
                     kernels::digits(isa, self.precision, q, bounds, block.dim, scales, digits, factors);
                 }
+                let centred = block.scaling == Scaling::Centred;
+                if centred {
+                    self.gather_scales(block, part, halves);
+                }
+                let tokens = self.part_tokens(block, part);
                 let mut set = 0;
                 for (i, tile) in block.tiles.iter().enumerate() {
-                    let bytes = kernels::strip_bytes(block.bits, tile.steps, LANES);
-                    let lanes = (block.scaled() && !block.scale_of_step()).then(|| {
+                    let bytes = kernels::strip_bytes(tile.bits, tile.steps, LANES);
+                    let stride = if centred { self.block_bytes() } else { bytes };
+                    let lanes = strips.start * LANES..strips.end * LANES;
+                    let lanes = (!block.scale_of_step()).then(|| {
+                        if centred {
+                            let scales = &halves[tile.section * tokens..][lanes];
+                            return (scales, scales);
+                        }
                         let (scale, zero) = block.lane_scales(view(lines), tile);
-                        (&scale[strips.start * LANES..], &zero[strips.start * LANES..])
+                        (&scale[lanes.clone()], &zero[lanes])
                     });
-                    let codes = tile.codes + strips.start * bytes;
-                    let codes = codes..codes + strips.len() * bytes;
+                    let codes = tile.codes + strips.start * stride;
+                    let codes = codes..codes + (strips.len() - 1) * stride + bytes;
                     let m = Codes {
-                        bits: block.bits,
+                        bits: tile.bits,
                         codes: &view(lines)[codes.clone()],
                         next: view(next).get(codes).unwrap_or(&[]),
                         strips: strips.len(),
+                        stride,
                         width: LANES,
                         steps: tile.steps,
+                        runs: 1,
+                        run_stride: 0,
                         per_set: strips.len(),
                         lanes,
                     };
@@ -206,44 +236,42 @@ impl Store {
     /// # Panics
     /// Tokens that are not held, slices of another length.
     pub fn accumulate(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
+        let stride = range.len();
+        assert_eq!(p.len(), rows * stride);
+        assert_eq!(out.len(), rows * self.dim);
+        self.add_sums(head, range, Weights { w: p, stride, rows }, Sums { y: out, stride: self.dim });
+    }
+
+    /// As [`Store::accumulate`], with rows that lie apart.
+    pub(crate) fn add_sums(&self, head: usize, range: Range<usize>, p: Weights, out: Sums) {
         self.check(head, &range);
-        let (dim, tokens) = (self.dim, range.len());
-        assert_eq!(p.len(), rows * tokens);
-        assert_eq!(out.len(), rows * dim);
-        if tokens == 0 {
+        let Sums { y, stride } = out;
+        if range.is_empty() {
             return;
         }
         if self.side == Side::Keys {
             self.each_vector(head, range, |i, x| {
-                for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-                    let p = p[row * tokens + i];
-                    out.iter_mut().zip(x).for_each(|(out, x)| *out += p * x);
+                for row in 0..p.rows {
+                    let p = p.w[row * p.stride + i];
+                    y[row * stride..].iter_mut().zip(x).for_each(|(out, x)| *out += p * x);
                 }
             });
             return;
         }
         let isa = Isa::active();
         SCRATCH.with_borrow_mut(|scratch| {
+            self.prefetch_first(&range);
             if matches!(self.block, Block::Codes(_)) && range.start < self.packed {
-                row_bounds(Weights { w: p, stride: tokens, rows }, tokens, &mut scratch.bounds);
+                row_bounds(isa, p, range.len(), &mut scratch.bounds);
             }
             for part in self.parts(&range) {
-                let w = Weights { w: &p[part.offset..], stride: tokens, rows };
-                self.sum_part(isa, scratch, head, &part, w, out);
+                let w = Weights { w: &p.w[part.offset..], ..p };
+                self.sum_part(isa, scratch, head, &part, w, Sums { y: &mut *y, stride });
             }
         });
     }
 
-    fn sum_part(
-        &self,
-        isa: Isa,
-        scratch: &mut Scratch,
-        head: usize,
-        part: &Part,
-        w: Weights,
-        out: &mut [f32],
-    ) {
-        let y = Sums { y: &mut out[..], stride: self.dim };
+    fn sum_part(&self, isa: Isa, scratch: &mut Scratch, head: usize, part: &Part, w: Weights, y: Sums) {
         let slots = part.slots.clone();
         if part.recent {
             let block = self.waiting();
@@ -266,15 +294,45 @@ impl Store {
             ),
             Block::Codes(block) => {
                 let lines = part.head(head, block);
+                if block.scaling == Scaling::Centred {
+                    self.gather_scales(block, part, &mut scratch.halves);
+                }
                 for row in (0..w.rows).step_by(ROWS) {
                     let rows = ROWS.min(w.rows - row);
                     let w = Weights { w: &w.w[row * w.stride..], stride: w.stride, rows };
-                    let out = &mut out[row * self.dim..];
-                    let Scratch { digits, factors, bounds, floats } = scratch;
-                    let scratch = (digits, factors, &bounds[row..], floats);
+                    let out = Sums { y: &mut y.y[row * y.stride..], stride: y.stride };
+                    let Scratch { digits, factors, bounds, floats, halves } = scratch;
+                    let scratch = (digits, factors, &bounds[row..], floats, &mut *halves);
+                    let block = (&**block, self.block_bytes());
                     sum_codes(isa, self.precision, scratch, block, lines, slots.clone(), w, out);
                 }
             }
+        }
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.pages.block_lines() * Line::BYTES
+    }
+
+    /// Tokens of the blocks that a part is in.
+    fn part_tokens(&self, block: &CodeBlock, part: &Part) -> usize {
+        part.lines.len() / self.pages.block_lines() * block.slots
+    }
+
+    /// The scales of a part of centred codes, by section, then token.
+    fn gather_scales(&self, block: &CodeBlock, part: &Part, halves: &mut Vec<f16>) {
+        at_least(halves, self.part_tokens(block, part) * block.sections.len());
+        block.centred_scales(view(part.lines), self.block_bytes(), halves);
+    }
+
+    /// Asks for the first blocks of centred codes, which no call before this one has asked for.
+    fn prefetch_first(&self, range: &Range<usize>) {
+        if let Block::Codes(block) = &self.block
+            && block.scaling == Scaling::Centred
+            && let Some(part) = self.parts(range).next()
+            && !part.recent
+        {
+            kernels::prefetch(part.lines);
         }
     }
 
@@ -283,21 +341,24 @@ impl Store {
         let (start, end) = (range.start, range.end);
         let mut at = start;
         let tokens = self.block_tokens();
+        let most = match &self.block {
+            Block::Codes(block) if block.scaling == Scaling::Centred => usize::MAX,
+            _ => 1,
+        };
         std::iter::from_fn(move || {
             if at >= end {
                 return None;
             }
-            let (recent, size, end) = match at < self.packed {
-                true => (false, tokens, end.min(self.packed)),
-                false => (true, RECENT, end),
-            };
+            let recent = at >= self.packed;
+            let (size, end) = if recent { (RECENT, end) } else { (tokens, end.min(self.packed)) };
             let first = at % size;
-            let slots = first..size.min(first + end - at);
+            let needed = (first + end - at).div_ceil(size);
             let pages = if recent { &self.recent } else { &self.pages };
-            let lines = pages.block(at / size);
+            let lines = pages.blocks(at / size, if recent { 1 } else { most.min(needed) });
+            let slots = first..(lines.len() / pages.block_lines() * size).min(first + end - at);
             let offset = at - start;
             at += slots.len();
-            let next = if !recent && at < self.packed { self.pages.block(at / size) } else { &[] };
+            let next = if !recent && at < self.packed { self.pages.blocks(at / size, most) } else { &[] };
             let part = Part { lines, next, recent, offset, slots };
             Some(part)
         })
@@ -321,9 +382,9 @@ fn fresh<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
 }
 
 /// The largest magnitude of each row's first `n` weights.
-fn row_bounds(w: Weights, n: usize, bounds: &mut Vec<f32>) {
+fn row_bounds(isa: Isa, w: Weights, n: usize, bounds: &mut Vec<f32>) {
     bounds.clear();
-    bounds.extend((0..w.rows).map(|row| kernels::largest(&w.w[row * w.stride..][..n])));
+    bounds.extend((0..w.rows).map(|row| kernels::largest(isa, &w.w[row * w.stride..][..n])));
 }
 
 /// Room for the digits of `sets` rows of `steps`.
@@ -342,64 +403,83 @@ fn query_digits(
     digits: &mut Vec<i32>,
     factors: &mut Vec<Factor>,
 ) {
-    prepare(digits, factors, q.rows * block.tiles.len(), block.group);
+    let steps = block.tiles.iter().map(|t| t.steps).max().unwrap_or(0);
+    prepare(digits, factors, q.rows * block.tiles.len(), steps);
     let mut set = 0;
     for (i, tile) in block.tiles.iter().enumerate() {
         let w = Weights { w: &q.w[tile.channel..], ..q };
         let factors = &mut factors[i * q.rows..];
         kernels::digits(isa, precision, w, bounds, tile.steps, None, &mut digits[set..], factors);
-        drop_bias(block, &mut factors[..q.rows]);
         set += q.rows * padded(tile.steps);
     }
+    weigh_zeros(block, q.rows, factors);
 }
 
-/// Codes that stand for themselves have no zeros for the sum of the weights to multiply.
-fn drop_bias(block: &CodeBlock, factors: &mut [Factor]) {
-    if !block.scaled() {
-        factors.iter_mut().for_each(|f| f.bias = 0.0);
+/// Turns sums of entries into sums of zeros, `rows` for each section.
+fn weigh_zeros(block: &CodeBlock, rows: usize, factors: &mut [Factor]) {
+    for (section, factors) in factors.chunks_mut(rows).take(block.sections.len()).enumerate() {
+        let weight = block.zero_weight(section);
+        factors.iter_mut().for_each(|f| f.bias *= weight);
     }
 }
 
-/// At most [`ROWS`] rows of `out` get the tokens `slots` of a block of codes.
+/// Working memory of [`sum_codes`]; the halves hold the scales of centred codes.
+type SumScratch<'a> = (&'a mut Vec<i32>, &'a mut Vec<Factor>, &'a [f32], &'a mut Vec<f32>, &'a mut Vec<f16>);
+
+/// At most [`ROWS`] rows of `out` get the tokens `slots` of a block of codes, or of several blocks `block_bytes` apart.
 #[allow(clippy::too_many_arguments)]
 fn sum_codes(
     isa: Isa,
     precision: Precision,
-    (digits, factors, bounds, floats): (&mut Vec<i32>, &mut Vec<Factor>, &[f32], &mut Vec<f32>),
-    block: &CodeBlock,
+    (digits, factors, bounds, floats, halves): SumScratch,
+    (block, block_bytes): (&CodeBlock, usize),
     (lines, next): (&[Line], &[Line]),
     slots: Range<usize>,
     w: Weights,
-    out: &mut [f32],
+    out: Sums,
 ) {
     let mut w = w;
-    if slots != (0..block.slots) {
+    let centred = block.scaling == Scaling::Centred;
+    let runs = if centred { lines.len() * Line::BYTES / block_bytes } else { 1 };
+    let tokens = runs * block.slots;
+    if slots != (0..tokens) {
         // Tokens outside the range weigh nothing.
-        fresh(floats, w.rows * block.slots);
-        for (row, padded) in floats.chunks_exact_mut(block.slots).enumerate() {
+        fresh(floats, w.rows * tokens);
+        for (row, padded) in floats.chunks_exact_mut(tokens).enumerate() {
             padded[slots.clone()].copy_from_slice(&w.w[row * w.stride..][..slots.len()]);
         }
-        w = Weights { w: floats, stride: block.slots, rows: w.rows };
+        w = Weights { w: floats, stride: tokens, rows: w.rows };
     }
-    let scales = block.scale_of_step().then(|| block.step_scales(view(lines)));
-    prepare(digits, factors, w.rows * block.groups(), block.slots);
-    kernels::digits(isa, precision, w, bounds, block.slots, scales, digits, factors);
-    drop_bias(block, &mut factors[..w.rows]);
+    let sets = block.sections.len();
+    let scales = match block.scaling {
+        Scaling::Channels => None,
+        Scaling::Tokens => Some(block.step_scales(view(lines))),
+        Scaling::Centred => {
+            Some(StepScales { data: &halves[..sets * tokens], sets, stride: tokens, to_zero: 0 })
+        }
+    };
+    prepare(digits, factors, w.rows * sets, tokens);
+    kernels::digits(isa, precision, w, bounds, tokens, scales, digits, factors);
+    weigh_zeros(block, w.rows, factors);
     for tile in &block.tiles {
-        let set = tile.group * w.rows;
-        let bytes = tile.strips * kernels::strip_bytes(block.bits, tile.steps, tile.width);
+        let set = tile.section * w.rows;
+        let stride = kernels::strip_bytes(tile.bits, tile.steps, tile.width);
+        let codes = tile.codes..tile.codes + (runs - 1) * block_bytes + tile.strips * stride;
         let m = Codes {
-            bits: block.bits,
-            codes: &view(lines)[tile.codes..tile.codes + bytes],
-            next: view(next).get(tile.codes..tile.codes + bytes).unwrap_or(&[]),
+            bits: tile.bits,
+            codes: &view(lines)[codes.clone()],
+            next: view(next).get(codes).unwrap_or(&[]),
             strips: tile.strips,
+            stride,
             width: tile.width,
             steps: tile.steps,
-            per_set: if scales.is_some() { block.group.div_ceil(LANES) } else { tile.strips },
-            lanes: (block.scaled() && scales.is_none()).then(|| block.lane_scales(view(lines), tile)),
+            runs,
+            run_stride: block_bytes,
+            per_set: if scales.is_some() { tile.per_section } else { tile.strips },
+            lanes: scales.is_none().then(|| block.lane_scales(view(lines), tile)),
         };
-        let digits = &digits[set * padded(block.slots)..];
+        let digits = &digits[set * padded(tokens)..];
         let w = Digits { digits, factors: &factors[set..], rows: w.rows, precision };
-        kernels::codes(isa, m, w, Sums { y: &mut out[tile.channel..], stride: block.dim });
+        kernels::codes(isa, m, w, Sums { y: &mut out.y[tile.channel..], stride: out.stride });
     }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use minicache_core::latent::{Basis, KeyBasis, LatentPlan, ValueBasis};
+use minicache_config::{Group, LatentSide};
+use minicache_core::latent::{Basis, Grouping, KeyBasis, LatentPlan, ValueBasis};
 use minicache_core::{CacheSpec, ModelShape, Rotary};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -55,15 +56,14 @@ fn unitary(rng: &mut StdRng, n: usize, real: bool) -> Vec<f32> {
     (0..n * n * 2).map(|i| columns[i / 2 % n][i / 2 / n][i % 2] as f32).collect()
 }
 
-/// A basis with random directions, means, weights and falling variances, for groups of `key` and `value` layers.
-fn random_basis(rng: &mut StdRng, shape: &ModelShape, key: usize, value: usize) -> Basis {
+/// A basis with random directions, means, weights and falling variances, for the groupings `key` and `value`.
+fn random_basis(rng: &mut StdRng, shape: &ModelShape, key: Grouping, value: Grouping) -> Basis {
     let half = shape.head_dim / 2;
-    let groups = |size: usize| (0..shape.layers).step_by(size).map(move |f| (f, size.min(shape.layers - f)));
-    let keys = groups(key).map(|(first, layers)| {
-        let m = layers * shape.kv_heads;
+    let spans = |grouping: Grouping| grouping.spans(shape.layers, shape.kv_heads);
+    let keys = spans(key).map(|span| {
+        let m = span.members();
         KeyBasis {
-            first,
-            layers,
+            span,
             mean: (0..m * shape.head_dim).map(|_| rng.random_range(-1.0..1.0)).collect(),
             weights: (0..m * half).map(|_| rng.random_range(0.5..2.0)).collect(),
             vectors: (0..half).flat_map(|_| unitary(rng, m, false)).collect(),
@@ -71,11 +71,11 @@ fn random_basis(rng: &mut StdRng, shape: &ModelShape, key: usize, value: usize) 
         }
     });
     let keys = vec![(key, keys.collect())];
-    let values = groups(value).map(|(first, layers)| {
-        let n = layers * shape.kv_dim();
+    let values = spans(value).map(|span| {
+        let n = span.members() * shape.head_dim;
         // Symmetric and well-conditioned: I + 0.5 u u^T has the inverse I - 0.5 / (1 + 0.5) u u^T for a unit u.
         let dim = shape.head_dim;
-        let units: Vec<Vec<f32>> = (0..layers * shape.kv_heads)
+        let units: Vec<Vec<f32>> = (0..span.members())
             .map(|_| {
                 let u: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
                 let norm = u.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -89,8 +89,7 @@ fn random_basis(rng: &mut StdRng, shape: &ModelShape, key: usize, value: usize) 
             units.iter().flat_map(|u| (0..dim * dim).map(move |i| entry(u, i))).collect()
         };
         ValueBasis {
-            first,
-            layers,
+            span,
             mean: (0..n).map(|_| rng.random_range(-1.0..1.0)).collect(),
             weights: matrices(0.5),
             inverse: matrices(-0.5 / 1.5),
@@ -101,9 +100,13 @@ fn random_basis(rng: &mut StdRng, shape: &ModelShape, key: usize, value: usize) 
     Basis { keys, values: vec![(value, values.collect())] }
 }
 
-pub(super) fn plan(text: &str, shape: &ModelShape, key: usize, value: usize) -> Arc<LatentPlan> {
+pub(super) fn plan(text: &str, shape: &ModelShape) -> Arc<LatentPlan> {
     let mut rng = StdRng::seed_from_u64(7);
-    let basis = random_basis(&mut rng, shape, key, value);
     let spec = CacheSpec::parse(text).unwrap();
+    let grouping = |side: &LatentSide| {
+        let Group::Layers(layers) = side.group else { panic!("{text}: no number of layers") };
+        Grouping { layers, heads: side.heads.of(shape.kv_heads) }
+    };
+    let basis = random_basis(&mut rng, shape, grouping(&spec.k), grouping(&spec.v));
     Arc::new(LatentPlan::new(&spec, shape, &basis, Arc::new(Rope(shape.head_dim))).unwrap())
 }

@@ -392,15 +392,19 @@ const LATENTS: [&str; 6] = [
 
 #[test]
 fn latent_attention_is_attention_over_the_restored_cache() {
-    for (kv_heads, group, dim, window) in [(1, 4, 8, None), (2, 3, 16, None), (2, 1, 32, Some(40))] {
+    for (kv_heads, group, dim, window) in [(1, 4, 8, None), (3, 3, 16, None), (2, 1, 32, Some(40))] {
         let shape = shape(kv_heads, group, dim, window);
         for text in LATENTS {
-            for (key, value) in [(1, 2), (4, 3)] {
+            for (key, value) in [
+                ("group = 1, heads = \"all\"", "group = 2, heads = \"all\""),
+                ("group = 4, heads = 2", "group = 3, heads = \"all\""),
+                ("group = 2, heads = \"all\"", "group = 4, heads = 1"),
+                ("group = 2, heads = 1", "group = 3, heads = 1"),
+            ] {
                 let text = text
-                    .replace("k = {", &format!("k = {{ group = {key},"))
-                    .replace("v = {", &format!("v = {{ group = {value},"));
-                let resources =
-                    Resources { latent: Some(latent::plan(&text, &shape, key, value)), rotary: None };
+                    .replace("k = {", &format!("k = {{ {key},"))
+                    .replace("v = {", &format!("v = {{ {value},"));
+                let resources = Resources { latent: Some(latent::plan(&text, &shape)), rotary: None };
                 check_against_restored(&CacheSpec::parse(&text).unwrap(), &shape, &resources, 5);
             }
         }
@@ -411,7 +415,7 @@ fn latent_attention_is_attention_over_the_restored_cache() {
 fn latents_of_full_rank_restore_the_states_and_forks_part() {
     let shape = shape(2, 2, 16, None);
     let text = LATENTS[0].replace("k = {", "k = { group = 2,").replace("v = {", "v = { group = 4,");
-    let resources = Resources { latent: Some(latent::plan(&text, &shape, 2, 4)), rotary: None };
+    let resources = Resources { latent: Some(latent::plan(&text, &shape)), rotary: None };
     let mut rng = StdRng::seed_from_u64(8);
     let mut states = |tokens| (0..4).map(|_| random_states(&mut rng, &shape, tokens)).collect::<Vec<_>>();
     let (prefix, one, other) = (states(50), states(1), states(1));

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
-use minicache_config::{CacheSpec, Calibration, Group, Method};
+use minicache_config::{CacheSpec, Calibration, Group, LatentSide, Method};
+use minicache_core::latent::Grouping;
 use minicache_models::calibrate::BasisOptions;
 use minicache_models::{Model, Tokenizer};
 
@@ -28,14 +29,19 @@ pub fn prepare<'a>(
             continue;
         }
         let alike = || latents.clone().filter(|s| s.calibration == *calibration);
-        let sizes = |group: fn(&CacheSpec) -> Group| {
-            alike().flat_map(move |s| match group(s) {
-                Group::Layers(n) => vec![n],
-                Group::Auto => choose::GROUPS.to_vec(),
-            })
+        let kv_heads = model.config.kv_heads;
+        let groupings = |side: fn(&CacheSpec) -> &LatentSide| -> Vec<Grouping> {
+            let all = alike().map(side).flat_map(|side| {
+                let layers = match side.group {
+                    Group::Layers(n) => vec![n],
+                    Group::Auto => choose::GROUPS.to_vec(),
+                };
+                let heads = side.heads.of(kv_heads);
+                layers.into_iter().map(move |layers| Grouping { layers, heads })
+            });
+            all.collect::<BTreeSet<_>>().into_iter().collect()
         };
-        let keys: Vec<usize> = sizes(|s| s.k.group).collect::<BTreeSet<_>>().into_iter().collect();
-        let values: Vec<usize> = sizes(|s| s.v.group).collect::<BTreeSet<_>>().into_iter().collect();
+        let (keys, values) = (groupings(|s| &s.k), groupings(|s| &s.v));
         let text = CalibrationText::read(calibration, model.need_tokenizer()?, data)?;
         let (basis, _) =
             model.calibrate(text.chunks(), &keys, &values, spec.sinks, BasisOptions::default())?;

@@ -11,6 +11,9 @@ use crate::{ModelConfig, Result};
 /// Rows below which spreading over threads does not pay.
 const SERIAL_ROWS: usize = 16;
 
+/// Sequences for each thread from which on the sequences are all that is divided.
+const MANY: usize = 3;
+
 /// Where each step's tokens lie among all new tokens, and their rotations.
 pub(crate) struct Positions {
     ranges: Vec<Range<usize>>,
@@ -120,9 +123,12 @@ pub(crate) fn attend(
         rest = others;
         jobs.push((step, range, own));
     }
+    // With several sequences for each thread, dividing each of them costs more than the last one alone does.
+    let many = jobs.len() >= MANY * rayon::current_num_threads();
     jobs.into_par_iter().try_for_each(|(step, range, out)| {
         let part = |dim: usize| range.start * dim..range.end * dim;
         let (q, k, v) = (&q[part(q_dim)], &k[part(kv_dim)], &v[part(kv_dim)]);
-        Ok(step.cache.attend_into(layer, q, k, v, out)?)
+        let mut work = || Ok(step.cache.attend_into(layer, q, k, v, out)?);
+        if many { minicache_core::on_one_thread(&mut work) } else { work() }
     })
 }

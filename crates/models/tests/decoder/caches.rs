@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use minicache_config::{Method, StoreType};
-use minicache_core::latent::{Basis, LatentPlan};
+use minicache_core::latent::{Basis, Grouping, LatentPlan};
 use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, Result};
 use minicache_models::calibrate::{BasisOptions, basis, collect};
 use minicache_models::{Decoder, LogitsFor, Safetensors, Step};
 
 use crate::{Golden, MODELS, golden, golden_with};
 
-const SPECS: [&str; 16] = [
+const SPECS: [&str; 17] = [
     "full",
     "mean",
     "max_norm",
@@ -28,6 +28,7 @@ const SPECS: [&str; 16] = [
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
     "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 2, bits = 3 } }",
     "{ method = \"latent\", residual = 6, k = { group = 2, rate = 3.0 }, v = { group = 4, rate = 2.0 } }",
+    "{ method = \"latent\", k = { group = 4, heads = \"all\", rate = 3.0 }, v = { group = 2, heads = \"all\", rate = 2.0 } }",
 ];
 
 /// A made-up text.
@@ -50,7 +51,11 @@ impl Caches {
     fn of(golden: Golden) -> Self {
         let texts: Vec<Vec<u32>> = (0..4).map(|seed| text(60, 100 + seed)).collect();
         let decoder = &golden.decoder;
-        let moments = collect(decoder, texts.iter().map(Vec::as_slice), &[2, 4], &[2, 4], 4).unwrap();
+        let widths = [1, decoder.shape().kv_heads];
+        let grouping = |layers| widths.iter().map(move |&heads| Grouping { layers, heads });
+        let groupings: Vec<Grouping> = [2, 4].into_iter().flat_map(grouping).collect();
+        let texts = texts.iter().map(Vec::as_slice);
+        let moments = collect(decoder, texts, &groupings, &groupings, 4).unwrap();
         let weights = Safetensors::open(&golden.dir).unwrap();
         let basis = basis(&moments, decoder.config(), &weights, BasisOptions::default()).unwrap();
         Self { shape: *decoder.shape(), golden, basis }

@@ -1,0 +1,163 @@
+//! The stored states of one side of one group of layers: latents, and exact states before and after them.
+
+use std::ops::Range;
+
+use minicache_config::{CacheSpec, ModelShape};
+
+use super::plan::Plan;
+use crate::kernels::LANES;
+use crate::scratch::with_buffer;
+use crate::store::{Side, Store};
+use crate::{Footprint, Precision};
+
+/// The stored states of one side of one group.
+#[derive(Clone)]
+pub(super) struct Coded {
+    /// Latents of each set of heads.
+    pub(super) latents: Vec<Store>,
+    /// Exact states per layer: the first tokens, and those newer than the latents.
+    pub(super) sinks: Vec<Store>,
+    pub(super) recent: Vec<Store>,
+    /// This step's states of the layers that are done.
+    waiting: Vec<Vec<f32>>,
+}
+
+impl Coded {
+    pub(super) fn new<T>(plan: &Plan<T>, side: Side, spec: &CacheSpec, shape: &ModelShape) -> Self {
+        let exact = crate::methods::exact(spec.dtype);
+        let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
+        // A handful of tokens: laid out token by token, because a block of keys takes 16.
+        let sinks = store(Side::Values).with_blocks(spec.sinks.max(1));
+        let recent = store(side).with_blocks(LANES);
+        let precision = Precision::of(spec, spec.magnitudes);
+        Self {
+            latents: plan.sets.iter().map(|s| s.coding.store(side).with_precision(precision)).collect(),
+            sinks: vec![sinks; plan.layers],
+            recent: vec![recent; plan.layers],
+            waiting: vec![Vec::new(); plan.layers],
+        }
+    }
+
+    /// Tokens that have become latents.
+    fn latent_len(&self) -> usize {
+        self.latents[0].len()
+    }
+
+    /// Positions held exactly at the front.
+    pub(super) fn first_latent(&self) -> usize {
+        self.sinks[0].len()
+    }
+
+    /// First position held exactly at the end.
+    fn first_recent(&self) -> usize {
+        self.first_latent() + self.latent_len()
+    }
+
+    /// Stores the states of one layer; with the last layer of the group, turns what is older than `residual` tokens
+    /// into latents by `encode(set of heads, states per layer, first position)`.
+    pub(super) fn push(
+        &mut self,
+        layer: usize,
+        rows: &[f32],
+        (sinks, residual): (usize, usize),
+        encode: impl Fn(usize, &[&[f32]], usize, &mut [f32]),
+    ) {
+        self.waiting[layer].clear();
+        self.waiting[layer].extend_from_slice(rows);
+        if layer + 1 < self.waiting.len() {
+            return;
+        }
+        let width = self.recent[0].heads() * self.recent[0].dim();
+        let tokens = rows.len() / width;
+        let to_sinks = sinks.saturating_sub(self.first_latent()).min(tokens);
+        for (l, waiting) in self.waiting.iter().enumerate() {
+            self.sinks[l].push(&waiting[..to_sinks * width]);
+        }
+        if residual == 0 {
+            let states: Vec<&[f32]> = self.waiting.iter().map(|w| &w[to_sinks * width..]).collect();
+            let first = self.first_recent();
+            encode_to(&mut self.latents, tokens - to_sinks, |set, z| encode(set, &states, first, z));
+        } else {
+            for (l, waiting) in self.waiting.iter().enumerate() {
+                self.recent[l].push(&waiting[to_sinks * width..]);
+            }
+            self.encode_older(residual, encode);
+        }
+        for waiting in &mut self.waiting {
+            waiting.clear();
+            waiting.shrink_to(width);
+        }
+    }
+
+    fn encode_older(&mut self, residual: usize, encode: impl Fn(usize, &[&[f32]], usize, &mut [f32])) {
+        let (heads, dim) = (self.recent[0].heads(), self.recent[0].dim());
+        // Indices of `recent` count from the first latent.
+        let from = self.latent_len();
+        let range = from..self.recent[0].len().saturating_sub(residual).max(from);
+        if range.is_empty() {
+            return;
+        }
+        let states: Vec<Vec<f32>> = self
+            .recent
+            .iter()
+            .map(|store| {
+                let mut rows = vec![0.0; range.len() * heads * dim];
+                for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                    store.read(i % heads, range.start + i / heads, row);
+                }
+                rows
+            })
+            .collect();
+        let states: Vec<&[f32]> = states.iter().map(Vec::as_slice).collect();
+        let first = self.first_recent();
+        encode_to(&mut self.latents, range.len(), |set, z| encode(set, &states, first, z));
+        self.recent.iter_mut().for_each(|s| s.drop_before(range.end));
+    }
+
+    pub(super) fn start(&self) -> usize {
+        let sinks = self.sinks[0].start();
+        let latents = || self.latents.iter().map(Store::start).max().unwrap_or(0);
+        if sinks < self.first_latent() { sinks } else { self.first_latent() + latents() }
+    }
+
+    pub(super) fn drop_before(&mut self, position: usize) {
+        let first = self.first_latent();
+        self.sinks.iter_mut().for_each(|s| s.drop_before(position.min(first)));
+        let latent = position.saturating_sub(first).min(self.latent_len());
+        self.latents.iter_mut().for_each(|l| l.drop_before(latent));
+    }
+
+    pub(super) fn footprint(&self) -> Footprint {
+        let mut out = Footprint::default();
+        for bytes in self.latents.iter().map(Store::bytes) {
+            out.latents += bytes.codes;
+            out.scales += bytes.scales;
+            out.residual += bytes.residual;
+        }
+        out.retained += self.sinks.iter().map(|s| s.bytes().total()).sum::<usize>();
+        out.residual += self.recent.iter().map(|s| s.bytes().total()).sum::<usize>();
+        out.residual += self.waiting.iter().map(|w| w.capacity() * size_of::<f32>()).sum::<usize>();
+        out
+    }
+
+    /// Cuts a range of positions into sinks, latents and recent ones, each with its offset in the range.
+    pub(super) fn cut(&self, range: &Range<usize>) -> [(Range<usize>, usize); 3] {
+        let (a, b) = (self.first_latent(), self.first_recent());
+        let part = |from: usize, to: usize, base: usize| {
+            let (from, to) = (range.start.max(from), range.end.min(to));
+            if from < to { (from - base..to - base, from - range.start) } else { (0..0, 0) }
+        };
+        [part(0, a, 0), part(a, b, a), part(b, usize::MAX, a)]
+    }
+}
+
+/// Appends the latents of `tokens` tokens to each store: `encode(index, z)` adds them to zeros.
+fn encode_to(latents: &mut [Store], tokens: usize, encode: impl Fn(usize, &mut [f32])) {
+    for (set, store) in latents.iter_mut().enumerate() {
+        with_buffer(tokens * store.dim(), |z| {
+            z.fill(0.0);
+            encode(set, z);
+            store.push(z);
+        });
+    }
+}
