@@ -4,6 +4,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Calibration, ConfigError, LatentSide, Result};
 
+/// An enumeration of a word and a number, read and written as the word or as a non-negative integer.
+macro_rules! as_word_or_number {
+    ($name:ident, $word:ident = $text:literal, $number:ident, $expected:literal) => {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+                match self {
+                    $name::$word => s.serialize_str($text),
+                    $name::$number(n) => s.serialize_u64(*n as u64),
+                }
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+                $crate::cache::word_or_number(d, $text, $expected)
+                    .map(|n| n.map_or($name::$word, $name::$number))
+            }
+        }
+    };
+}
+pub(crate) use as_word_or_number;
+
 /// The numbers of a model that a cache depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
@@ -126,21 +148,7 @@ impl StartLayer {
     }
 }
 
-impl Serialize for StartLayer {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            StartLayer::Half => s.serialize_str("half"),
-            StartLayer::Layer(n) => s.serialize_u64(*n as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for StartLayer {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        word_or_number(d, "half", "\"half\" or a layer number")
-            .map(|n| n.map_or(StartLayer::Half, StartLayer::Layer))
-    }
-}
+as_word_or_number!(StartLayer, Half = "half", Layer, "\"half\" or a layer number");
 
 /// Reads `word` (as `None`) or a non-negative integer.
 pub(crate) fn word_or_number<'de, D: serde::Deserializer<'de>>(

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::as_word_or_number;
 use crate::{Axis, ConfigError, Result};
 
 /// How many consecutive layers share one latent.
@@ -13,21 +14,7 @@ pub enum Group {
     Layers(usize),
 }
 
-impl Serialize for Group {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            Group::Auto => s.serialize_str("auto"),
-            Group::Layers(n) => s.serialize_u64(*n as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Group {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        crate::cache::word_or_number(d, "auto", "\"auto\" or a number of layers")
-            .map(|n| n.map_or(Group::Auto, Group::Layers))
-    }
-}
+as_word_or_number!(Group, Auto = "auto", Layers, "\"auto\" or a number of layers");
 
 /// How many KV heads share one latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,21 +35,7 @@ impl Heads {
     }
 }
 
-impl Serialize for Heads {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            Heads::All => s.serialize_str("all"),
-            Heads::Number(n) => s.serialize_u64(*n as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Heads {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        crate::cache::word_or_number(d, "all", "\"all\" or a number of KV heads")
-            .map(|n| n.map_or(Heads::All, Heads::Number))
-    }
-}
+as_word_or_number!(Heads, All = "all", Number, "\"all\" or a number of KV heads");
 
 /// How many principal components are kept of the n = group * heads * head_dim numbers that share a latent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

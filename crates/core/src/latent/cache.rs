@@ -136,7 +136,7 @@ impl<'a, T> View<'a, T> {
         self.plan.sets.iter().map(|s| s.coding.rank()).max().unwrap_or(0)
     }
 
-    /// Reads a vector that is held exactly, or its latent: `latent(set, transform, latent)`.
+    /// Reads a vector that is held exactly, or decodes its latent: `latent(transform, z, out)`.
     fn read(
         &self,
         head: usize,
@@ -309,11 +309,11 @@ impl KvCache for LatentCache {
                 out.keys.extend_from_slice(&row);
                 values.read(head, position, &mut row, |transform, z, out| {
                     out.fill(0.0);
-                    let (one, whole) = ([1.0], z.len() + 1);
-                    with_buffer(whole, |sum| {
-                        sum[..1].copy_from_slice(&one);
+                    let stride = 1 + z.len();
+                    with_buffer(stride, |sum| {
+                        sum[0] = 1.0;
                         sum[1..].copy_from_slice(z);
-                        transform.decode(values.layer, head, sum, whole, 1, out);
+                        transform.decode(values.layer, head, sum, stride, 1, out);
                     });
                 });
                 out.values.extend_from_slice(&row);
