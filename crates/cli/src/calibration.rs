@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use minicache_config::Calibration;
-use minicache_eval::run::CalibrationText;
+use minicache_eval::run::{CalibrationText, Corpus};
 use minicache_models::Model;
 
 use crate::failure::{OrUsage, usage};
@@ -77,7 +77,8 @@ impl CalibrationArgs {
             tokens: self.tokens.unwrap_or(Calibration::default().tokens),
             chunk: self.chunk.min(model.config.context),
         };
-        let read = CalibrationText::read(&calibration, model.need_tokenizer()?, &global.data_source())?;
+        let data = global.data_source();
+        let read = CalibrationText::read(&calibration, model.need_tokenizer()?, &Corpus::all(&data))?;
         Ok(Chunks { chunks: read.chunks().map(<[u32]>::to_vec).collect(), text })
     }
 }

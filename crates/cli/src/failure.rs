@@ -90,7 +90,7 @@ pub(crate) fn report(error: &Error) -> ExitCode {
 }
 
 /// The chain in one line; a cause that the message before it already quotes is not repeated.
-fn describe(error: &Error) -> String {
+pub(crate) fn describe(error: &Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();

@@ -9,6 +9,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minicache_config::{Calibration, Method, WeightMode};
 use minicache_core::{CacheSpec, KvCache};
+use minicache_eval::run::Corpus;
 use minicache_models::{LoadOptions, Model};
 
 use crate::failure::{OrUsage, usage};
@@ -140,9 +141,11 @@ pub(crate) fn new_cache(model: &Model, spec: &CacheSpec, planned_len: usize) -> 
 /// Calibrates, on the text that each specification names, the latent caches that have no basis file, and chooses what a
 /// specification leaves to choice.
 pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Result<Vec<CacheSpec>> {
-    calibrate(model, specs, global)?;
+    let data = global.data_source();
+    let corpus = Corpus::all(&data);
+    calibrate(model, specs, &corpus)?;
     let chosen = specs.iter().map(|spec| {
-        let (chosen, _) = minicache_eval::run::resolve(model, spec, &global.data_source())?;
+        let chosen = minicache_eval::run::resolve(model, spec, &corpus)?;
         if *spec != chosen {
             let json = minicache_eval::run::cache_json(&chosen, model.decoder.shape().layers);
             eprintln!("chosen for {}: {json}", spec.label());
@@ -152,7 +155,7 @@ pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Re
     chosen.collect()
 }
 
-fn calibrate(model: &Model, specs: &[CacheSpec], global: &Global) -> Result<()> {
+fn calibrate(model: &Model, specs: &[CacheSpec], corpus: &Corpus<'_>) -> Result<()> {
     let open =
         |s: &&CacheSpec| s.method == Method::Latent && s.basis.is_none() && !model.has_basis(&s.calibration);
     let Some(first) = specs.iter().find(open) else { return Ok(()) };
@@ -160,7 +163,7 @@ fn calibrate(model: &Model, specs: &[CacheSpec], global: &Global) -> Result<()> 
     let mend =
         "name some in `calibration`, or give `basis = \"FILE\"`, a file that minicache calibrate wrote";
     let start = Instant::now();
-    minicache_eval::run::prepare_latents(model, specs.iter(), &global.data_source()).map_err(|e| {
+    minicache_eval::run::prepare_latents(model, specs.iter(), corpus).map_err(|e| {
         anyhow::Error::new(e).context(format!("--cache: no text to calibrate latents on; {mend}"))
     })?;
     let (text, time) = (file.as_ref().unwrap_or(task), start.elapsed().as_secs_f64());

@@ -632,6 +632,12 @@ impl CacheSpec {
         self.merged_pairs(layers).map(|pairs| pairs.len()).into_iter().max().unwrap_or(0)
     }
 
+    /// Whether text of [`CacheSpec::calibration`] is needed: for a basis of latents without a file of their own, or for
+    /// what is left to choice.
+    pub fn is_calibrated(&self) -> bool {
+        self.method == Method::Latent && self.basis.is_none() || self.is_auto()
+    }
+
     /// Whether calibration text has to say first which layers are merged or share latents.
     pub fn is_auto(&self) -> bool {
         let groups = [self.k.group, self.v.group];

@@ -137,6 +137,13 @@ pub struct Calibration {
     pub chunk: usize,
 }
 
+impl Calibration {
+    /// The tasks whose text is used.
+    pub fn tasks(&self) -> impl Iterator<Item = &str> {
+        self.task.split(',').map(str::trim).filter(|t| !t.is_empty())
+    }
+}
+
 impl Default for Calibration {
     fn default() -> Self {
         Self { task: "longbench".to_string(), file: None, tokens: 8192, chunk: 1024 }

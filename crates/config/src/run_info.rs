@@ -42,6 +42,9 @@ pub struct RunInfo {
     /// `VARIANT, MODEL` to the cache that `pairs = "auto"` or `group = "auto"` came to, as JSON.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub chosen: IndexMap<String, String>,
+    /// What was to be calibrated on, such as `8192 tokens of longbench`, to what the text came to.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub calibrations: IndexMap<String, String>,
     /// Processor, cores, memory, accelerator.
     #[serde(default)]
     pub machine: String,
@@ -128,6 +131,7 @@ y = "exact_match"
             origins: [("gsm8k".to_string(), "bundled sample".to_string())].into_iter().collect(),
             models: [("smollm2-135m".to_string(), shape)].into_iter().collect(),
             chosen: IndexMap::new(),
+            calibrations: IndexMap::new(),
             machine: "2 cores".into(),
             date: "2025-01-31".into(),
             planned: 3,

@@ -152,6 +152,18 @@ impl Store {
         self.done.get(key).map(Vec::as_slice)
     }
 
+    /// Seconds that a planned cell took when it was computed before: in its own rows, or in rows of the same names that
+    /// are not of this plan (other limits, other data).
+    pub fn seconds(&self, key: &str) -> Option<f64> {
+        let names = self.plan.get(key)?;
+        let alike = |rows: &&Vec<Row>| {
+            rows.first().is_some_and(|row| names.iter().all(|(c, text)| row.get(c) == Some(text)))
+        };
+        let rows = self.done.get(key).or_else(|| self.others.values().find(alike))?;
+        let seconds = rows.iter().filter_map(|row| row.get("seconds")?.parse().ok());
+        seconds.reduce(f64::max)
+    }
+
     /// Records finished cells, all of them in one atomic write.
     ///
     /// # Errors

@@ -1,13 +1,14 @@
 //! `minicache run`: measures what experiment files describe.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use minicache_config::Experiment;
-use minicache_eval::run::Context;
+use minicache_eval::run::{Context, Overall, Preview, Summary};
 use minicache_models::LoadOptions;
 
-use crate::failure::usage;
+use crate::failure::{describe, usage};
 use crate::global::Global;
 use crate::output;
 
@@ -48,7 +49,7 @@ pub(crate) struct Args {
     dry_run: bool,
 }
 
-/// Runs the experiments one after another.
+/// Runs the experiments one after another. One that fails does not keep the others from running.
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     // All files are read first: a mistake in the last one should not show after an hour.
     let experiments = args.experiments.iter().map(|path| load(path, args)).collect::<Result<Vec<_>>>()?;
@@ -62,18 +63,59 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if args.dry_run {
         return experiments.iter().try_for_each(|e| print_plan(e, &context));
     }
+    // So is whatever else can be known to fail before the first token is computed.
+    let mut table = Vec::with_capacity(experiments.len());
+    let mut plans = Vec::with_capacity(experiments.len());
     for experiment in &experiments {
-        let dir = args.results.join(&experiment.id);
-        let summary = match minicache_eval::run::run(experiment, &context) {
-            Ok(summary) => summary,
+        let plan = match minicache_eval::run::preview(experiment, &context, false) {
+            Ok(plan) => Some(plan),
+            Err(e) if experiments.len() == 1 => return Err(e.into()),
             Err(e) => {
-                // What is finished is reported all the same; the error is what the user has to know.
-                let _ = minicache_plot::report(&dir, None);
-                return Err(e.into());
+                let error = Error::from(e).context(experiment.id.clone());
+                eprintln!("cannot be run: {}", describe(&error));
+                table.push(Outcome { id: &experiment.id, summary: None, errors: vec![error] });
+                None
             }
         };
-        super::report::rebuild(&dir)?;
-        let (planned, computed) = (summary.planned, summary.computed);
+        plans.push(plan);
+    }
+    output::line(heading(&plans, &context))?;
+    let overall = Overall::new(plans.iter().map(|p| p.as_ref().map_or(0.0, |p| p.seconds)).collect());
+    for (index, (experiment, plan)) in experiments.iter().zip(&plans).enumerate() {
+        let Some(plan) = plan else { continue };
+        overall.begin(index);
+        table.push(one(experiment, plan, &context, &overall)?);
+    }
+    finish(table, &experiments)
+}
+
+/// What became of an experiment.
+struct Outcome<'a> {
+    id: &'a str,
+    summary: Option<Summary>,
+    errors: Vec<Error>,
+}
+
+/// Runs one experiment and makes its report, of what is finished even where something failed.
+fn one<'a>(
+    experiment: &'a Experiment,
+    plan: &Preview,
+    context: &Context,
+    overall: &Overall,
+) -> Result<Outcome<'a>> {
+    let (summary, mut errors) = match minicache_eval::run::run(experiment, context, overall) {
+        Ok(mut summary) => {
+            let errors = std::mem::take(&mut summary.failures).into_iter().map(|f| f.error.into()).collect();
+            (Some(summary), errors)
+        }
+        Err(e) => (None, vec![Error::from(e)]),
+    };
+    if plan.dir.join("cells.csv").is_file()
+        && let Err(e) = super::report::rebuild(&plan.dir)
+    {
+        errors.push(e);
+    }
+    if let Some(Summary { planned, computed, dir, .. }) = &summary {
         let report = dir.join("report.md");
         output::line(format!(
             "{}: {planned} cells, {computed} computed, {}",
@@ -81,7 +123,79 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             report.display()
         ))?;
     }
-    Ok(())
+    Ok(Outcome { id: &experiment.id, summary, errors })
+}
+
+/// The first line: what is run on, and where results go.
+fn heading(plans: &[Option<Preview>], context: &Context) -> String {
+    let plans: Vec<&Preview> = plans.iter().flatten().collect();
+    let folders: BTreeSet<&Path> = plans.iter().filter_map(|p| p.dir.parent()).collect();
+    let folders: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
+    let origins: BTreeSet<&str> = plans.iter().flat_map(|p| p.origins.values()).map(String::as_str).collect();
+    let sample = origins.iter().filter(|o| **o == "bundled sample").count();
+    let data = match (sample, origins.len()) {
+        (_, 0) => "no data sets needed".to_string(),
+        (1, 1) => "on the bundled sample, which is no benchmark (real data: --data DIR)".to_string(),
+        (0, _) => format!("on {}", place(context)),
+        _ => format!("on {}, and the bundled sample for what is not there", place(context)),
+    };
+    let open = plans.iter().flat_map(|p| &p.cells).filter(|(_, done)| !done).count();
+    let seconds: f64 = plans.iter().map(|p| p.seconds).sum();
+    let time = if open == 0 { String::new() } else { format!(", about {}", clock(seconds)) };
+    let results = folders.join(" and ");
+    format!("{data}; results in {results}; {open} cells to compute{time}")
+}
+
+/// Where real data comes from.
+fn place(context: &Context) -> String {
+    match context.data.dir() {
+        Some(dir) => format!("the data in {}", dir.display()),
+        None => "data from the hub".to_string(),
+    }
+}
+
+/// Minutes and seconds.
+fn clock(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    format!("{}:{:02} min", whole / 60, whole % 60)
+}
+
+/// The table at the end, and the error that stands for all.
+fn finish(mut table: Vec<Outcome<'_>>, experiments: &[Experiment]) -> Result<()> {
+    table.sort_by_key(|o| experiments.iter().position(|e| e.id == o.id));
+    if experiments.len() > 1 {
+        let wide = table.iter().map(|o| o.id.len()).max().unwrap_or(0).max("experiment".len());
+        output::line(format!("{:wide$}  computed  reused  failed        time", "experiment"))?;
+        for Outcome { id, summary, errors } in &table {
+            let numbers = match summary {
+                Some(s) => {
+                    let failed = s.planned - s.computed - s.reused;
+                    format!("{:8}  {:6}  {failed:6}  {:>10}", s.computed, s.reused, clock(s.seconds))
+                }
+                None => format!("{:8}  {:6}  {:>6}  {:>10}", "-", "-", "all", "-"),
+            };
+            output::line(format!("{id:wide$}  {numbers}"))?;
+            for error in errors {
+                output::line(format!("{:wide$}    {}", "", describe(error)))?;
+            }
+        }
+    }
+    let failed = table.iter().filter(|o| !o.errors.is_empty()).count();
+    let nothing = table.iter().all(|o| o.summary.as_ref().is_none_or(|s| s.computed + s.reused == 0));
+    let mut errors: Vec<Error> = table.into_iter().flat_map(|o| o.errors).collect();
+    match errors.len() {
+        0 => Ok(()),
+        1 if experiments.len() == 1 => Err(errors.remove(0)),
+        // A wrong call or file, where there was nothing else to do.
+        _ if nothing && experiments.len() == 1 => Err(errors.remove(0)),
+        n if experiments.len() == 1 => {
+            Err(anyhow!("{}: {n} failures; the first: {}", experiments[0].id, describe(&errors[0])))
+        }
+        _ => {
+            let of = experiments.len();
+            Err(anyhow!("{failed} of {of} experiments failed, in whole or in part; the table above says why"))
+        }
+    }
 }
 
 /// Reads an experiment file with the options of the command line on top.
@@ -169,7 +283,7 @@ fn command_line(args: impl Iterator<Item = std::ffi::OsString>) -> String {
 }
 
 fn print_plan(experiment: &Experiment, context: &Context) -> Result<()> {
-    let preview = minicache_eval::run::preview(experiment, context)?;
+    let preview = minicache_eval::run::preview(experiment, context, true)?;
     let (total, done) = (preview.cells.len(), preview.cells.iter().filter(|(_, done)| *done).count());
     let left = preview.tokens;
     let left = if left > 0 { format!(", about {left} tokens to go") } else { String::new() };

@@ -12,6 +12,7 @@ mod record;
 mod sample;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
@@ -23,6 +24,7 @@ pub use hub::HubData;
 pub(crate) use layouts::{coqa_layout, truthfulqa_gen_layout, truthfulqa_mc_layout};
 use read::{Blob, Source};
 pub use record::Record;
+pub(crate) use sample::calibration_texts;
 
 /// Where data came from. [`Origin::label`] is what results show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +85,8 @@ pub struct DataSource {
     dir: Option<PathBuf>,
     hub: Option<Arc<dyn Fetch>>,
     unreachable: Arc<Mutex<Option<String>>>,
+    /// Whether the hub has given anything.
+    from_hub: Arc<AtomicBool>,
 }
 
 /// A data set as found.
@@ -102,7 +106,7 @@ impl DataSource {
     /// Looks in `dir` first (absent: in the folder that `MINICACHE_DATA` names), then in the bundled sample.
     pub fn new(dir: Option<PathBuf>) -> Self {
         let from_env = || std::env::var_os("MINICACHE_DATA").filter(|v| !v.is_empty()).map(PathBuf::from);
-        Self { dir: dir.or_else(from_env), hub: None, unreachable: Arc::default() }
+        Self { dir: dir.or_else(from_env), ..Self::default() }
     }
 
     /// Looks only in the bundled sample.
@@ -142,7 +146,10 @@ impl DataSource {
         let mut note = None;
         if let Some(hub) = &self.hub {
             match self.fetch_all(hub.as_ref(), dataset) {
-                Ok((repo, found)) => return read_all(dataset, &found, Origin::Hub(repo.to_string()), None),
+                Ok((repo, found)) => {
+                    self.from_hub.store(true, Ordering::Relaxed);
+                    return read_all(dataset, &found, Origin::Hub(repo.to_string()), None);
+                }
                 Err(reason) => note = Some(format!("the hub was passed over: {reason}")),
             }
         }
@@ -179,6 +186,11 @@ impl DataSource {
         }
         let sample = find_all(dataset, |part| Ok(sample::find(dataset, part)), &"the bundled sample")?;
         Ok(sample.map(|_| Origin::Sample.label()))
+    }
+
+    /// Whether any real data is at hand: a data folder, or what a hub has given so far.
+    pub fn is_real(&self) -> bool {
+        self.dir.is_some() || self.from_hub.load(Ordering::Relaxed)
     }
 
     /// Why the hub was given up, where it could not be reached.

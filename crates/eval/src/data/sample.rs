@@ -6,6 +6,14 @@ use super::read::{Blob, Source};
 /// Path below `sample/` and content of every file there, listed by `build.rs`.
 static FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/sample_files.rs"));
 
+/// Texts that ship with the program to calibrate on, by name: they are in no task, so that nothing is measured on them.
+pub(crate) fn calibration_texts() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FILES
+        .iter()
+        .filter(|(path, _)| path.starts_with("calibration/") && path.ends_with(".txt"))
+        .filter_map(|(path, bytes)| Some((path.strip_suffix(".txt")?, std::str::from_utf8(bytes).ok()?)))
+}
+
 /// The sample's file for `part`, found under the same names as in a data folder.
 pub(crate) fn find(dataset: &Dataset, part: &Part) -> Vec<Source> {
     let file = |pattern: &&str| {

@@ -13,10 +13,11 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::engine::{self, Answer, Cost, Finished, Limits};
+use super::input::Input;
 use super::numbers::{number, seconds};
-use super::progress::Progress;
+use super::plan::{Plan, Planned};
 use super::prompts::Prompter;
-use super::{Input, Plan, Planned, Result, RunError, Work};
+use super::{Result, RunError, Work};
 use crate::store::{Row, Samples, Store};
 use crate::tasks::{Document, Output, Overflow, Reference, Request, Suite, Tally};
 
@@ -115,9 +116,8 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
     }
     prompts.retain(|p| !p.caches.is_empty());
     let left: usize = prompts.iter().map(engine::Prompt::work).sum();
-    let title = format!("{} {} {}", work.experiment.id, work.cells[0].cell.model, suite.name);
-    let progress = Progress::new(title, total);
-    progress.add(total - left);
+    let progress = work.progress(total);
+    progress.resume(total - left);
     let caches: Vec<_> = work.cells.iter().map(|p| &p.cell.cache).collect();
     engine::run(
         model,

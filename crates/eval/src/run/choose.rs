@@ -12,11 +12,10 @@ use minicache_config::{CacheSpec, ChosenPairs, Group, LatentSide, Method, Pairs,
 use minicache_core::KvCache;
 use minicache_models::{LogitsFor, Model, Step};
 
-use super::calibration::CalibrationText;
+use super::calibration::{CalibrationText, Corpus};
 use super::fidelity::{LOGITS_BYTES, Sums, score};
 use super::prefill::Prefill;
 use super::{Result, RunError};
-use crate::data::DataSource;
 
 /// Numbers of layers per latent that are tried.
 pub(super) const GROUPS: [usize; 4] = [1, 2, 4, 8];
@@ -37,16 +36,15 @@ struct Measured {
     bytes: f64,
 }
 
-/// `spec` with what it leaves to choice chosen for `model`, and the documents that the choice was made on. Latents must
-/// have their bases (see [`super::prepare_latents`]).
+/// `spec` with what it leaves to choice chosen for `model`, on text of `corpus`. Latents must have their bases (see [`super::prepare_latents`]).
 ///
 /// # Errors
 /// Calibration text that is not there or too short; what the model and its caches meet.
-pub fn resolve(model: &Model, spec: &CacheSpec, data: &DataSource) -> Result<(CacheSpec, BTreeSet<String>)> {
+pub fn resolve(model: &Model, spec: &CacheSpec, corpus: &Corpus<'_>) -> Result<CacheSpec> {
     if !spec.is_auto() {
-        return Ok((spec.clone(), BTreeSet::new()));
+        return Ok(spec.clone());
     }
-    let text = CalibrationText::read(&spec.calibration, model.need_tokenizer()?, data)?;
+    let text = CalibrationText::read(&spec.calibration, model.need_tokenizer()?, corpus)?;
     let windows: Vec<&[u32]> = text.chunks().filter(|c| c.len() >= SHORTEST).take(WINDOWS).collect();
     if windows.is_empty() {
         let message =
@@ -54,8 +52,7 @@ pub fn resolve(model: &Model, spec: &CacheSpec, data: &DataSource) -> Result<(Ca
         return Err(RunError::Asked(message));
     }
     let chooser = Chooser { model, spec, windows };
-    let chosen = if spec.method == Method::Latent { chooser.groups()? } else { chooser.pairs()? };
-    Ok((chosen, text.documents))
+    if spec.method == Method::Latent { chooser.groups() } else { chooser.pairs() }
 }
 
 struct Chooser<'a> {

@@ -43,6 +43,15 @@ pub enum RunError {
 pub type Result<T> = std::result::Result<T, RunError>;
 
 impl RunError {
+    /// Whether it lies with the results folder, so that no other cell could be finished either.
+    pub(crate) fn is_of_results(&self) -> bool {
+        match self {
+            RunError::Store(_) => true,
+            RunError::Cell { source, .. } => source.is_of_results(),
+            _ => false,
+        }
+    }
+
     /// Names the cell in which the error happened.
     #[must_use]
     pub fn in_cell(self, cell: impl Into<String>) -> Self {

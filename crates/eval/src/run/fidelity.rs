@@ -9,10 +9,11 @@
 //! All open cells of a task go through the model together: one prefill fills every cache (see `prefill`), and
 //! the decode steps of several windows and all caches form one ragged batch.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use candle_core::Tensor;
-use minicache_config::CacheSpec;
+use minicache_config::{CacheSpec, Experiment};
 use minicache_core::KvCache;
 use minicache_models::{LogitsFor, Step, Tokenizer};
 use rayon::prelude::*;
@@ -20,9 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use super::calibration::joined;
 use super::numbers::{argmax, kl, log_softmax, mean_std, number, seconds};
+use super::plan::{Plan, Planned};
 use super::prefill::Prefill;
 use super::progress::Progress;
-use super::{Plan, Planned, Result, RunError, Work};
+use super::{Result, RunError, Work};
 use crate::store::{Row, Samples, Store};
 use crate::tasks::TextDoc;
 
@@ -95,17 +97,7 @@ pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
 /// Runs the open cells of one task.
 pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Result<()> {
     let settings = &work.experiment.fidelity;
-    let windows = windows(
-        docs,
-        work.tokenizer()?,
-        settings.prefill + settings.continuation + 1,
-        work.experiment.limit,
-    )?;
-    if let Some(id) = windows.iter().flat_map(|w| &w.documents).find(|id| work.calibrated.contains(*id)) {
-        let message =
-            "is calibration text too; lower limit or calibration.tokens, or calibrate on another task";
-        return Err(RunError::Asked(format!("document {id} is to be measured on, but {message}")));
-    }
+    let windows = windows_of(work.experiment, docs, work.tokenizer()?)?;
     let mut open: Vec<Samples<Sample>> =
         work.cells.iter().map(|p| store.samples(&p.key)).collect::<std::result::Result<_, _>>()?;
     // A kill can fall between two cells' appends; all go on from where the last of them is, in the same batches as
@@ -114,11 +106,9 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
     let done = open.iter().map(Samples::len).min().unwrap_or(0);
     let done = if done < windows.len() { done / batch * batch } else { done };
     open.iter_mut().for_each(|s| s.truncate(done));
-    let model = &work.cells[0].cell.model;
-    let title = format!("{} {model} {}", work.experiment.id, work.cells[0].cell.task);
     let per_window = settings.prefill + settings.continuation * (work.cells.len() + 1);
-    let progress = Progress::new(title, windows.len() * per_window);
-    progress.add(done.min(windows.len()) * per_window);
+    let progress = work.progress(windows.len() * per_window);
+    progress.resume(done.min(windows.len()) * per_window);
     for group in windows.get(done..).unwrap_or_default().chunks(batch) {
         let start = Instant::now();
         let mut results = measure(work, group, &progress)?;
@@ -137,6 +127,21 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
 fn batch_size(work: &Work<'_>, tokens: usize) -> usize {
     let per_window = work.model.decoder.shape().full_bytes(tokens) * (work.cells.len() + 1);
     (BATCH_BYTES / per_window.max(1)).clamp(1, MOST_WINDOWS)
+}
+
+/// The windows that an experiment measures on.
+fn windows_of(experiment: &Experiment, docs: &[TextDoc], tokenizer: &Tokenizer) -> Result<Vec<Window>> {
+    let length = experiment.fidelity.prefill + experiment.fidelity.continuation + 1;
+    windows(docs, tokenizer, length, experiment.limit)
+}
+
+/// The ids of the documents that an experiment measures on.
+pub(super) fn documents(
+    experiment: &Experiment,
+    docs: &[TextDoc],
+    tokenizer: &Tokenizer,
+) -> Result<HashSet<String>> {
+    Ok(windows_of(experiment, docs, tokenizer)?.into_iter().flat_map(|w| w.documents).collect())
 }
 
 /// Cuts documents into windows of `length` tokens, each headed by what the tokenizer puts before a text (such as a
@@ -207,7 +212,7 @@ pub(super) struct Sums {
 }
 
 /// Measures every cell's cache on `windows`: one list of samples per cell.
-fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress) -> Result<Vec<Vec<Sample>>> {
+fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Result<Vec<Vec<Sample>>> {
     let settings = &work.experiment.fidelity;
     let (prefill, steps) = (settings.prefill, settings.continuation);
     let reference = CacheSpec::default();

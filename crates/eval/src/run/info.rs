@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use indexmap::IndexMap;
 use minicache_config::{ModelInfo, ModelSettings, ModelShape, RunInfo, WeightMode};
 use minicache_models::{Model, Registry};
 
-use super::{Context, Plan, Result};
+use super::plan::Plan;
+use super::{Context, Result};
 
 /// `run.json` while a run goes on.
 pub(crate) struct Info {
@@ -19,19 +19,17 @@ pub(crate) struct Info {
 impl Info {
     pub(crate) fn new(plan: &Plan<'_>, context: &Context, dir: &Path) -> Self {
         let previous = super::previous(dir);
-        let origins = plan.inputs.iter().map(|(task, input)| (task.clone(), input.origin())).collect();
+        // Rows of tasks and models that are not in this plan stand beside its own.
+        let mut origins = previous.as_ref().map(|p| p.origins.clone()).unwrap_or_default();
+        origins.extend(plan.inputs.iter().map(|(task, input)| (task.clone(), input.origin())));
         // Models whose cells are all finished are not loaded again, so what was known of them stays.
-        let known = previous.as_ref().map(|p| p.models.clone()).unwrap_or_default();
-        let models: IndexMap<String, ModelInfo> = plan
-            .models()
-            .iter()
-            .filter_map(|(name, _)| Some(((*name).to_string(), known.get(*name)?.clone())))
-            .collect();
+        let models = previous.as_ref().map(|p| p.models.clone()).unwrap_or_default();
         let current = RunInfo {
             command: context.command.clone(),
             experiment: plan.experiment.clone(),
             origins,
             models,
+            calibrations: previous.as_ref().map(|p| p.calibrations.clone()).unwrap_or_default(),
             chosen: previous.as_ref().map(|p| p.chosen.clone()).unwrap_or_default(),
             machine: machine(),
             date: date(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())),
@@ -69,6 +67,11 @@ impl Info {
     /// Records what was chosen for a variant on a model.
     pub(crate) fn add_chosen(&mut self, variant: &str, model: &str, cache: String) {
         self.current.chosen.insert(format!("{variant}, {model}"), cache);
+    }
+
+    /// Records what the text of a calibration came to.
+    pub(crate) fn add_calibration(&mut self, asked: String, origin: String) {
+        self.current.calibrations.insert(asked, origin);
     }
 
     /// Records a model of which only the shape is used.

@@ -1,16 +1,54 @@
 //! What determines a cell, and its hash.
 
-use minicache_config::{Bench, CacheSpec, Cell, Experiment, Kind};
+use indexmap::IndexMap;
+use minicache_config::{Bench, CacheSpec, Calibration, Cell, Experiment, Kind};
 use minicache_models::Description;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::input::Input;
+use super::{Result, RunError};
+use crate::data::{DataSource, calibration_texts, hex_digest};
+use crate::tasks::texts;
+
 /// Raised when the meaning of a column, or how it is computed, changes: cells of older versions then run again.
 const FORMAT: u32 = 2;
 
+/// What text that an experiment calibrates on depends on beside its own settings: the data that it is taken from, the
+/// documents that it leaves to measuring, and what makes up for them.
+///
+/// # Errors
+/// Calibration text that is not there.
+pub(crate) fn text(
+    experiment: &Experiment,
+    calibration: &Calibration,
+    inputs: &IndexMap<String, Input>,
+    data: &DataSource,
+) -> Result<Value> {
+    if let Some(file) = &calibration.file {
+        let read = std::fs::read(file);
+        let bytes = read.map_err(|e| RunError::Asked(format!("calibration.file: {file}: {e}")))?;
+        return Ok(json!(hex_digest(&bytes)));
+    }
+    let sources = calibration.tasks().map(|task| Ok(texts(task, data, Some(0))?.fingerprint));
+    let measured = inputs.iter().map(|(task, i)| (task, i.fingerprint(), experiment.limit_of(task)));
+    let bundled: String = calibration_texts().map(|(_, text)| text).collect();
+    Ok(json!({
+        "sources": sources.collect::<Result<Vec<_>>>()?,
+        "measured": measured.collect::<Vec<_>>(),
+        "bundled": hex_digest(bundled.as_bytes()),
+    }))
+}
+
 /// The key of a cell: the first 16 hexadecimal digits of the SHA-256 of everything that determines its rows. `data` is
-/// the fingerprint of the task's data.
-pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, data: Option<&str>) -> String {
+/// the fingerprint of the task's data, `calibrated` what [`text()`] gives for what the cell is calibrated on.
+pub(crate) fn of(
+    experiment: &Experiment,
+    cell: &Cell,
+    model: &Description,
+    data: Option<&str>,
+    calibrated: &[Value],
+) -> String {
     let kind = match experiment.kind {
         Kind::Similarity => json!({
             "tokens": experiment.similarity.tokens,
@@ -37,7 +75,7 @@ pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, data
         Kind::Similarity => Value::Null,
         _ => cache_json(&cell.cache, model.shape.layers),
     };
-    let all = json!({
+    let mut all = json!({
         "format": FORMAT,
         "kind": experiment.kind,
         "settings": kind,
@@ -49,6 +87,9 @@ pub(crate) fn of(experiment: &Experiment, cell: &Cell, model: &Description, data
         "seed": experiment.seed,
         "cache": cache,
     });
+    if !calibrated.is_empty() {
+        all["calibrated"] = json!(calibrated);
+    }
     let digest = Sha256::digest(all.to_string());
     digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }

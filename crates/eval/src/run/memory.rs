@@ -10,8 +10,8 @@ use minicache_core::{Footprint, LayerSimilarity, ModelShape, Nominal, Resources,
 
 use super::key::cache_json;
 use super::numbers::{number, seconds};
-use super::progress::Progress;
-use super::{Planned, Result, ShapeWork};
+use super::plan::Planned;
+use super::{Result, ShapeWork};
 use crate::store::{Row, Store};
 
 /// What is measured.
@@ -42,7 +42,7 @@ pub(crate) fn run(work: &ShapeWork<'_>, known: &mut Known, store: &mut Store) ->
     let bench = &work.experiment.bench;
     let similarity = LayerSimilarity { mean: bench.similarity as f32, spread: bench.spread as f32 };
     let per_cell: usize = bench.context.iter().sum();
-    let progress = Progress::new(work.experiment.id.clone(), per_cell * work.cells.len());
+    let progress = work.overall.progress(&work.experiment.id, per_cell * work.cells.len());
     for Planned { cell, key, .. } in work.cells {
         let mut rows = Vec::new();
         for &context in &bench.context {

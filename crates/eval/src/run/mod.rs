@@ -1,7 +1,8 @@
 //! Runs experiments: from a plan to rows in the results store.
 //!
 //! A run goes model by model, and task by task within it. What is finished is in the store, so that a run that was
-//! stopped goes on where it was; models and data of finished cells are not even loaded.
+//! stopped goes on where it was; models and data of finished cells are not even loaded. What fails is set down and
+//! the rest goes on: a model that cannot be loaded costs its own cells, and a cache that breaks costs one.
 
 mod accuracy;
 mod calibration;
@@ -15,6 +16,7 @@ mod key;
 mod memory;
 mod numbers;
 mod overhead;
+mod plan;
 mod prefill;
 mod progress;
 mod prompts;
@@ -23,21 +25,24 @@ mod similarity;
 mod tests;
 mod throughput;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use indexmap::IndexMap;
-use minicache_config::{CacheSpec, Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo, cells};
+use minicache_config::{CacheSpec, Calibration, Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo};
 use minicache_models::{Description, LoadOptions, Model, Registry};
 
-pub use calibration::{CalibrationText, prepare as prepare_latents};
+pub use calibration::{CalibrationText, Corpus, prepare as prepare_latents};
 pub use choose::resolve;
 pub use error::{Result, RunError};
 use input::Input;
 pub use key::cache_json;
+use plan::{Plan, Planned};
+pub use progress::Overall;
+use progress::Progress;
 
 use crate::data::DataSource;
-use crate::store::{Row, Store};
+use crate::store::Store;
 
 /// What a run needs besides the experiment.
 pub struct Context {
@@ -60,7 +65,7 @@ pub fn is_timing(column: &str) -> bool {
 }
 
 /// What a run did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Summary {
     /// The experiment's results folder.
     pub dir: PathBuf,
@@ -68,32 +73,62 @@ pub struct Summary {
     pub planned: usize,
     /// Cells that this run computed.
     pub computed: usize,
+    /// Cells that an earlier run had computed.
+    pub reused: usize,
+    /// What could not be computed, and why.
+    pub failures: Vec<Failure>,
+    /// Wall time.
+    pub seconds: f64,
 }
 
-/// A plan as it is printed before a run.
+/// Cells that could not be computed.
+#[derive(Debug)]
+pub struct Failure {
+    /// How many.
+    pub cells: usize,
+    /// Why, with the experiment, model, task and cache.
+    pub error: RunError,
+}
+
+/// A plan as it is known before a run.
 #[derive(Debug, Clone)]
 pub struct Preview {
+    /// The folder that results go to.
+    pub dir: PathBuf,
+    /// Where each task's data comes from.
+    pub origins: IndexMap<String, String>,
     /// The cells, with whether each is finished already.
     pub cells: Vec<(Cell, bool)>,
     /// Tokens that go through a model for the cells that are not, at most.
     pub tokens: usize,
+    /// Seconds that they took when they were computed before, here or where the rows in the folder come from; where
+    /// nothing is known a guess by tokens.
+    pub seconds: f64,
 }
 
-/// Says what [`run`] would do, without loading a model.
+/// Says what [`run`] would do, without loading a model. With `absent_weights`, models of the registry need not be on
+/// this machine.
 ///
 /// # Errors
 /// As [`run`], as far as it shows without a model.
-pub fn preview(experiment: &Experiment, context: &Context) -> Result<Preview> {
-    let plan = Plan::new(experiment, context, |name| match absent(name)? {
+pub fn preview(experiment: &Experiment, context: &Context, absent_weights: bool) -> Result<Preview> {
+    let plan = Plan::new(experiment, context, |name| match absent(name)?.filter(|_| absent_weights) {
         // Its weights are elsewhere: nothing of it can be finished here.
         Some(shape) => Ok(Description { fingerprint: String::new(), shape }),
         None => Ok(minicache_models::describe(name)?),
     })?;
-    let store = plan.store(&context.results)?;
+    let store = plan.store(context)?;
     let is_done = |p: &Planned| !context.fresh && store.is_done(&p.key);
     let cells = plan.cells.iter().map(|p| (p.cell.clone(), is_done(p))).collect();
     let open: Vec<_> = plan.cells.iter().filter(|p| !is_done(p)).collect();
-    Ok(Preview { cells, tokens: plan.tokens(&open) })
+    let tokens = plan.tokens(&open);
+    Ok(Preview {
+        dir: plan.folder(context),
+        origins: plan.inputs.iter().map(|(task, input)| (task.clone(), input.origin())).collect(),
+        cells,
+        tokens,
+        seconds: progress::estimate(&store, &open, tokens),
+    })
 }
 
 /// The shape of a model of the registry whose weights are not on this machine.
@@ -102,118 +137,243 @@ fn absent(name: &str) -> Result<Option<ModelShape>> {
     Ok(registry.find(name).filter(|entry| entry.local().is_none()).map(|entry| entry.shape()))
 }
 
-/// Runs `experiment`, or what is left of it.
+/// Runs `experiment`, or what is left of it. What is finished stays in the store whatever happens.
 ///
 /// # Errors
-/// Whatever is wrong with the experiment, a model or the data is found before the first cell is computed, as far as
-/// it can be; what is finished stays in the store whatever happens.
-pub fn run(experiment: &Experiment, context: &Context) -> Result<Summary> {
+/// What is wrong with the experiment or its data, or a results folder that cannot be written: nothing could be computed.
+/// What a model, a task or a cache meets is in [`Summary::failures`].
+pub fn run(experiment: &Experiment, context: &Context, overall: &Overall) -> Result<Summary> {
+    let start = Instant::now();
     let plan = Plan::new(experiment, context, |name| Ok(minicache_models::describe(name)?))?;
-    let mut store = plan.store(&context.results)?;
+    let dir = plan.folder(context);
+    let mut store = plan.store(context)?;
     store.begin(context.fresh)?;
-    let dir = context.results.join(&experiment.id);
     let open = |store: &Store| plan.cells.iter().filter(|p| !store.is_done(&p.key)).count();
-    let computed = open(&store);
+    let before = open(&store);
     let mut about = info::Info::new(&plan, context, &dir);
-    if computed > 0 {
+    if before > 0 {
         about.write(false)?;
     }
-    let mut known = memory::Known::default();
+    let mut run = Run {
+        plan: &plan,
+        context,
+        overall,
+        store,
+        about,
+        failures: Vec::new(),
+        known: memory::Known::new(),
+    };
     for (model, settings) in plan.models() {
-        let of_model: Vec<&Planned> = plan.cells.iter().filter(|p| p.is_of(model, settings)).collect();
-        if of_model.iter().all(|p| store.is_done(&p.key)) {
-            continue;
+        run.model(model, settings)?;
+    }
+    run.about.write(run.failures.is_empty())?;
+    let computed = before - open(&run.store);
+    let failures = run.failures;
+    let (planned, reused) = (plan.cells.len(), plan.cells.len() - before);
+    Ok(Summary { dir, planned, computed, reused, failures, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// An experiment while it runs.
+struct Run<'a> {
+    plan: &'a Plan<'a>,
+    context: &'a Context,
+    overall: &'a Overall,
+    store: Store,
+    about: info::Info,
+    failures: Vec<Failure>,
+    known: memory::Known,
+}
+
+impl Run<'_> {
+    /// Computes the open cells of one model.
+    fn model(&mut self, model: &str, settings: &ModelSettings) -> Result<()> {
+        let (plan, experiment) = (self.plan, self.plan.experiment);
+        let mut open: Vec<Planned> =
+            plan.cells.iter().filter(|p| p.is_of(model, settings)).cloned().collect();
+        open.retain(|p| !self.store.is_done(&p.key));
+        if open.is_empty() {
+            return Ok(());
         }
+        let place = format!("{}, {model}", experiment.id);
         if !experiment.kind.needs_weights() {
             let shape = &plan.shapes[model];
-            about.add_shape(model, shape);
-            about.write(false)?;
-            let cells: Vec<&Planned> = of_model.into_iter().filter(|p| !store.is_done(&p.key)).collect();
-            let work = ShapeWork { experiment, shape, cells: &cells };
-            let place = |e: RunError| e.in_cell(format!("{}, {model}", experiment.id));
-            match experiment.kind {
-                Kind::Overhead => overhead::run(&work, &mut store).map_err(place)?,
-                _ => memory::run(&work, &mut known, &mut store).map_err(place)?,
-            }
-            continue;
+            self.about.add_shape(model, shape);
+            self.about.write(false)?;
+            return self.each_apart(open, &place, |cells, run| {
+                let work = ShapeWork { experiment, shape, cells, overall: run.overall };
+                match experiment.kind {
+                    Kind::Overhead => overhead::run(&work, &mut run.store),
+                    _ => memory::run(&work, &mut run.known, &mut run.store),
+                }
+            });
         }
-        let (loaded, mut calibrated) = load(model, settings, &of_model, context)?;
-        about.add(model, &loaded, settings);
-        let mut resolved: Vec<Planned> =
-            of_model.into_iter().filter(|p| !store.is_done(&p.key)).cloned().collect();
-        for (auto, chosen) in choose_all(&loaded, &mut resolved, context, &mut calibrated)? {
-            about.add_chosen(
-                &auto,
-                model,
-                key::cache_json(&chosen, loaded.decoder.shape().layers).to_string(),
-            );
-        }
-        let of_model: Vec<&Planned> = resolved.iter().collect();
-        about.write(false)?;
+        self.overall.say(format!("{} {model}: loading", experiment.id));
+        let loaded = match self.load(model, settings, &mut open) {
+            Ok(loaded) => loaded,
+            Err(error) => return self.failed(open.len(), error.in_cell(place)),
+        };
+        self.about.add(model, &loaded, settings);
+        self.about.write(false)?;
         if experiment.kind == Kind::Throughput {
-            let cells: Vec<&Planned> = of_model.into_iter().filter(|p| !store.is_done(&p.key)).collect();
-            let place = |e: RunError| e.in_cell(format!("{}, {model}", experiment.id));
-            throughput::run(experiment, &loaded, &cells, &mut store).map_err(place)?;
-            continue;
+            return self.each_apart(open, &place, |cells, run| {
+                throughput::run(experiment, &loaded, cells, &mut run.store, run.overall)
+            });
         }
         for (task, input) in &plan.inputs {
-            let cells: Vec<&Planned> =
-                of_model.iter().copied().filter(|p| p.cell.task == *task && !store.is_done(&p.key)).collect();
-            if !cells.is_empty() {
-                let work = Work { experiment, model: &loaded, cells: &cells, calibrated: &calibrated };
-                let place = |e: RunError| e.in_cell(format!("{}, {model}, {task}", experiment.id));
+            let cells: Vec<Planned> = open.iter().filter(|p| p.cell.task == *task).cloned().collect();
+            self.each_apart(cells, &format!("{place}, {task}"), |cells, run| {
+                let work = Work { experiment, model: &loaded, cells, overall: run.overall };
                 match input {
                     Input::Documents(suite, documents) => {
-                        accuracy::run(&work, suite, &documents.docs, &mut store)
+                        accuracy::run(&work, suite, &documents.docs, &mut run.store)
                     }
-                    Input::Texts(texts) if experiment.kind == Kind::Similarity => {
-                        similarity::run(&work, &texts.docs, &mut store)
+                    Input::Texts(_, texts) if experiment.kind == Kind::Similarity => {
+                        similarity::run(&work, &texts.docs, &mut run.store)
                     }
-                    Input::Texts(texts) => fidelity::run(&work, &texts.docs, &mut store),
+                    Input::Texts(_, texts) => fidelity::run(&work, &texts.docs, &mut run.store),
                 }
-                .map_err(place)?;
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on all `cells` together, and where that fails on each alone, so that one that fails does not take
+    /// the others with it: what they had finished is in the store.
+    fn each_apart(
+        &mut self,
+        cells: Vec<Planned>,
+        place: &str,
+        work: impl Fn(&[&Planned], &mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let mut left: Vec<&Planned> = cells.iter().collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        match work(&left, self) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_of_results() => return Err(error.in_cell(place)),
+            Err(error) if left.len() == 1 => return self.failed(1, error.in_cell(place)),
+            Err(_) => left.retain(|p| !self.store.is_done(&p.key)),
+        }
+        for cell in left {
+            match work(&[cell], self) {
+                Ok(()) => {}
+                Err(error) if error.is_of_results() => return Err(error.in_cell(place)),
+                Err(error) => self.failed(1, error.in_cell(place))?,
             }
         }
+        Ok(())
     }
-    about.write(true)?;
-    Ok(Summary { dir, planned: plan.cells.len(), computed })
-}
 
-/// Puts what was chosen in place of `auto` in `cells`. Gives each choice with its variant, and adds the documents that it
-/// was made on to `used`.
-fn choose_all(
-    model: &Model,
-    cells: &mut [Planned],
-    context: &Context,
-    used: &mut BTreeSet<String>,
-) -> Result<Vec<(String, CacheSpec)>> {
-    let mut choices: Vec<(CacheSpec, CacheSpec)> = Vec::new();
-    let mut out = Vec::new();
-    for cell in cells.iter_mut().map(|p| &mut p.cell).filter(|c| c.cache.is_auto()) {
-        let chosen = match choices.iter().find(|(auto, _)| *auto == cell.cache) {
-            Some((_, chosen)) => chosen.clone(),
-            None => {
-                let (chosen, documents) = resolve(model, &cell.cache, &context.data)?;
-                used.extend(documents);
-                choices.push((cell.cache.clone(), chosen.clone()));
-                out.push((cell.variant.clone(), chosen.clone()));
-                chosen
+    /// Sets down that `cells` could not be computed; an error of the results folder ends the experiment.
+    fn failed(&mut self, cells: usize, error: RunError) -> Result<()> {
+        if error.is_of_results() {
+            return Err(error);
+        }
+        self.overall.say(format!("failed: {error}"));
+        self.failures.push(Failure { cells, error });
+        Ok(())
+    }
+
+    /// The model with what `cells` need of it. Cells whose cache cannot be made fail here, before anything is computed;
+    /// what the others leave to choice is chosen.
+    fn load(&mut self, model: &str, settings: &ModelSettings, cells: &mut Vec<Planned>) -> Result<Model> {
+        let options = LoadOptions { weights: settings.weights, ..self.context.load.clone() };
+        let mut loaded = Model::load(model, &options)?;
+        for p in &*cells {
+            p.cell.cache.validate_for(loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
+        }
+        if settings.align.is_none() && cells.iter().all(|p| !p.cell.cache.is_calibrated()) {
+            return Ok(loaded);
+        }
+        let measured = self.plan.measured(loaded.need_tokenizer()?, self.context)?;
+        let corpus = Corpus::beside(&self.context.data, measured);
+        if let Some(calibration) = &settings.align {
+            let what = calibration::describe(calibration);
+            self.overall.say(format!("{} {model}: aligning on {what}", self.plan.experiment.id));
+            let text = CalibrationText::read(calibration, loaded.need_tokenizer()?, &corpus)?;
+            let alignment = loaded.alignment(text.chunks())?;
+            drop(loaded);
+            loaded = Model::load_aligned(model, &options, &alignment)?;
+            self.about.add_calibration(what, text.origin());
+        }
+        self.calibrate(&loaded, cells, model, &corpus)?;
+        self.choose(&loaded, cells, model, &corpus)?;
+        Ok(loaded)
+    }
+
+    /// Makes the bases that `cells` need. Those for which there can be none fail and are taken out.
+    fn calibrate(
+        &mut self,
+        loaded: &Model,
+        cells: &mut Vec<Planned>,
+        model: &str,
+        corpus: &Corpus<'_>,
+    ) -> Result<()> {
+        let mut texts: Vec<Calibration> = Vec::new();
+        for cache in cells.iter().map(|p| &p.cell.cache).filter(|c| c.is_calibrated()) {
+            if !texts.contains(&cache.calibration) {
+                texts.push(cache.calibration.clone());
             }
-        };
-        cell.cache = chosen;
+        }
+        for text in texts {
+            let what = calibration::describe(&text);
+            self.overall.say(format!("{} {model}: calibrating on {what}", self.plan.experiment.id));
+            let of_text = |p: &&Planned| p.cell.cache.is_calibrated() && p.cell.cache.calibration == text;
+            let caches = cells.iter().filter(of_text).map(|p| &p.cell.cache);
+            match calibration::prepare(loaded, caches, corpus) {
+                Ok(origin) => origin.into_iter().for_each(|o| self.about.add_calibration(what.clone(), o)),
+                Err(error) => {
+                    let failed = cells.iter().filter(of_text).count();
+                    cells.retain(|p| !of_text(&p));
+                    let place = format!("{}, {model}, calibrating on {what}", self.plan.experiment.id);
+                    self.failed(failed, error.in_cell(place))?;
+                }
+            }
+        }
+        Ok(())
     }
-    Ok(out)
-}
 
-/// What a cache depends on, of the model that `name` names: of a model of the registry without its weights.
-fn describe_shape(name: &str) -> Result<Description> {
-    let registry = Registry::load()?;
-    let (name, shape) = match registry.find(name) {
-        Some(entry) => (entry.name.as_str(), entry.shape()),
-        None => (name, minicache_models::describe(name)?.shape),
-    };
-    // With the name: models of one shape have rows of their own.
-    Ok(Description { fingerprint: format!("{name}: {shape:?}"), shape })
+    /// Puts what was chosen in place of `auto` in `cells`. Those for which nothing can be chosen fail and are taken out.
+    fn choose(
+        &mut self,
+        loaded: &Model,
+        cells: &mut Vec<Planned>,
+        model: &str,
+        corpus: &Corpus<'_>,
+    ) -> Result<()> {
+        let mut choices: Vec<(CacheSpec, Option<CacheSpec>)> = Vec::new();
+        for Planned { cell, .. } in cells.iter().filter(|p| p.cell.cache.is_auto()) {
+            if choices.iter().any(|(auto, _)| *auto == cell.cache) {
+                continue;
+            }
+            let place = format!("{}, {model}, choosing for {}", self.plan.experiment.id, cell.variant);
+            self.overall.say(place.clone());
+            let chosen = match resolve(loaded, &cell.cache, corpus) {
+                Ok(chosen) => {
+                    let json = cache_json(&chosen, loaded.decoder.shape().layers).to_string();
+                    self.about.add_chosen(&cell.variant, model, json);
+                    Some(chosen)
+                }
+                Err(error) => {
+                    let failed = cells.iter().filter(|p| p.cell.cache == cell.cache).count();
+                    self.failed(failed, error.in_cell(place))?;
+                    None
+                }
+            };
+            choices.push((cell.cache.clone(), chosen));
+        }
+        for (auto, chosen) in choices {
+            match chosen {
+                Some(chosen) => {
+                    let of_choice = cells.iter_mut().filter(|p| p.cell.cache == auto);
+                    of_choice.for_each(|p| p.cell.cache = chosen.clone());
+                }
+                None => cells.retain(|p| p.cell.cache != auto),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One model's cells that are not finished, for kinds that need its shape alone.
@@ -221,6 +381,7 @@ struct ShapeWork<'a> {
     experiment: &'a Experiment,
     shape: &'a ModelShape,
     cells: &'a [&'a Planned],
+    overall: &'a Overall,
 }
 
 /// One task's cells of one model that are not finished.
@@ -228,184 +389,19 @@ struct Work<'a> {
     experiment: &'a Experiment,
     model: &'a Model,
     cells: &'a [&'a Planned],
-    /// Documents that must not be measured on.
-    calibrated: &'a BTreeSet<String>,
+    overall: &'a Overall,
 }
 
 impl Work<'_> {
     fn tokenizer(&self) -> Result<&minicache_models::Tokenizer> {
         Ok(self.model.need_tokenizer()?)
     }
-}
 
-/// A cell with what names it in results.
-#[derive(Debug, Clone)]
-struct Planned {
-    cell: Cell,
-    key: String,
-    names: Row,
-}
-
-impl Planned {
-    fn is_of(&self, model: &str, settings: &ModelSettings) -> bool {
-        self.cell.model == model && self.cell.settings == *settings
+    /// Progress of `tokens` of work on these cells.
+    fn progress(&self, tokens: usize) -> Progress<'_> {
+        let cell = &self.cells[0].cell;
+        self.overall.progress(format!("{} {} {}", self.experiment.id, cell.model, cell.task), tokens)
     }
-}
-
-/// The cells of an experiment with the data that they need.
-struct Plan<'a> {
-    experiment: &'a Experiment,
-    cells: Vec<Planned>,
-    /// By task; empty for kinds without tasks.
-    inputs: IndexMap<String, Input>,
-    /// By model.
-    shapes: IndexMap<String, ModelShape>,
-}
-
-impl<'a> Plan<'a> {
-    /// `describe` says what a model is, by its name.
-    fn new(
-        experiment: &'a Experiment,
-        context: &Context,
-        describe: impl Fn(&str) -> Result<Description>,
-    ) -> Result<Self> {
-        let listed = cells(experiment)?;
-        if experiment.kind.reads_tasks() && experiment.tasks.is_empty() {
-            let message = "must name at least one task whose text is used";
-            return Err(minicache_config::ConfigError::new("tasks", message).into());
-        }
-        let mut inputs = IndexMap::new();
-        for task in &experiment.tasks {
-            inputs.insert(task.clone(), Input::load(experiment, task, &context.data)?);
-        }
-        if let Some(reason) = context.data.unreachable() {
-            eprintln!("data sets that are not in the data folder come from the bundled sample: {reason}");
-        }
-        let mut models = IndexMap::new();
-        for name in &experiment.models {
-            let weights = experiment.kind.needs_weights();
-            models.insert(name.clone(), if weights { describe(name)? } else { describe_shape(name)? });
-        }
-        let mut planned: Vec<Planned> = Vec::with_capacity(listed.len());
-        for cell in listed {
-            let model = &models[&cell.model];
-            cell.cache.validate_for(&model.shape).map_err(|e| e.under("cache"))?;
-            let data = inputs.get(&cell.task).map(Input::fingerprint);
-            let key = key::of(experiment, &cell, model, data);
-            // Two spellings of one cache (start_layer "half" and 15 of 30) are one cell.
-            if !planned.iter().any(|p| p.key == key) {
-                let names = names(experiment, &cell, model.shape.layers);
-                planned.push(Planned { cell, key, names });
-            }
-        }
-        let shapes = models.into_iter().map(|(name, model)| (name, model.shape)).collect();
-        Ok(Self { experiment, cells: planned, inputs, shapes })
-    }
-
-    /// The store, opened for this plan.
-    fn store(&self, results: &Path) -> Result<Store> {
-        let fixed = |columns: &[&str]| columns.iter().map(|c| (*c).to_string()).collect();
-        let columns: Vec<String> = match self.experiment.kind {
-            Kind::Similarity => fixed(similarity::COLUMNS),
-            Kind::Fidelity => fixed(fidelity::COLUMNS),
-            Kind::Accuracy => accuracy::columns(self.inputs.values()),
-            Kind::Memory => fixed(memory::COLUMNS),
-            Kind::Throughput => fixed(throughput::COLUMNS),
-            Kind::Overhead => fixed(overhead::COLUMNS),
-        };
-        let dir = results.join(&self.experiment.id);
-        let mut swept: Vec<&String> = Vec::new();
-        for key in self.cells.iter().flat_map(|p| p.cell.swept.keys()) {
-            if !swept.contains(&key) {
-                swept.push(key);
-            }
-        }
-        // Every cell has every naming column, so that the columns of the file are those of the plan.
-        let named = |p: &Planned| {
-            let mut names: Row = ["model", "task", "variant"]
-                .iter()
-                .map(|c| ((*c).to_string(), p.names[*c].clone()))
-                .collect();
-            for key in &swept {
-                names.insert((*key).clone(), p.names.get(*key).cloned().unwrap_or_default());
-            }
-            names.insert("cache".into(), p.names["cache"].clone());
-            (p.key.clone(), names)
-        };
-        let plan: Vec<_> = self.cells.iter().map(named).collect();
-        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-        Ok(Store::open(&dir, &plan, &columns)?)
-    }
-
-    /// Models with their settings, in plan order.
-    fn models(&self) -> Vec<(&str, &ModelSettings)> {
-        let mut models: Vec<(&str, &ModelSettings)> = Vec::new();
-        for p in &self.cells {
-            let model = (p.cell.model.as_str(), &p.cell.settings);
-            if !models.contains(&model) {
-                models.push(model);
-            }
-        }
-        models
-    }
-
-    /// Tokens that go through a model for `cells`, at most.
-    fn tokens(&self, cells: &[&Planned]) -> usize {
-        match self.experiment.kind {
-            Kind::Similarity => cells
-                .iter()
-                .map(|p| self.inputs[&p.cell.task].len() * self.experiment.similarity.tokens)
-                .sum(),
-            Kind::Fidelity => fidelity::tokens(self, cells),
-            Kind::Accuracy => accuracy::tokens(self, cells),
-            Kind::Throughput => throughput::tokens(&self.experiment.bench, cells.len()),
-            Kind::Memory | Kind::Overhead => 0,
-        }
-    }
-}
-
-/// What names a cell in its rows.
-fn names(experiment: &Experiment, cell: &Cell, layers: usize) -> Row {
-    let mut names = Row::new();
-    names.insert("model".into(), cell.model.clone());
-    names.insert("task".into(), cell.task.clone());
-    let caches = experiment.kind != Kind::Similarity;
-    names.insert("variant".into(), if caches { cell.variant.clone() } else { String::new() });
-    names.extend(cell.swept.clone());
-    names.insert(
-        "cache".into(),
-        if caches { key::cache_json(&cell.cache, layers).to_string() } else { String::new() },
-    );
-    names
-}
-
-/// The model, and the documents of calibration text that it or its caches were made with.
-fn load(
-    model: &str,
-    settings: &ModelSettings,
-    cells: &[&Planned],
-    context: &Context,
-) -> Result<(Model, BTreeSet<String>)> {
-    let options = LoadOptions { weights: settings.weights, ..context.load.clone() };
-    let mut loaded = Model::load(model, &options)?;
-    for p in cells {
-        p.cell.cache.validate_for(loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
-    }
-    let mut used = BTreeSet::new();
-    if let Some(calibration) = &settings.align {
-        let text = CalibrationText::read(calibration, loaded.need_tokenizer()?, &context.data)?;
-        let alignment = loaded.alignment(text.chunks())?;
-        drop(loaded);
-        loaded = Model::load_aligned(model, &options, &alignment)?;
-        used.extend(text.documents);
-    }
-    used.extend(calibration::prepare(&loaded, cells.iter().map(|p| &p.cell.cache), &context.data)?);
-    Ok((loaded, used))
-}
-
-/// The experiment's results folder below `results`.
-pub fn folder(results: &Path, experiment: &Experiment) -> PathBuf {
-    results.join(&experiment.id)
 }
 
 /// `run.json` of an experiment's folder, where there is one.

@@ -20,7 +20,6 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::numbers::{cosine, mean_std, number, seconds};
-use super::progress::Progress;
 use super::{Result, RunError, Work};
 use crate::store::{Row, Store};
 use crate::tasks::TextDoc;
@@ -80,9 +79,8 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
     for planned in work.cells {
         let settings = &work.experiment.similarity;
         let mut samples = store.samples::<Sample>(&planned.key)?;
-        let title = format!("{} {} {}", work.experiment.id, planned.cell.model, planned.cell.task);
-        let progress = Progress::new(title, docs.len() * settings.tokens);
-        progress.add(samples.len() * settings.tokens);
+        let progress = work.progress(docs.len() * settings.tokens);
+        progress.resume(samples.len() * settings.tokens);
         for doc in docs.iter().skip(samples.len()) {
             let start = Instant::now();
             let mut tokens = work.tokenizer()?.encode(&doc.text, true)?;

@@ -18,9 +18,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::numbers::{argmax, number, seconds};
+use super::plan::Planned;
 use super::prefill::Prefill;
-use super::progress::Progress;
-use super::{Planned, Result};
+use super::{Overall, Result};
 use crate::store::{Row, Store};
 use minicache_config::{Bench, Experiment};
 
@@ -45,6 +45,7 @@ pub(crate) fn run(
     model: &Model,
     cells: &[&Planned],
     store: &mut Store,
+    overall: &Overall,
 ) -> Result<()> {
     let bench = &experiment.bench;
     let context = model.config.context;
@@ -56,7 +57,7 @@ pub(crate) fn run(
     let longest = workloads.iter().flat_map(|w| &w.running).map(|r| r.prompt + r.written).max().unwrap_or(1);
     let prefix = prompt(longest, model.config.vocab);
     let states = Prefill::new(model, &prefix, longest + 1, None)?;
-    let progress = Progress::new(experiment.id.clone(), tokens(bench, cells.len()));
+    let progress = overall.progress(&experiment.id, tokens(bench, cells.len()));
     let mut rows: Vec<Vec<Row>> = vec![Vec::new(); cells.len()];
     // A cache that did not fit with fewer sequences will not with more.
     let mut fits = vec![true; cells.len()];

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Dataset, Record, Result};
 
 pub use suite::{Aggregate, Documents, Suite, groups};
-pub use texts::{TextDoc, Texts, texts};
+pub use texts::{TextDoc, Texts, text_suite, texts};
 
 /// One thing asked of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]

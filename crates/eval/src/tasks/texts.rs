@@ -13,6 +13,13 @@ pub struct TextDoc {
     pub text: String,
 }
 
+impl TextDoc {
+    /// The task that it is of.
+    pub(crate) fn task(&self) -> &str {
+        self.id.rsplit_once('/').map_or("", |(task, _)| task)
+    }
+}
+
 /// Documents as text, with the place they came from.
 #[derive(Debug, Clone)]
 pub struct Texts {
@@ -26,6 +33,14 @@ pub struct Texts {
     pub docs: Vec<TextDoc>,
 }
 
+/// The tasks whose documents [`texts`] gives for `task`.
+///
+/// # Errors
+/// An unknown task.
+pub fn text_suite(task: &str) -> Result<Suite> {
+    Suite::find(if task == "truthfulqa" { "truthfulqa_gen" } else { task })
+}
+
 /// The first `limit` documents of `task` as text. `truthfulqa` gives every question once, with its best answer;
 /// `longbench` gives the paper's seven tasks in turn: the first document of each, the second of each, and so on. Of a
 /// group only the tasks that the user's folder has are taken, if it has any.
@@ -33,7 +48,7 @@ pub struct Texts {
 /// # Errors
 /// An unknown task, or data that is not there or not in its format.
 pub fn texts(task: &str, source: &DataSource, limit: Option<usize>) -> Result<Texts> {
-    let mut tasks = Suite::find(if task == "truthfulqa" { "truthfulqa_gen" } else { task })?.tasks;
+    let mut tasks = text_suite(task)?.tasks;
     if tasks.len() > 1 {
         let mut present = Vec::new();
         for &task in &tasks {

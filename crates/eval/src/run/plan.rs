@@ -1,0 +1,226 @@
+//! The cells of an experiment with their data: what can be known before a model is loaded.
+
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
+use minicache_config::{Calibration, Cell, Experiment, Kind, ModelSettings, ModelShape, cells};
+use minicache_models::{Description, Registry, Tokenizer};
+
+use super::calibration::Measured;
+use super::input::Input;
+use super::{Context, Result, accuracy, fidelity, key, memory, overhead, previous, similarity, throughput};
+use crate::store::{Row, Store};
+use crate::tasks::texts;
+
+/// Folder below the results folder for rows measured on the bundled sample.
+pub(super) const SAMPLE: &str = "sample";
+
+/// A cell with what names it in results.
+#[derive(Debug, Clone)]
+pub(super) struct Planned {
+    pub(super) cell: Cell,
+    pub(super) key: String,
+    pub(super) names: Row,
+}
+
+impl Planned {
+    pub(super) fn is_of(&self, model: &str, settings: &ModelSettings) -> bool {
+        self.cell.model == model && self.cell.settings == *settings
+    }
+}
+
+/// The cells of an experiment with the data that they need.
+pub(super) struct Plan<'a> {
+    pub(super) experiment: &'a Experiment,
+    pub(super) cells: Vec<Planned>,
+    /// By task; empty for kinds without tasks.
+    pub(super) inputs: IndexMap<String, Input>,
+    /// By model.
+    pub(super) shapes: IndexMap<String, ModelShape>,
+}
+
+impl<'a> Plan<'a> {
+    /// `describe` says what a model is, by its name.
+    pub(super) fn new(
+        experiment: &'a Experiment,
+        context: &Context,
+        describe: impl Fn(&str) -> Result<Description>,
+    ) -> Result<Self> {
+        let listed = cells(experiment)?;
+        if experiment.kind.reads_tasks() && experiment.tasks.is_empty() {
+            let message = "must name at least one task whose text is used";
+            return Err(minicache_config::ConfigError::new("tasks", message).into());
+        }
+        let mut inputs = IndexMap::new();
+        for task in &experiment.tasks {
+            inputs.insert(task.clone(), Input::load(experiment, task, &context.data)?);
+        }
+        let mut models = IndexMap::new();
+        for name in &experiment.models {
+            let weights = experiment.kind.needs_weights();
+            models.insert(name.clone(), if weights { describe(name)? } else { describe_shape(name)? });
+        }
+        let mut planned: Vec<Planned> = Vec::with_capacity(listed.len());
+        let mut texts: Vec<(Calibration, serde_json::Value)> = Vec::new();
+        for cell in listed {
+            let model = &models[&cell.model];
+            cell.cache.validate_for(&model.shape).map_err(|e| e.under("cache"))?;
+            let data = inputs.get(&cell.task).map(Input::fingerprint);
+            let mut calibrated = Vec::new();
+            for calibration in calibrations(experiment, &cell) {
+                let known = texts.iter().find(|(c, _)| c == calibration).map(|(_, text)| text.clone());
+                let text = match known {
+                    Some(text) => text,
+                    None => {
+                        let text = key::text(experiment, calibration, &inputs, &context.data)?;
+                        texts.push((calibration.clone(), text.clone()));
+                        text
+                    }
+                };
+                calibrated.push(text);
+            }
+            let key = key::of(experiment, &cell, model, data, &calibrated);
+            // Two spellings of one cache (start_layer "half" and 15 of 30) are one cell.
+            if !planned.iter().any(|p| p.key == key) {
+                let names = names(experiment, &cell, model.shape.layers);
+                planned.push(Planned { cell, key, names });
+            }
+        }
+        let shapes = models.into_iter().map(|(name, model)| (name, model.shape)).collect();
+        Ok(Self { experiment, cells: planned, inputs, shapes })
+    }
+
+    /// The experiment's results folder: below `sample/` where all of its data is the bundled sample, or where rows on
+    /// it would take the place of rows on real data.
+    pub(super) fn folder(&self, context: &Context) -> PathBuf {
+        let folder = context.results.join(&self.experiment.id);
+        let before = previous(&folder).map(|info| info.origins).unwrap_or_default();
+        let sample = |input: &Input| input.is_sample();
+        let replaces = |(task, input): (&String, &Input)| {
+            sample(input) && before.get(task).is_some_and(|origin| *origin != input.origin())
+        };
+        let all = match self.inputs.len() {
+            0 => !context.data.is_real(),
+            _ => self.inputs.values().all(sample),
+        };
+        if all || self.inputs.iter().any(replaces) {
+            context.results.join(SAMPLE).join(&self.experiment.id)
+        } else {
+            folder
+        }
+    }
+
+    /// The store in the experiment's folder, opened for this plan.
+    pub(super) fn store(&self, context: &Context) -> Result<Store> {
+        let fixed = |columns: &[&str]| columns.iter().map(|c| (*c).to_string()).collect();
+        let columns: Vec<String> = match self.experiment.kind {
+            Kind::Similarity => fixed(similarity::COLUMNS),
+            Kind::Fidelity => fixed(fidelity::COLUMNS),
+            Kind::Accuracy => accuracy::columns(self.inputs.values()),
+            Kind::Memory => fixed(memory::COLUMNS),
+            Kind::Throughput => fixed(throughput::COLUMNS),
+            Kind::Overhead => fixed(overhead::COLUMNS),
+        };
+        let mut swept: Vec<&String> = Vec::new();
+        for key in self.cells.iter().flat_map(|p| p.cell.swept.keys()) {
+            if !swept.contains(&key) {
+                swept.push(key);
+            }
+        }
+        // Every cell has every naming column, so that the columns of the file are those of the plan.
+        let named = |p: &Planned| {
+            let mut names: Row = ["model", "task", "variant"]
+                .iter()
+                .map(|c| ((*c).to_string(), p.names[*c].clone()))
+                .collect();
+            for key in &swept {
+                names.insert((*key).clone(), p.names.get(*key).cloned().unwrap_or_default());
+            }
+            names.insert("cache".into(), p.names["cache"].clone());
+            (p.key.clone(), names)
+        };
+        let plan: Vec<_> = self.cells.iter().map(named).collect();
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        Ok(Store::open(&self.folder(context), &plan, &columns)?)
+    }
+
+    /// Models with their settings, in plan order.
+    pub(super) fn models(&self) -> Vec<(&str, &ModelSettings)> {
+        let mut models: Vec<(&str, &ModelSettings)> = Vec::new();
+        for p in &self.cells {
+            let model = (p.cell.model.as_str(), &p.cell.settings);
+            if !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// What this experiment measures on, which nothing may be calibrated on.
+    pub(super) fn measured(&self, tokenizer: &Tokenizer, context: &Context) -> Result<Measured> {
+        let mut measured = Measured::default();
+        for (task, input) in &self.inputs {
+            match input {
+                Input::Documents(suite, _) => {
+                    for member in &suite.tasks {
+                        let limit = self.experiment.limit_of(task);
+                        measured.add(suite, &texts(member.name(), &context.data, limit)?.docs);
+                    }
+                }
+                Input::Texts(suite, texts) if self.experiment.kind == Kind::Fidelity => {
+                    let used = fidelity::documents(self.experiment, &texts.docs, tokenizer)?;
+                    measured.add(suite, texts.docs.iter().filter(|d| used.contains(&d.id)));
+                }
+                Input::Texts(suite, texts) => measured.add(suite, &texts.docs),
+            }
+        }
+        Ok(measured)
+    }
+
+    /// Tokens that go through a model for `cells`, at most.
+    pub(super) fn tokens(&self, cells: &[&Planned]) -> usize {
+        match self.experiment.kind {
+            Kind::Similarity => cells
+                .iter()
+                .map(|p| self.inputs[&p.cell.task].len() * self.experiment.similarity.tokens)
+                .sum(),
+            Kind::Fidelity => fidelity::tokens(self, cells),
+            Kind::Accuracy => accuracy::tokens(self, cells),
+            Kind::Throughput => throughput::tokens(&self.experiment.bench, cells.len()),
+            Kind::Memory | Kind::Overhead => 0,
+        }
+    }
+}
+
+/// What a cache depends on, of the model that `name` names: of a model of the registry without its weights.
+fn describe_shape(name: &str) -> Result<Description> {
+    let registry = Registry::load()?;
+    let (name, shape) = match registry.find(name) {
+        Some(entry) => (entry.name.as_str(), entry.shape()),
+        None => (name, minicache_models::describe(name)?.shape),
+    };
+    // With the name: models of one shape have rows of their own.
+    Ok(Description { fingerprint: format!("{name}: {shape:?}"), shape })
+}
+
+/// The texts that a cell is calibrated on.
+fn calibrations<'c>(experiment: &Experiment, cell: &'c Cell) -> impl Iterator<Item = &'c Calibration> {
+    let cache =
+        (experiment.kind.needs_weights() && cell.cache.is_calibrated()).then_some(&cell.cache.calibration);
+    cell.settings.align.iter().chain(cache)
+}
+
+/// What names a cell in its rows.
+fn names(experiment: &Experiment, cell: &Cell, layers: usize) -> Row {
+    let mut names = Row::new();
+    names.insert("model".into(), cell.model.clone());
+    names.insert("task".into(), cell.task.clone());
+    let caches = experiment.kind != Kind::Similarity;
+    names.insert("variant".into(), if caches { cell.variant.clone() } else { String::new() });
+    names.extend(cell.swept.clone());
+    names.insert(
+        "cache".into(),
+        if caches { key::cache_json(&cell.cache, layers).to_string() } else { String::new() },
+    );
+    names
+}
