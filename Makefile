@@ -5,26 +5,33 @@ SHELL := /bin/sh
 PROFILE ?= default
 RESULTS ?= results
 CARGO   ?= cargo
-BIN     := target/release/minicache
+REUSE   ?= own
+BIN     := $(or $(CARGO_TARGET_DIR),target)/release/minicache
 MODEL   := scripts/fetch-default-model
 
+# What is quick and tells most comes first; experiments that are not named here follow.
+FIRST = fig1a fig2b fidelity_prompt memory fig2c fig2a fig1b fig4 fig6 table2 tableB tableE tableD table1 tableA tableC \
+	tableA_time fig5 frontier_speed calibration fidelity frontier
+NAMES = $(FIRST) $(filter-out $(FIRST),$(patsubst experiments/%.toml,%,$(sort $(wildcard experiments/*.toml))))
 # TABLE=fig1a, or several: TABLE="fig1a table1"
-EXPERIMENTS = $(if $(TABLE),$(foreach t,$(TABLE),experiments/$(t).toml),$(sort $(wildcard experiments/*.toml)))
+EXPERIMENTS = $(foreach t,$(or $(TABLE),$(NAMES)),experiments/$(t).toml)
 SWEEPS = $(if $(START),--sweep cache.start_layer=$(START)) $(if $(GAMMA),--sweep cache.retention.gamma=$(GAMMA))
-RUN = $(BIN) run --profile $(PROFILE) --results $(RESULTS) \
+RUN = $(BIN) run --profile $(PROFILE) --results $(RESULTS) --reuse $(REUSE) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DATA),--data $(DATA)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(SWEEPS) $(ARGS)
 
 .PHONY: help build reproduce sweep report test lint bench
 
 help:
-	@echo 'make reproduce                       all experiments that fit this machine -> results/'
+	@echo 'make reproduce                       all experiments in small -> results/sample/ (with DATA: results/)'
 	@echo 'make reproduce TABLE=fig1a           one of experiments/*.toml'
 	@echo 'make reproduce PROFILE=paper         the models of the paper (DEVICE=cuda:0)'
 	@echo 'make sweep START=8,16 GAMMA=0,0.05   start layer and retention threshold -> sweeps/ (TABLE=fig4)'
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
-	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS'
+	@echo 'make reproduce PROFILE=small         larger samples; hours'
+	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS,'
+	@echo '         REUSE=any (finished rows that came with the repository are not computed again)'
 
 build:
 	$(CARGO) build --release --bin minicache
