@@ -100,6 +100,9 @@ pub(crate) fn facts(data: &Data) -> Vec<(String, String)> {
         out.push(("Prompts".to_string(), cut));
     }
     if let Some(info) = &data.info {
+        // Where the text is what was asked for there is nothing to say.
+        let short = info.calibrations.iter().filter(|(_, origin)| origin.contains("bundled"));
+        out.extend(short.map(|(asked, origin)| (format!("Calibration, {asked}"), origin.clone())));
         out.extend(
             info.chosen.iter().map(|(variant, cache)| (format!("Chosen for {variant}"), cache.clone())),
         );

@@ -75,6 +75,7 @@ fn info(toml: &str, planned: usize, finished: bool) -> RunInfo {
         origins: [("gsm8k".to_string(), "bundled sample".to_string())].into_iter().collect(),
         models: [("tiny".to_string(), model)].into_iter().collect(),
         chosen: indexmap::IndexMap::new(),
+        calibrations: indexmap::IndexMap::new(),
         machine: "2 cores".into(),
         date: "2025-01-31".into(),
         planned,
