@@ -20,7 +20,7 @@ RUN = $(BIN) run --profile $(PROFILE) --results $(RESULTS) --reuse $(REUSE) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DATA),--data $(DATA)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(SWEEPS) $(ARGS)
 
-.PHONY: help build reproduce sweep report test lint bench
+.PHONY: help build reproduce sweep report test test-crash lint bench
 
 help:
 	@echo 'make reproduce                       all experiments in small -> results/sample/ (with DATA: results/)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make sweep START=8,16 GAMMA=0,0.05   start layer and retention threshold -> sweeps/ (TABLE=fig4)'
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
+	@echo 'make test-crash                      runs killed, in pairs and on full disks end as undisturbed ones'
 	@echo 'make reproduce PROFILE=small         larger samples; hours'
 	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS,'
 	@echo '         REUSE=any (finished rows that came with the repository are not computed again)'
@@ -51,6 +52,10 @@ report: build
 
 test:
 	$(CARGO) test --workspace
+
+test-crash:
+	$(CARGO) build --bin minicache
+	scripts/crash-test
 
 lint:
 	$(CARGO) fmt --all --check

@@ -1,8 +1,11 @@
 //! How failures reach the user: one or two lines on stderr, and an exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Error;
+
+use crate::signals::BY_SIGNAL;
 
 /// The work could not be done: a full disk, no network, a model that computes NaN.
 pub(crate) const FAILED: u8 = 1;
@@ -20,6 +23,16 @@ impl std::fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// A run that a signal stopped between two samples.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped; what is finished is kept, go on with: {command}")]
+pub(crate) struct Interrupted {
+    /// The signal's number.
+    pub(crate) signal: i32,
+    /// The call that goes on.
+    pub(crate) command: String,
+}
 
 /// An error about the call itself, with what to do instead.
 pub(crate) fn usage(message: impl Into<String>) -> Error {
@@ -39,8 +52,12 @@ impl<T, E: std::fmt::Display> OrUsage<T> for Result<T, E> {
     }
 }
 
-/// The exit code of an error: 2 where an error in the chain says that the call or a file is wrong, else 1.
+/// The exit code of an error: 2 where an error in the chain says that the call or a file is wrong, 128 and the signal
+/// where that was it, else 1.
 fn code(error: &Error) -> u8 {
+    if let Some(Interrupted { signal, .. }) = error.downcast_ref() {
+        return u8::try_from(BY_SIGNAL + signal).unwrap_or(FAILED);
+    }
     if error.chain().any(is_wrong) { WRONG } else { FAILED }
 }
 
@@ -59,13 +76,14 @@ fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
     } else if let Some(e) = e.downcast_ref::<Model>() {
         match e {
             Model::Cache(e) => is_wrong(e),
-            Model::Hub(_) | Model::Candle(_) => false,
+            Model::Hub(_) | Model::Candle(_) | Model::Write { .. } => false,
             _ => true,
         }
     } else if let Some(e) = e.downcast_ref::<Store>() {
-        matches!(e, Store::Malformed { .. })
+        matches!(e, Store::Malformed { .. } | Store::NotAFolder(_) | Store::Held { .. })
     } else if let Some(e) = e.downcast_ref::<Plot>() {
-        !matches!(e, Plot::Io { .. } | Plot::Draw { .. })
+        // What a run has written is no file of the call.
+        matches!(e, Plot::NoResults(_))
     } else if let Some(e) = e.downcast_ref::<Run>() {
         match e {
             Run::Config(_) | Run::Asked(_) | Run::Data(_) => true,
@@ -73,7 +91,7 @@ fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
             Run::Model(e) => is_wrong(e),
             Run::Cache(e) => is_wrong(e),
             Run::Cell { source, .. } => is_wrong(source.as_ref()),
-            Run::Candle(_) => false,
+            Run::Candle(_) | Run::Interrupted { .. } => false,
         }
     } else {
         false
@@ -85,8 +103,13 @@ pub(crate) fn report(error: &Error) -> ExitCode {
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("minicache: {}", describe(error));
+    say(&describe(error));
     ExitCode::from(code(error))
+}
+
+/// A line on stderr. Where that cannot be written either there is nobody left to tell.
+fn say(message: &str) {
+    let _ = writeln!(std::io::stderr(), "minicache: {message}");
 }
 
 /// The chain in one line; a cause that the message before it already quotes is not repeated.
@@ -120,8 +143,13 @@ pub(crate) fn report_clap(error: &clap::Error) -> ExitCode {
             | ErrorKind::DisplayVersion
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
-        let _ = error.print();
-        return ExitCode::from(if error.exit_code() == 0 { 0 } else { WRONG });
+        return match error.print().and_then(|()| std::io::stdout().flush()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                say(&format!("cannot write to stdout: {e}"));
+                ExitCode::from(FAILED)
+            }
+            _ => ExitCode::from(if error.exit_code() == 0 { 0 } else { WRONG }),
+        };
     }
     let text = error.render().to_string();
     let end = text.find("\nUsage:").unwrap_or(text.len());
@@ -130,7 +158,7 @@ pub(crate) fn report_clap(error: &clap::Error) -> ExitCode {
         .map(|l| l.trim().trim_start_matches("error: "))
         .filter(|l| !l.is_empty() && !l.starts_with("For more information"))
         .collect();
-    eprintln!("minicache: {}; see `minicache --help`", message.join(" "));
+    say(&format!("{}; see `minicache --help`", message.join(" ")));
     ExitCode::from(WRONG)
 }
 
@@ -148,7 +176,7 @@ pub(crate) fn install_panic_hook() {
         }
         let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
         let message = message.lines().next().unwrap_or("panic");
-        eprintln!("minicache: internal error{place}: {message}; please report it with the command you ran");
+        say(&format!("internal error{place}: {message}; please report it with the command you ran"));
     }));
 }
 

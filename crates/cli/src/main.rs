@@ -7,11 +7,13 @@ mod failure;
 mod global;
 mod output;
 mod shape;
+mod signals;
 mod source;
 mod tensors;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 
 use crate::commands::Command;
@@ -33,7 +35,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return failure::report_clap(&e),
     };
-    let run = || cli.global.prepare().and_then(|()| cli.command.run(&cli.global));
+    let run = || {
+        signals::install().context("cannot set up the handling of signals")?;
+        cli.global.prepare()?;
+        cli.command.run(&cli.global)?;
+        output::flush()
+    };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(e)) => failure::report(&e),

@@ -8,3 +8,8 @@ use anyhow::{Context, Result};
 pub(crate) fn line(text: impl std::fmt::Display) -> Result<()> {
     writeln!(std::io::stdout().lock(), "{text}").context("cannot write to stdout")
 }
+
+/// Makes sure that everything printed is out: at the end of a program nobody hears of what is not.
+pub(crate) fn flush() -> Result<()> {
+    std::io::stdout().flush().context("cannot write to stdout")
+}

@@ -163,7 +163,9 @@ fn calibrate(model: &Model, specs: &[CacheSpec], corpus: &Corpus<'_>) -> Result<
     let mend =
         "name some in `calibration`, or give `basis = \"FILE\"`, a file that minicache calibrate wrote";
     let start = Instant::now();
-    minicache_eval::run::prepare_latents(model, specs.iter(), corpus).map_err(|e| {
+    // A signal ends these commands at once.
+    let stop = minicache_eval::run::Stop::default();
+    minicache_eval::run::prepare_latents(model, specs.iter(), corpus, &stop).map_err(|e| {
         anyhow::Error::new(e).context(format!("--cache: no text to calibrate latents on; {mend}"))
     })?;
     let (text, time) = (file.as_ref().unwrap_or(task), start.elapsed().as_secs_f64());

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize_to_file};
 
 use crate::failure::{OrUsage, usage};
 
@@ -111,13 +111,9 @@ pub(crate) fn write(path: &Path, tensors: &[Tensor]) -> Result<()> {
         .zip(&bytes)
         .map(|(t, bytes)| Ok((t.name.as_str(), TensorView::new(Dtype::F32, t.shape.clone(), bytes)?)))
         .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    let folder = folder_of(path)?;
-    let file = path.display();
-    let temporary =
-        tempfile::NamedTempFile::new_in(&folder).with_context(|| format!("cannot write {file}"))?;
-    serialize_to_file(views, None, temporary.path()).with_context(|| format!("cannot write {file}"))?;
-    temporary.persist(path).map_err(|e| e.error).with_context(|| format!("cannot write {file}"))?;
-    Ok(())
+    // A link that the user names stands for the file behind it.
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    Ok(minicache_models::save_tensors(path, views, None)?)
 }
 
 /// Checks before any work is done that a file could be written there.

@@ -5,6 +5,8 @@
 mod calibration;
 #[path = "cli/commands.rs"]
 mod commands;
+#[path = "cli/disturbed.rs"]
+mod disturbed;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -175,7 +177,7 @@ series = ["variant"]
 fn a_run_leaves_rows_in_plan_order_and_a_report() {
     let place = Place::new();
     place.done(&["run", "e.toml"]);
-    let rows = untimed(&place.path("results/e/cells.csv"));
+    let rows = untimed(&place.path("results/sample/e/cells.csv"));
     assert_eq!(rows.len(), 1 + 2 * 6);
     let column = |name: &str| rows[0].iter().position(|c| c == name).unwrap();
     let (task, variant, kl, ratio) = (column("task"), column("variant"), column("kl"), column("ratio"));
@@ -187,9 +189,11 @@ fn a_run_leaves_rows_in_plan_order_and_a_report() {
     assert!(rows[2][kl].parse::<f64>().unwrap() > 0.0);
     assert!(rows[3][ratio].parse::<f64>().unwrap() > rows[1][ratio].parse::<f64>().unwrap());
     assert_eq!(rows[0][column("cache.start_layer")], "cache.start_layer");
-    assert!(place.path("results/e/report.md").is_file() && place.path("results/e/kl.png").is_file());
+    assert!(
+        place.path("results/sample/e/report.md").is_file() && place.path("results/sample/e/kl.png").is_file()
+    );
     let info: serde_json::Value =
-        serde_json::from_slice(&fs::read(place.path("results/e/run.json")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(place.path("results/sample/e/run.json")).unwrap()).unwrap();
     assert_eq!(info["finished"], true);
     assert_eq!(info["planned"], 12);
     assert!(info["command"].as_str().unwrap().contains("run e.toml"), "{info}");
@@ -232,7 +236,10 @@ fn two_runs_are_the_same_but_for_times() {
         assert_eq!(cells("one"), cells("two"));
     }
     place.done(&["run", "e.toml", "--results", "two", "--fresh"]);
-    assert_eq!(untimed(&place.path("one/e/cells.csv")), untimed(&place.path("two/e/cells.csv")));
+    assert_eq!(
+        untimed(&place.path("one/sample/e/cells.csv")),
+        untimed(&place.path("two/sample/e/cells.csv"))
+    );
 }
 
 const BENCH: &str = r#"id = "ID"
@@ -277,8 +284,8 @@ fn memory_and_overhead_need_no_weights() {
     place.write("model/model.safetensors", "");
     place.done(&["run", "m.toml", "--results", "one"]);
     place.done(&["run", "m.toml", "--results", "two"]);
-    let rows = untimed(&place.path("one/memory/cells.csv"));
-    assert_eq!(rows, untimed(&place.path("two/memory/cells.csv")));
+    let rows = untimed(&place.path("one/sample/memory/cells.csv"));
+    assert_eq!(rows, untimed(&place.path("two/sample/memory/cells.csv")));
     // Three caches, two contexts, two batch sizes.
     assert_eq!(rows.len(), 1 + 12);
     let column = |name: &str| rows[0].iter().position(|c| c == name).unwrap();
@@ -289,14 +296,14 @@ fn memory_and_overhead_need_no_weights() {
         assert!((full / number(row, "bytes") - number(row, "ratio")).abs() < 1e-4, "{row:?}");
     }
     assert_eq!(rows[5][column("arithmetic")], "16 / 5 x 32/24 = 4.27x");
-    assert!(place.path("one/memory/report.md").is_file());
+    assert!(place.path("one/sample/memory/report.md").is_file());
 
     place.done(&["run", "o.toml"]);
-    let rows = untimed(&place.path("results/overhead/cells.csv"));
+    let rows = untimed(&place.path("results/sample/overhead/cells.csv"));
     let steps: Vec<&str> = rows[1..5].iter().map(|r| r.last().unwrap().as_str()).collect();
     assert_eq!(steps, ["attention", "storage", "prompt", "token"]);
     assert!(rows.iter().any(|r| r.last().unwrap() == "retention"));
-    let text = fs::read_to_string(place.path("results/overhead/cells.csv")).unwrap();
+    let text = fs::read_to_string(place.path("results/sample/overhead/cells.csv")).unwrap();
     assert!(text.lines().next().unwrap().ends_with(",context,step,ms"), "{text}");
     place.write("o.toml", &bench("overhead", "model").replace("context = [48, 300]", "context = [0]"));
     place.fails(&["run", "o.toml"], 2, &["o.toml:6", "bench.context", "at least 1"]);
@@ -336,8 +343,8 @@ fn throughput_is_of_sequences_that_join_and_leave_and_stops_at_the_budget() {
     place.write("t.toml", &bench("throughput", "model"));
     place.done(&["run", "t.toml", "--results", "one"]);
     place.done(&["run", "t.toml", "--results", "two"]);
-    let rows = untimed(&place.path("one/throughput/cells.csv"));
-    assert_eq!(rows, untimed(&place.path("two/throughput/cells.csv")));
+    let rows = untimed(&place.path("one/sample/throughput/cells.csv"));
+    assert_eq!(rows, untimed(&place.path("two/sample/throughput/cells.csv")));
     let column = |name: &str| rows[0].iter().position(|c| c == name).unwrap();
     let number = |row: &[String], name: &str| row[column(name)].parse::<f64>().unwrap();
     let batches: Vec<f64> = rows[1..].iter().map(|r| number(r, "batch")).collect();
@@ -351,7 +358,7 @@ fn throughput_is_of_sequences_that_join_and_leave_and_stops_at_the_budget() {
 
     let budget = number(&rows[1], "peak_bytes").to_string();
     place.done(&["run", "t.toml", "--results", "three", "--memory-budget", &budget]);
-    let less = untimed(&place.path("three/throughput/cells.csv"));
+    let less = untimed(&place.path("three/sample/throughput/cells.csv"));
     let fits: Vec<&str> = less[1..3].iter().map(|r| r[column("fits")].as_str()).collect();
     assert_eq!(fits, ["yes", "no"]);
     assert_eq!(less[1][1..], rows[1][1..], "all but the key, which knows of the budget");
@@ -384,7 +391,10 @@ fn a_killed_run_goes_on_and_ends_the_same() {
     place.done(&[&args[..], &["--results", "whole"]].concat());
     let kills = kill_until_done(&place, &[&args[..], &["--results", "killed"]].concat());
     assert!(kills > 0, "the run was over before it could be killed");
-    assert_eq!(untimed(&place.path("whole/e/cells.csv")), untimed(&place.path("killed/e/cells.csv")));
+    assert_eq!(
+        untimed(&place.path("whole/sample/e/cells.csv")),
+        untimed(&place.path("killed/sample/e/cells.csv"))
+    );
 }
 
 #[test]
@@ -392,7 +402,7 @@ fn accuracy_runs_score_every_task_and_cache() {
     let place = Place::new();
     place.write("a.toml", ACCURACY);
     place.done(&["run", "a.toml", "--results", "one"]);
-    let rows = untimed(&place.path("one/a/cells.csv"));
+    let rows = untimed(&place.path("one/sample/a/cells.csv"));
     assert_eq!(rows.len(), 1 + 4 * 3);
     let of = |row: &[String], name: &str| row[rows[0].iter().position(|c| c == name).unwrap()].clone();
     let number = |row: &[String], name: &str| of(row, name).parse::<f64>().unwrap();
@@ -411,12 +421,12 @@ fn accuracy_runs_score_every_task_and_cache() {
     assert_eq!(of(&rows[7], "score"), of(&rows[7], "gen_bleu_max"));
     assert!(of(&rows[7], "mc1_acc").parse::<f64>().is_ok(), "a column for each task of a group");
     assert_eq!(of(&rows[1], "mc1_acc"), "");
-    let report = fs::read_to_string(place.path("one/a/report.md")).unwrap();
+    let report = fs::read_to_string(place.path("one/sample/a/report.md")).unwrap();
     assert!(report.contains("bundled sample") && report.contains("at most 40 tokens"), "{report}");
 
     // Samples say what was asked and answered, and are scored again to the same numbers.
     let key = of(&rows[1], "key");
-    let samples = place.path("one/a/samples").join(format!("{key}.jsonl"));
+    let samples = place.path("one/sample/a/samples").join(format!("{key}.jsonl"));
     let said =
         place.done(&["score", "--task", "gsm8k", "--predictions", samples.to_str().unwrap(), "--json"]);
     let scored: serde_json::Value = serde_json::from_str(&said).unwrap();
@@ -424,7 +434,7 @@ fn accuracy_runs_score_every_task_and_cache() {
     assert_eq!(scored["metrics"]["exact_match,strict-match"].as_f64(), of(&rows[1], "score").parse().ok());
 
     place.done(&["run", "a.toml", "--results", "two"]);
-    assert_eq!(rows, untimed(&place.path("two/a/cells.csv")));
+    assert_eq!(rows, untimed(&place.path("two/sample/a/cells.csv")));
 }
 
 #[test]
@@ -432,11 +442,11 @@ fn a_killed_accuracy_run_goes_on_and_ends_the_same() {
     let place = Place::new();
     place.write("a.toml", ACCURACY);
     let args = ["run", "a.toml", "--limit", "6", "--set", "tasks=[\"gsm8k\", \"winogrande\"]"];
-    let whole = place.path("whole/a");
+    let whole = place.path("whole/sample/a");
     place.done(&[&args[..], &["--results", "whole"]].concat());
     let kills = kill_until_done(&place, &[&args[..], &["--results", "killed"]].concat());
     assert!(kills > 0, "the run was over before it could be killed");
-    assert_eq!(untimed(&whole.join("cells.csv")), untimed(&place.path("killed/a/cells.csv")));
+    assert_eq!(untimed(&whole.join("cells.csv")), untimed(&place.path("killed/sample/a/cells.csv")));
     for entry in fs::read_dir(whole.join("samples")).unwrap() {
         let path = entry.unwrap().path();
         let untimed = |path: &Path| -> Vec<serde_json::Value> {
@@ -444,11 +454,15 @@ fn a_killed_accuracy_run_goes_on_and_ends_the_same() {
             let parse = |line: &str| {
                 let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
                 value["seconds"].take();
+                value["sum"].take();
                 value
             };
             text.lines().map(parse).collect()
         };
-        assert_eq!(untimed(&path), untimed(&place.path("killed/a/samples").join(path.file_name().unwrap())));
+        assert_eq!(
+            untimed(&path),
+            untimed(&place.path("killed/sample/a/samples").join(path.file_name().unwrap()))
+        );
     }
 }
 
@@ -456,13 +470,13 @@ fn a_killed_accuracy_run_goes_on_and_ends_the_same() {
 fn a_smaller_plan_sets_cells_aside_and_a_larger_takes_them_back() {
     let place = Place::new();
     place.done(&["run", "e.toml"]);
-    let all = fs::read(place.path("results/e/cells.csv")).unwrap();
+    let all = fs::read(place.path("results/sample/e/cells.csv")).unwrap();
     place.done(&["run", "e.toml", "--profile", "small"]);
-    assert_ne!(all, fs::read(place.path("results/e/cells.csv")).unwrap());
+    assert_ne!(all, fs::read(place.path("results/sample/e/cells.csv")).unwrap());
     place.done(&["run", "e.toml"]);
     assert_eq!(
         all,
-        fs::read(place.path("results/e/cells.csv")).unwrap(),
+        fs::read(place.path("results/sample/e/cells.csv")).unwrap(),
         "seconds included: nothing ran again"
     );
 }
@@ -489,7 +503,7 @@ fn a_sweep_may_come_from_the_command_line() {
         "--set",
         "tasks=[\"gsm8k\"]",
     ]);
-    let rows = untimed(&place.path("results/e/cells.csv"));
+    let rows = untimed(&place.path("results/sample/e/cells.csv"));
     let gamma = rows[0].iter().position(|c| c == "cache.retention.gamma").unwrap();
     let values: Vec<&str> = rows[1..].iter().map(|r| r[gamma].as_str()).collect();
     assert_eq!(values, ["", "", "0.3", "0.4", "0.3", "0.4"]);
@@ -564,15 +578,15 @@ fn bad_files_are_named() {
     place.write("data/gsm8k/train.jsonl", "{\"question\": \"1 + 1?\", \"answer\": \"#### 2\"}\n");
     place.fails(&["run", "e.toml", "--data", "data"], 2, &["test.jsonl", "2", "question"]);
 
-    place.write("results/e/cells.csv", "this,is\nno,store\n");
+    place.write("results/sample/e/cells.csv", "this,is\nno,store\n");
     place.fails(&["run", "e.toml"], 2, &["cells.csv", "remove the file"]);
 }
 
 #[test]
 fn results_that_cannot_be_written_are_a_failure_not_a_mistake() {
     let place = Place::new();
-    place.write("results", "a file where a folder should be");
-    place.fails(&["run", "e.toml"], 1, &["results/e", "Not a directory"]);
+    place.write("results/sample/e", "a file where the experiment's folder should be");
+    place.fails(&["run", "e.toml"], 1, &["results/sample/e", "Not a directory"]);
 }
 
 #[test]
@@ -603,7 +617,8 @@ cache = {{ method = "latent", sinks = 0, k = {{ group = "auto" }}, v = {{ group 
     );
     place.done(&["run", "auto.toml"]);
     let info: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(place.path("results/auto/run.json")).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(place.path("results/sample/auto/run.json")).unwrap())
+            .unwrap();
     let chosen = |variant: &str| -> serde_json::Value {
         let text = info["chosen"][format!("{variant}, model")].as_str().unwrap();
         serde_json::from_str(text).unwrap()
@@ -617,9 +632,9 @@ cache = {{ method = "latent", sinks = 0, k = {{ group = "auto" }}, v = {{ group 
         assert!(groups[side]["rate"].as_f64().unwrap() > 0.0, "{groups}");
     }
     // The report says so, and a second run changes nothing.
-    let report = fs::read_to_string(place.path("results/auto/report.md")).unwrap();
+    let report = fs::read_to_string(place.path("results/sample/auto/report.md")).unwrap();
     assert!(report.contains("Chosen for pairs, model"), "{report}");
-    let before = fs::read(place.path("results/auto/run.json")).unwrap();
+    let before = fs::read(place.path("results/sample/auto/run.json")).unwrap();
     place.done(&["run", "auto.toml"]);
-    assert_eq!(fs::read(place.path("results/auto/run.json")).unwrap(), before);
+    assert_eq!(fs::read(place.path("results/sample/auto/run.json")).unwrap(), before);
 }

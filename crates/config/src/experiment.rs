@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CacheSpec, Calibration, ConfigError, Result};
 
+/// What stands in a results folder beside the experiments.
+const RESERVED: [&str; 3] = ["sample", "index.html", "verdict.md"];
+/// Names of folders have an end.
+const LONGEST_ID: usize = 100;
+
 /// What an experiment measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -438,11 +443,33 @@ impl Experiment {
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Checks the names that become those of files and folders.
+    pub(crate) fn check_names(&self) -> Result<()> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-        if self.id.is_empty() || !self.id.chars().all(plain) {
-            return Err(ConfigError::new("id", "must be a plain name of letters, digits, `_`, `-` and `.`"));
+        if self.id.is_empty() || !self.id.chars().all(plain) || self.id.starts_with('.') {
+            let message = "must be a plain name of letters, digits, `_`, `-` and `.`, not first a `.`";
+            return Err(ConfigError::new("id", message));
         }
+        if self.id.len() > LONGEST_ID {
+            return Err(ConfigError::new("id", format!("must be at most {LONGEST_ID} characters long")));
+        }
+        if RESERVED.contains(&self.id.as_str()) {
+            let message =
+                format!("`{}` has a meaning of its own in a results folder; choose another", self.id);
+            return Err(ConfigError::new("id", message));
+        }
+        for (index, paper) in self.paper.iter().enumerate() {
+            let name = Path::new(&paper.csv);
+            if name.file_name() != Some(name.as_os_str()) {
+                let message = "must be the name of a file in `experiments/paper`, without folders";
+                return Err(ConfigError::new(format!("paper.{index}.csv"), message));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.check_names()?;
         if self.models.is_empty() && !self.profiles.values().any(|p| p.models.is_some()) {
             return Err(ConfigError::new("models", "must name at least one model"));
         }

@@ -3,6 +3,7 @@
 //! The same types are read from `experiments/*.toml`, from `--cache` and `--set` on the command line, and are
 //! written into result rows. Every error names the file, the line and the key, and says what is allowed.
 
+pub mod atomic;
 mod cache;
 mod error;
 mod experiment;

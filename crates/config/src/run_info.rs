@@ -54,6 +54,9 @@ pub struct RunInfo {
     /// Cells in the plan.
     #[serde(default)]
     pub planned: usize,
+    /// Their keys, as in the `key` column. Rows of other keys are of other plans: another model or another sweep.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
     /// Whether every cell of the plan is done.
     #[serde(default)]
     pub finished: bool,
@@ -76,28 +79,23 @@ impl RunInfo {
         let text = std::fs::read_to_string(&path)
             .map_err(|e| fail(String::new(), format!("cannot read what was run: {e}")))?;
         let mut json = serde_json::Deserializer::from_str(&text);
-        serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let info: Self = serde_path_to_error::deserialize(&mut json).map_err(|e| {
             let key = e.path().to_string();
             fail(if key == "." { String::new() } else { key }, e.into_inner().to_string())
-        })
+        })?;
+        info.experiment.check_names().map_err(|e| fail(format!("experiment.{}", e.key), e.message))?;
+        Ok(info)
     }
 
     /// Writes `run.json` into the results folder `dir`, whole or not at all.
     ///
     /// # Errors
     /// The folder cannot be written to.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    pub fn write(&self, dir: &Path) -> std::io::Result<()> {
         let path = dir.join(Self::FILE);
-        let fail = |message: String| {
-            let file = Some(path.clone());
-            ConfigError { file, line: None, key: String::new(), message }
-        };
-        let mut text = serde_json::to_string_pretty(self).map_err(|e| fail(e.to_string()))?;
+        let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        let partial = dir.join(".run.json.partial");
-        std::fs::write(&partial, text)
-            .and_then(|()| std::fs::rename(&partial, &path))
-            .map_err(|e| fail(format!("cannot write what was run: {e}")))
+        crate::atomic::replace(&path, text.as_bytes())
     }
 }
 
@@ -135,6 +133,7 @@ y = "exact_match"
             machine: "2 cores".into(),
             date: "2025-01-31".into(),
             planned: 3,
+            keys: vec!["0123".into()],
             finished: true,
         }
     }
@@ -160,6 +159,10 @@ y = "exact_match"
         let error = RunInfo::read(&dir).unwrap_err();
         assert!(error.to_string().contains("run.json"), "{error}");
         assert_eq!(error.key, "experiment.kind");
+        let text = serde_json::to_string(&info()).unwrap().replace("table2", "..");
+        std::fs::write(dir.join(RunInfo::FILE), text).unwrap();
+        let error = RunInfo::read(&dir).unwrap_err();
+        assert_eq!(error.key, "experiment.id", "{error}");
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -367,9 +367,7 @@ pub fn save(basis: &Basis, info: &CalibrationInfo, path: &Path) -> Result<()> {
     let text = serde_json::to_string(info).map_err(|e| broken(e.to_string()))?;
     let metadata =
         HashMap::from([("format".to_string(), FORMAT.to_string()), ("calibration".to_string(), text)]);
-    let partial = path.with_extension("partial");
-    safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(|e| broken(e.to_string()))?;
-    std::fs::rename(&partial, path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
+    crate::save_tensors(path, views, Some(metadata))
 }
 
 /// Reads a basis that was calibrated on the model with `fingerprint`.

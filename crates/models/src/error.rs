@@ -13,6 +13,14 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file that cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A file that can be read but not understood: truncated, of another format, inconsistent.
     #[error("{}: {message}", path.display())]
     File {
@@ -64,6 +72,12 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { path, source }
+    }
+
+    /// For `map_err` on what writes a file: names it.
+    pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Write { path, source }
     }
 
     /// A file that can be read but not understood.

@@ -16,6 +16,7 @@ mod moe;
 pub mod packed;
 pub mod registry;
 mod rope;
+mod save;
 pub mod tokenizer;
 mod weights;
 
@@ -29,5 +30,6 @@ pub use hub::{Hub, HubId};
 pub use model::{Description, Model, describe};
 pub use registry::{Entry, Registry};
 pub use rope::{Frequencies, RopeConfig, RopeScaling};
+pub use save::save_tensors;
 pub use tokenizer::{DecodeStream, Tokenizer};
 pub use weights::{Safetensors, WeightSource, check};

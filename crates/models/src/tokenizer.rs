@@ -96,7 +96,8 @@ impl Tokenizer {
                 .map_err(|e| Error::Tokenizer(format!("cannot write: {e}")))?;
             inner.with_post_processor(Some(template));
         }
-        inner.save(path, true).map_err(|e| Error::file(path, format!("cannot be written: {e}")))
+        let text = inner.to_string(true).map_err(|e| Error::Tokenizer(format!("cannot write: {e}")))?;
+        minicache_config::atomic::replace(path, text.as_bytes()).map_err(Error::write(path))
     }
 
     /// Token ids of `text`. Special tokens that are written out in it (`<|im_start|>`) become single ids; with

@@ -1,5 +1,6 @@
 //! One experiment's results folder in memory: rows, what made them, the paper's figures.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use minicache_config::{Kind, Method, RunInfo};
@@ -15,6 +16,8 @@ pub(crate) struct Data {
     pub(crate) id: String,
     /// What made the rows; absent where `run.json` is.
     pub(crate) info: Option<RunInfo>,
+    /// Cells of the plan that have rows, where the plan is known.
+    pub(crate) finished: Option<usize>,
     /// The rows of `cells.csv`, with derived columns.
     pub(crate) cells: Table,
     /// The columns that stand in the file, without derived ones.
@@ -39,6 +42,15 @@ impl Data {
             notes.push("`run.json` is missing, so command, settings and figures are not known.".to_string());
         }
         let mut cells = Table::read_growing(&dir.join("cells.csv"))?;
+        let planned = info.iter().flat_map(|i| i.keys.iter().map(String::as_str)).collect();
+        let finished = keys(&cells, &planned);
+        let rows = cells.rows.len();
+        leave_out(&mut cells, &planned);
+        if cells.rows.len() < rows {
+            let count = rows - cells.rows.len();
+            let which = "of other settings that have the names of those shown";
+            notes.push(format!("`cells.csv` has {count} more rows, {which}; they are left out here."));
+        }
         let written = cells.columns.len();
         derive(&mut cells, info.as_ref());
         let mut papers = Vec::new();
@@ -58,7 +70,7 @@ impl Data {
             Some(i) => i.experiment.id.clone(),
             None => dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         };
-        Ok(Self { id, info, cells, written, papers, notes })
+        Ok(Self { id, info, finished, cells, written, papers, notes })
     }
 
     /// Title for readers.
@@ -83,6 +95,10 @@ impl Data {
         };
         match (info.finished, self.kind()) {
             (true, _) if !self.cells.torn => None,
+            _ if self.finished.is_some() => {
+                let finished = self.finished.unwrap_or_default();
+                Some(format!("The run has not finished: {finished} of {} cells so far.{torn}", info.planned))
+            }
             // these write several rows per cell
             (_, Some(Kind::Similarity | Kind::Memory | Kind::Throughput | Kind::Overhead)) => {
                 Some(format!("The run has not finished: {rows} rows so far.{torn}"))
@@ -133,6 +149,28 @@ impl Data {
     pub(crate) fn method(&self, row: usize) -> &str {
         self.cells.text(row, "method")
     }
+}
+
+/// The keys of `planned` that have rows; `None` where no plan is known.
+fn keys(cells: &Table, planned: &HashSet<&str>) -> Option<usize> {
+    let there = cells.all().into_iter().map(|row| cells.text(row, "key"));
+    (!planned.is_empty()).then(|| there.filter(|key| planned.contains(key)).collect::<HashSet<_>>().len())
+}
+
+/// Leaves out rows of other plans that a reader could not tell from the plan's: of the same model, task, variant and
+/// swept values, with other settings.
+fn leave_out(cells: &mut Table, planned: &HashSet<&str>) {
+    let tells = |name: &String| {
+        ["model", "task", "variant"].contains(&name.as_str())
+            || ["cache.", "model."].iter().any(|table| name.starts_with(table))
+    };
+    let telling: Vec<usize> =
+        cells.columns.iter().enumerate().filter(|(_, name)| tells(name)).map(|(c, _)| c).collect();
+    let (Some(key), false) = (cells.column("key"), planned.is_empty()) else { return };
+    let is_planned = |row: &Vec<String>| planned.contains(row[key].as_str());
+    let label = |row: &Vec<String>| -> Vec<String> { telling.iter().map(|&c| row[c].clone()).collect() };
+    let taken: HashSet<Vec<String>> = cells.rows.iter().filter(|row| is_planned(row)).map(label).collect();
+    cells.rows.retain(|row| is_planned(row) || !taken.contains(&label(row)));
 }
 
 fn layers(cells: &Table, row: usize, info: Option<&RunInfo>) -> Option<f64> {

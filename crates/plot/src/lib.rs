@@ -40,11 +40,11 @@ mod report;
 mod table;
 mod verdict;
 mod views;
-mod write;
 
 use std::path::{Path, PathBuf};
 
 pub use error::{PlotError, Result};
+use minicache_config::atomic;
 use report::Report;
 
 /// What [`report`] made.
@@ -111,7 +111,7 @@ const ORDER: &[&str] = &[
 pub fn report(results: &Path, paper_dir: Option<&Path>) -> Result<Summary> {
     let one = data::is_experiment(results);
     let whole = std::path::absolute(results).map_err(error::io(results, "read"))?;
-    let root = if one { whole.parent().unwrap_or(&whole) } else { &whole };
+    let root = &root(results)?;
     let found = paper_dir.map(Path::to_path_buf).or_else(|| paper::folder(root));
     let found = found.as_deref();
     if one {
@@ -131,6 +131,7 @@ pub fn report(results: &Path, paper_dir: Option<&Path>) -> Result<Summary> {
                 }
                 reports.push(report);
             }
+            Err(error) if one && chosen => return Err(error),
             Err(error) => summary.problems.push(error),
         }
     }
@@ -138,8 +139,24 @@ pub fn report(results: &Path, paper_dir: Option<&Path>) -> Result<Summary> {
         return Err(PlotError::NoResults(results.to_path_buf()));
     }
     let problems: Vec<String> = summary.problems.iter().map(|p| relative(&p.to_string(), root)).collect();
-    write::atomically(&summary.index, html::render(&reports, &problems)?.as_bytes())?;
+    let page = html::render(&reports, &problems)?;
+    atomic::replace(&summary.index, page.as_bytes()).map_err(error::io(&summary.index, "write"))?;
     Ok(summary)
+}
+
+/// Whether `results` is the folder of an experiment, or has one in it.
+pub fn has_results(results: &Path) -> bool {
+    data::is_experiment(results) || experiments(results).is_ok_and(|found| !found.is_empty())
+}
+
+/// The folder of all experiments, of which `results` is one or which it is.
+///
+/// # Errors
+/// A working directory that is not there any more.
+pub fn root(results: &Path) -> Result<PathBuf> {
+    let whole = std::path::absolute(results).map_err(error::io(results, "read"))?;
+    let parent = whole.parent().filter(|_| data::is_experiment(results));
+    Ok(parent.unwrap_or(&whole).to_path_buf())
 }
 
 fn reported(report: &Report, dir: &Path) -> Reported {

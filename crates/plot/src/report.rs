@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
+use minicache_config::atomic;
+
 use crate::alt;
 use crate::build;
 use crate::data::Data;
 use crate::draw;
-use crate::error::Result;
+use crate::error::{self, Result};
 use crate::figure::Figure;
 use crate::markdown;
 use crate::verdict::{self, Verdict};
 use crate::views::{self, View};
-use crate::write;
 
 /// Everything that the reports show of one experiment.
 #[derive(Debug, Clone)]
@@ -50,10 +51,14 @@ impl Report {
 
     /// Writes figures and `report.md` into `dir`.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        let write = |name: String, bytes: &[u8]| {
+            let path = dir.join(name);
+            atomic::replace(&path, bytes).map_err(error::io(&path, "write"))
+        };
         for (figure, _) in &self.figures {
-            write::atomically(&dir.join(format!("{}.svg", figure.name)), draw::svg(figure)?.as_bytes())?;
-            write::atomically(&dir.join(format!("{}.png", figure.name)), &draw::png(figure)?)?;
+            write(format!("{}.svg", figure.name), draw::svg(figure)?.as_bytes())?;
+            write(format!("{}.png", figure.name), &draw::png(figure)?)?;
         }
-        write::atomically(&dir.join("report.md"), markdown::render(self).as_bytes())
+        write("report.md".into(), markdown::render(self).as_bytes())
     }
 }

@@ -79,6 +79,7 @@ fn info(toml: &str, planned: usize, finished: bool) -> RunInfo {
         machine: "2 cores".into(),
         date: "2025-01-31".into(),
         planned,
+        keys: Vec::new(),
         finished,
     }
 }
@@ -271,6 +272,29 @@ fn a_run_that_was_killed_is_reported_as_far_as_it_went() {
     fs::remove_file(dir.join("cells.csv")).unwrap();
     report(root.path(), None).unwrap();
     assert!(text(&dir, "report.md").contains("No cell has finished yet"));
+}
+
+#[test]
+fn rows_of_other_plans_are_shown_beside_the_plan_s_unless_they_have_its_names() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = experiment(root.path(), FIDELITY, "", 3, false);
+    let mut info = info(FIDELITY, 3, false);
+    info.keys = ["k1", "k2", "k3"].map(str::to_string).to_vec();
+    info.write(&dir).unwrap();
+    let rows = [
+        "k1,tiny,text,full,\"{}\",0,12,8,1,9000,2",
+        "k2,tiny,text,kivi-2,\"{}\",0.25,14,8,5.3,1700,2",
+        "o1,other,text,kivi-2,\"{}\",0.375,14,8,5.3,1700,2",
+        "o2,tiny,text,kivi-2,\"{2}\",0.4375,14,8,5.3,1700,2",
+    ];
+    let header = "key,model,task,variant,cache,kl,perplexity,samples,ratio,bytes,seconds";
+    fs::write(dir.join("cells.csv"), format!("{header}\n{}\n", rows.join("\n"))).unwrap();
+    let summary = report(&dir, None).unwrap();
+    let md = text(&dir, "report.md");
+    assert!(md.contains("2 of 3 cells so far"), "{md}");
+    assert!(md.contains("0.25") && md.contains("0.375") && !md.contains("0.4375"), "{md}");
+    let notes = &summary.experiments[0].notes;
+    assert!(notes.iter().any(|n| n.contains("1 more rows")), "{notes:?}");
 }
 
 #[test]

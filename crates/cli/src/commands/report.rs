@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use minicache_eval::run::SAMPLE;
+use minicache_eval::store::Owner;
 
 use crate::failure::usage;
 use crate::global::Global;
@@ -18,17 +20,42 @@ pub(crate) struct Args {
 
 /// Rebuilds every figure and report below the folder.
 pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
+    let dir = args.dir.display();
+    if args.dir.is_file() {
+        return Err(usage(format!("{dir}: is a file; name a folder with results")));
+    }
     if !args.dir.is_dir() {
         let message =
             "no such folder; run `minicache run EXPERIMENT.toml` first, or name its --results folder";
-        return Err(usage(format!("{}: {message}", args.dir.display())));
+        return Err(usage(format!("{dir}: {message}")));
     }
-    let summary = rebuild(&args.dir)?;
-    for experiment in &summary.experiments {
-        let (figures, path) = (experiment.figures, experiment.path.display());
-        output::line(format!("{}: {figures} figures, {path}", experiment.id))?;
+    let _owner = Owner::of(&minicache_plot::root(&args.dir)?, &format!("minicache report {dir}"))?;
+    let mut problems = Vec::new();
+    for folder in folders(&args.dir) {
+        let summary = rebuild(&folder)?;
+        for experiment in &summary.experiments {
+            let (figures, path) = (experiment.figures, experiment.path.display());
+            output::line(format!("{}: {figures} figures, {path}", experiment.id))?;
+        }
+        output::line(summary.index.display())?;
+        problems.extend(summary.problems);
     }
-    output::line(summary.index.display())
+    match problems.len() {
+        0 => Ok(()),
+        1 => Err(problems.remove(0).into()),
+        n => {
+            say_problems(&problems);
+            bail!("{n} experiments could not be reported, the first: {}", problems[0])
+        }
+    }
+}
+
+/// The folder, and the one below it for runs on the bundled sample, as far as there are results in them.
+fn folders(dir: &Path) -> Vec<PathBuf> {
+    let sample = dir.join(SAMPLE);
+    let both = [dir.to_path_buf(), sample];
+    let found: Vec<PathBuf> = both.into_iter().filter(|d| minicache_plot::has_results(d)).collect();
+    if found.is_empty() { vec![dir.to_path_buf()] } else { found }
 }
 
 /// Rebuilds the reports in `results`, the folder of one experiment or of all, and says on stderr what is missing in
@@ -40,8 +67,12 @@ pub(crate) fn rebuild(results: &Path) -> Result<minicache_plot::Summary> {
             eprintln!("{}: {note}", experiment.id);
         }
     }
-    for problem in &summary.problems {
+    Ok(summary)
+}
+
+/// Says on stderr which experiments could not be reported.
+pub(crate) fn say_problems(problems: &[minicache_plot::PlotError]) {
+    for problem in problems {
         eprintln!("left out: {problem}");
     }
-    Ok(summary)
 }

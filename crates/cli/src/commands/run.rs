@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, anyhow};
 use minicache_config::Experiment;
-use minicache_eval::run::{Context, Overall, Preview, Summary};
+use minicache_eval::run::{Context, Overall, Preview, Stop, Summary};
+use minicache_eval::store::{self, Owner, Reuse};
 use minicache_models::LoadOptions;
 
-use crate::failure::{describe, usage};
+use crate::failure::{Interrupted, describe, usage};
 use crate::global::Global;
-use crate::output;
+use crate::{output, signals};
 
 /// Options of `minicache run`.
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// Start anew instead of going on where an earlier run stopped.
     #[arg(long)]
     fresh: bool,
+    /// Which finished cells are taken as they are: any, or only those computed in this checkout (own).
+    #[arg(long, default_value = "any", value_name = "any|own", value_parser = reuse)]
+    reuse: Reuse,
     /// Print what would be run, and run nothing.
     #[arg(long)]
     dry_run: bool,
@@ -53,12 +57,17 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     // All files are read first: a mistake in the last one should not show after an hour.
     let experiments = args.experiments.iter().map(|path| load(path, args)).collect::<Result<Vec<_>>>()?;
+    store::check_folder(&args.results)?;
+    let command = command_line(std::env::args_os().skip(1));
+    let _owner = if args.dry_run { None } else { Some(Owner::of(&args.results, &command)?) };
     let context = Context {
         results: args.results.clone(),
+        reuse: args.reuse,
+        stop: if args.dry_run { Stop::default() } else { signals::stop() },
         data: global.data_source(),
         load: LoadOptions { devices: global.devices()?, ..LoadOptions::default() },
         fresh: args.fresh,
-        command: command_line(std::env::args_os().skip(1)),
+        command,
     };
     if args.dry_run {
         return experiments.iter().try_for_each(|e| print_plan(e, &context));
@@ -85,6 +94,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         let Some(plan) = plan else { continue };
         overall.begin(index);
         table.push(one(experiment, plan, &context, &overall)?);
+        if let Some(signal) = context.stop.signal() {
+            // What was finished is reported; the rest is left to the same call.
+            return Err(Interrupted { signal, command: going_on() }.into());
+        }
     }
     finish(table, &experiments)
 }
@@ -110,18 +123,18 @@ fn one<'a>(
         }
         Err(e) => (None, vec![Error::from(e)]),
     };
-    if plan.dir.join("cells.csv").is_file()
-        && let Err(e) = super::report::rebuild(&plan.dir)
-    {
-        errors.push(e);
+    let mut made = String::new();
+    if plan.dir.join("cells.csv").is_file() {
+        match super::report::rebuild(&plan.dir) {
+            Ok(report) => {
+                super::report::say_problems(&report.problems);
+                made = format!(", {}", plan.dir.join("report.md").display());
+            }
+            Err(e) => errors.push(e),
+        }
     }
-    if let Some(Summary { planned, computed, dir, .. }) = &summary {
-        let report = dir.join("report.md");
-        output::line(format!(
-            "{}: {planned} cells, {computed} computed, {}",
-            experiment.id,
-            report.display()
-        ))?;
+    if let Some(Summary { planned, computed, .. }) = &summary {
+        output::line(format!("{}: {planned} cells, {computed} computed{made}", experiment.id))?;
     }
     Ok(Outcome { id: &experiment.id, summary, errors })
 }
@@ -181,19 +194,17 @@ fn finish(mut table: Vec<Outcome<'_>>, experiments: &[Experiment]) -> Result<()>
         }
     }
     let failed = table.iter().filter(|o| !o.errors.is_empty()).count();
-    let nothing = table.iter().all(|o| o.summary.as_ref().is_none_or(|s| s.computed + s.reused == 0));
     let mut errors: Vec<Error> = table.into_iter().flat_map(|o| o.errors).collect();
-    match errors.len() {
-        0 => Ok(()),
-        1 if experiments.len() == 1 => Err(errors.remove(0)),
-        // A wrong call or file, where there was nothing else to do.
-        _ if nothing && experiments.len() == 1 => Err(errors.remove(0)),
-        n if experiments.len() == 1 => {
-            Err(anyhow!("{}: {n} failures; the first: {}", experiments[0].id, describe(&errors[0])))
+    match (errors.len(), experiments) {
+        (0, _) => Ok(()),
+        (1, [_]) => Err(errors.remove(0)),
+        (n, [experiment]) => {
+            errors.iter().for_each(|e| eprintln!("{}", describe(e)));
+            Err(anyhow!("{}: {n} failures, which are named above", experiment.id))
         }
-        _ => {
-            let of = experiments.len();
-            Err(anyhow!("{failed} of {of} experiments failed, in whole or in part; the table above says why"))
+        (_, all) => {
+            let of = all.len();
+            Err(anyhow!("{failed} of {of} experiments failed, in whole or in part; the table says why"))
         }
     }
 }
@@ -280,6 +291,19 @@ fn command_line(args: impl Iterator<Item = std::ffi::OsString>) -> String {
         }
     };
     std::iter::once("minicache".to_string()).chain(args.map(quote)).collect::<Vec<_>>().join(" ")
+}
+
+/// The call that goes on with what this one has begun: with `--fresh` it would begin again.
+fn going_on() -> String {
+    command_line(std::env::args_os().skip(1).filter(|arg| arg != "--fresh"))
+}
+
+fn reuse(text: &str) -> Result<Reuse, String> {
+    match text {
+        "any" => Ok(Reuse::Any),
+        "own" => Ok(Reuse::Own),
+        _ => Err("must be any or own".into()),
+    }
 }
 
 fn print_plan(experiment: &Experiment, context: &Context) -> Result<()> {

@@ -18,7 +18,7 @@ use super::numbers::{number, seconds};
 use super::plan::{Plan, Planned};
 use super::prompts::Prompter;
 use super::{Result, RunError, Work};
-use crate::store::{Row, Samples, Store};
+use crate::store::{Row, Samples, Store, digest};
 use crate::tasks::{Document, Output, Overflow, Reference, Request, Suite, Tally};
 
 /// Characters of a token, for estimates.
@@ -101,7 +101,7 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
     let prompter = Prompter::new(model, work.experiment.accuracy.prompt_tokens)?;
     let mut open: Vec<Cell<'_>> = Vec::new();
     for planned in work.cells {
-        let samples: Samples<Sample> = store.samples(&planned.key)?;
+        let samples: Samples<Sample> = store.samples(&planned.key, documents.iter().map(digest).collect())?;
         open.push(Cell { suite, documents, samples, parts: BTreeMap::new() });
     }
     let mut prompts = prompter.all(documents, open.len())?;
@@ -110,9 +110,8 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
         parts
     });
     let total: usize = prompts.iter().map(engine::Prompt::work).sum();
-    let done: Vec<usize> = open.iter().map(|c| c.samples.len()).collect();
     for prompt in &mut prompts {
-        prompt.caches.retain(|&c| prompt.owner >= done[c]);
+        prompt.caches.retain(|&c| !open[c].samples.has(prompt.owner));
     }
     prompts.retain(|p| !p.caches.is_empty());
     let left: usize = prompts.iter().map(engine::Prompt::work).sum();
@@ -125,6 +124,7 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
         &caches,
         prompts,
         Limits::default(),
+        work.stop,
         &|tokens| progress.add(tokens),
         &mut |finished| {
             let cell = finished.cache;
@@ -132,6 +132,9 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
             open[cell].take(finished, &parts).map_err(place)
         },
     )?;
+    for cell in &mut open {
+        cell.samples.settle()?;
+    }
     let seed = work.experiment.seed;
     let rows = work.cells.iter().zip(&open);
     let rows = rows.map(|(p, cell)| (p.key.clone(), vec![row(suite, cell.samples.iter(), seed)]));
@@ -144,25 +147,20 @@ struct Cell<'a> {
     suite: &'a Suite,
     documents: &'a [Document],
     samples: Samples<Sample>,
-    /// Answers by document and part that cannot be written yet: samples stand in the order of documents, so that
-    /// their number says where to go on.
+    /// Answers by document and part, of documents that lack others.
     parts: BTreeMap<usize, BTreeMap<usize, (Answer, Cost)>>,
 }
 
 impl Cell<'_> {
-    /// Takes an answer in, and writes the samples that are whole now.
+    /// Takes an answer in, and writes the sample where that makes it whole.
     fn take(&mut self, finished: Finished, parts: &[usize]) -> Result<()> {
         let Finished { owner, part, answer, cost, .. } = finished;
-        self.parts.entry(owner).or_default().insert(part, (answer, cost));
-        let mut whole = Vec::new();
-        let mut next = self.samples.len();
-        while self.parts.get(&next).is_some_and(|answers| answers.len() == parts[next]) {
-            let answers = self.parts.remove(&next).unwrap_or_default();
-            whole.push(self.sample(next, answers.into_values())?);
-            next += 1;
-        }
-        if !whole.is_empty() {
-            self.samples.append(whole)?;
+        let answers = self.parts.entry(owner).or_default();
+        answers.insert(part, (answer, cost));
+        if answers.len() == parts[owner] {
+            let answers = self.parts.remove(&owner).unwrap_or_default();
+            let sample = self.sample(owner, answers.into_values())?;
+            self.samples.put([(owner, sample)])?;
         }
         Ok(())
     }

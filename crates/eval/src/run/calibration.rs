@@ -8,7 +8,7 @@ use minicache_core::latent::Grouping;
 use minicache_models::calibrate::BasisOptions;
 use minicache_models::{Model, Tokenizer};
 
-use super::{Result, RunError, choose};
+use super::{Result, RunError, Stop, choose};
 use crate::data::{DataSource, calibration_texts};
 use crate::tasks::{Suite, TextDoc, texts};
 
@@ -96,11 +96,12 @@ impl<'a> Corpus<'a> {
 /// calibration came to.
 ///
 /// # Errors
-/// Text or a tokenizer that is not there, or what [`Model::calibrate`] meets.
+/// Text or a tokenizer that is not there, what [`Model::calibrate`] meets, or `stop` before a calibration.
 pub fn prepare<'a>(
     model: &Model,
     specs: impl Iterator<Item = &'a CacheSpec> + Clone,
     corpus: &Corpus<'_>,
+    stop: &Stop,
 ) -> Result<Vec<String>> {
     let mut used = Vec::new();
     let latents = specs.filter(|s| s.is_calibrated() && s.method == Method::Latent);
@@ -109,6 +110,7 @@ pub fn prepare<'a>(
         if model.has_basis(calibration) {
             continue;
         }
+        stop.check()?;
         let alike = || latents.clone().filter(|s| s.calibration == *calibration);
         let kv_heads = model.config.kv_heads;
         let groupings = |side: fn(&CacheSpec) -> &LatentSide| -> Vec<Grouping> {

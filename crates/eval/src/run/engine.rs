@@ -18,9 +18,9 @@ use minicache_config::CacheSpec;
 use minicache_core::KvCache;
 use minicache_models::{DecodeStream, LogitsFor, Model, Step, Tokenizer};
 
-use super::Result;
 use super::numbers::{argmax, log_softmax};
 use super::prefill::Prefill;
+use super::{Result, Stop};
 
 /// Sequences in one decode step. Float matrices take up to 48 rows past the weights one by one; beyond that a blocked
 /// product sums in an order that depends on the number of rows.
@@ -159,16 +159,19 @@ impl Default for Limits {
     }
 }
 
-/// Runs all `prompts` with `caches` and hands every answer to `done` as it comes; `progress` hears of the tokens.
+/// Runs all `prompts` with `caches` and hands every answer to `done` as it comes; `progress` hears of the tokens. Once
+/// `stop` asks for it, what has no answer yet is dropped.
 ///
 /// # Errors
-/// Of the model, the caches and of `done`.
+/// Of the model, the caches, of `done` and of `stop`.
+#[allow(clippy::too_many_arguments)] // each is another thing, and there is one caller
 pub(crate) fn run(
     model: &Model,
     tokenizer: &Tokenizer,
     caches: &[&CacheSpec],
     prompts: Vec<Prompt>,
     limits: Limits,
+    stop: &Stop,
     progress: &dyn Fn(usize),
     done: &mut dyn FnMut(Finished) -> Result<()>,
 ) -> Result<()> {
@@ -178,6 +181,7 @@ pub(crate) fn run(
     loop {
         while waiting.front().is_some_and(|p| active.is_empty() || fits(model, &active, p, limits)) {
             let Some(prompt) = waiting.pop_front() else { break };
+            stop.check()?;
             let start = Instant::now();
             let filled = fill(model, caches, &prompt, waiting.front(), &mut shared)?;
             match &prompt.ask {
@@ -204,6 +208,7 @@ pub(crate) fn run(
         if active.is_empty() {
             return Ok(());
         }
+        stop.check()?;
         for group in active.chunks_mut(STEP_ROWS) {
             let start = Instant::now();
             let mut steps: Vec<Step<'_>> = group.iter_mut().map(Sequence::step).collect();

@@ -29,6 +29,12 @@ pub enum RunError {
     /// From candle.
     #[error("tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
+    /// A signal asked for a stop; what was finished is written.
+    #[error("stopped by signal {signal}; what is finished is kept")]
+    Interrupted {
+        /// The signal's number.
+        signal: i32,
+    },
     /// Any of them, with the cell in which it happened.
     #[error("{cell}: {source}")]
     Cell {
@@ -43,18 +49,34 @@ pub enum RunError {
 pub type Result<T> = std::result::Result<T, RunError>;
 
 impl RunError {
-    /// Whether it lies with the results folder, so that no other cell could be finished either.
-    pub(crate) fn is_of_results(&self) -> bool {
+    /// Whether no other cell could be finished either: it lies with the results folder, or a stop was asked for.
+    pub(crate) fn ends_run(&self) -> bool {
         match self {
-            RunError::Store(_) => true,
-            RunError::Cell { source, .. } => source.is_of_results(),
+            RunError::Store(_) | RunError::Interrupted { .. } => true,
+            RunError::Cell { source, .. } => source.ends_run(),
             _ => false,
         }
     }
 
-    /// Names the cell in which the error happened.
+    /// Whether it lies with what all cells of a task have in common, so that each alone would meet it too.
+    pub(crate) fn is_of_all(&self) -> bool {
+        matches!(self, RunError::Asked(_) | RunError::Config(_) | RunError::Data(_))
+    }
+
+    /// Names the cell in which the error happened. A stop is of no cell.
     #[must_use]
     pub fn in_cell(self, cell: impl Into<String>) -> Self {
-        RunError::Cell { cell: cell.into(), source: Box::new(self) }
+        match self {
+            RunError::Interrupted { .. } => self,
+            _ => RunError::Cell { cell: cell.into(), source: Box::new(self) },
+        }
+    }
+
+    /// The signal that asked for a stop, where that is what happened.
+    pub fn interrupted(&self) -> Option<i32> {
+        match self {
+            RunError::Interrupted { signal } => Some(*signal),
+            _ => None,
+        }
     }
 }

@@ -25,7 +25,7 @@ use super::plan::{Plan, Planned};
 use super::prefill::Prefill;
 use super::progress::Progress;
 use super::{Result, RunError, Work};
-use crate::store::{Row, Samples, Store};
+use crate::store::{Row, Samples, Store, digest};
 use crate::tasks::TextDoc;
 
 /// What is measured.
@@ -98,25 +98,37 @@ pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
 pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Result<()> {
     let settings = &work.experiment.fidelity;
     let windows = windows_of(work.experiment, docs, work.tokenizer()?)?;
-    let mut open: Vec<Samples<Sample>> =
-        work.cells.iter().map(|p| store.samples(&p.key)).collect::<std::result::Result<_, _>>()?;
-    // A kill can fall between two cells' appends; all go on from where the last of them is, in the same batches as
-    // an undisturbed run.
+    let of: Vec<String> = windows.iter().map(|w| digest(&(&w.id, &w.tokens))).collect();
+    let mut open: Vec<Samples<Sample>> = work
+        .cells
+        .iter()
+        .map(|p| store.samples(&p.key, of.clone()))
+        .collect::<std::result::Result<_, _>>()?;
+    // Where one cell lacks one window, all cells take that batch again, so that batches are those of an undisturbed run.
     let batch = batch_size(work, settings.prefill + settings.continuation);
-    let done = open.iter().map(Samples::len).min().unwrap_or(0);
-    let done = if done < windows.len() { done / batch * batch } else { done };
-    open.iter_mut().for_each(|s| s.truncate(done));
+    let batches: Vec<usize> = (0..windows.len()).step_by(batch).collect();
+    let is_there = |first: usize| {
+        let windows = first..(first + batch).min(windows.len());
+        open.iter().all(|samples| windows.clone().all(|w| samples.has(w)))
+    };
+    let missing: Vec<usize> = batches.iter().copied().filter(|&first| !is_there(first)).collect();
     let per_window = settings.prefill + settings.continuation * (work.cells.len() + 1);
     let progress = work.progress(windows.len() * per_window);
-    progress.resume(done.min(windows.len()) * per_window);
-    for group in windows.get(done..).unwrap_or_default().chunks(batch) {
+    let to_do: usize = missing.iter().map(|&first| batch.min(windows.len() - first)).sum();
+    progress.resume((windows.len() - to_do) * per_window);
+    for first in missing {
+        work.stop.check()?;
+        let group = &windows[first..(first + batch).min(windows.len())];
         let start = Instant::now();
         let mut results = measure(work, group, &progress)?;
         let share = start.elapsed().as_secs_f64() / (results.len() * group.len()) as f64;
         for (samples, results) in open.iter_mut().zip(&mut results) {
             results.iter_mut().for_each(|s| s.seconds = share);
-            samples.append(std::mem::take(results))?;
+            samples.put((first..).zip(std::mem::take(results)))?;
         }
+    }
+    for samples in &mut open {
+        samples.settle()?;
     }
     let finished = work.cells.iter().zip(&open).map(|(p, s)| (p.key.clone(), vec![row(s.iter())]));
     store.finish(finished.collect::<Vec<_>>())?;

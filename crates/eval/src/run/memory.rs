@@ -46,6 +46,7 @@ pub(crate) fn run(work: &ShapeWork<'_>, known: &mut Known, store: &mut Store) ->
     for Planned { cell, key, .. } in work.cells {
         let mut rows = Vec::new();
         for &context in &bench.context {
+            work.stop.check()?;
             let start = std::time::Instant::now();
             let name = (
                 format!("{:?}", work.shape),

@@ -21,6 +21,7 @@ mod prefill;
 mod progress;
 mod prompts;
 mod similarity;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod throughput;
@@ -37,17 +38,23 @@ pub use choose::resolve;
 pub use error::{Result, RunError};
 use input::Input;
 pub use key::cache_json;
+pub use plan::SAMPLE;
 use plan::{Plan, Planned};
 pub use progress::Overall;
 use progress::Progress;
+pub use stop::Stop;
 
 use crate::data::DataSource;
-use crate::store::Store;
+use crate::store::{self, Made, Provenance, Reuse, Store};
 
 /// What a run needs besides the experiment.
 pub struct Context {
-    /// Folder with one folder per experiment.
+    /// Folder with one folder per experiment, and `sample/` with those on the bundled sample.
     pub results: PathBuf,
+    /// Which finished cells are taken as they are.
+    pub reuse: Reuse,
+    /// Asks for a stop between two pieces of work.
+    pub stop: Stop,
     /// Where data sets come from.
     pub data: DataSource,
     /// How models are loaded; the weights' form is the experiment's.
@@ -117,14 +124,15 @@ pub fn preview(experiment: &Experiment, context: &Context, absent_weights: bool)
         Some(shape) => Ok(Description { fingerprint: String::new(), shape }),
         None => Ok(minicache_models::describe(name)?),
     })?;
-    let store = plan.store(context)?;
+    let clone = store::clone_id(&context.results);
+    let store = plan.store(context)?.reusing(context.reuse, clone.as_deref());
     let is_done = |p: &Planned| !context.fresh && store.is_done(&p.key);
     let cells = plan.cells.iter().map(|p| (p.cell.clone(), is_done(p))).collect();
     let open: Vec<_> = plan.cells.iter().filter(|p| !is_done(p)).collect();
     let tokens = plan.tokens(&open);
     Ok(Preview {
         dir: plan.folder(context),
-        origins: plan.inputs.iter().map(|(task, input)| (task.clone(), input.origin())).collect(),
+        origins: plan.origins(),
         cells,
         tokens,
         seconds: progress::estimate(&store, &open, tokens),
@@ -143,14 +151,16 @@ fn absent(name: &str) -> Result<Option<ModelShape>> {
 /// What is wrong with the experiment or its data, or a results folder that cannot be written: nothing could be computed.
 /// What a model, a task or a cache meets is in [`Summary::failures`].
 pub fn run(experiment: &Experiment, context: &Context, overall: &Overall) -> Result<Summary> {
+    context.stop.check()?;
     let start = Instant::now();
     let plan = Plan::new(experiment, context, |name| Ok(minicache_models::describe(name)?))?;
     let dir = plan.folder(context);
-    let mut store = plan.store(context)?;
-    store.begin(context.fresh)?;
+    let clone = store::make_clone_id(&context.results)?;
+    let mut store = plan.store(context)?.reusing(context.reuse, Some(&clone));
+    store.begin(context.fresh, Provenance { made: Made::here(&clone), data: plan.origins() })?;
     let open = |store: &Store| plan.cells.iter().filter(|p| !store.is_done(&p.key)).count();
     let before = open(&store);
-    let mut about = info::Info::new(&plan, context, &dir);
+    let mut about = info::Info::new(&plan, context, &store, &dir);
     if before > 0 {
         about.write(false)?;
     }
@@ -200,7 +210,8 @@ impl Run<'_> {
             self.about.add_shape(model, shape);
             self.about.write(false)?;
             return self.each_apart(open, &place, |cells, run| {
-                let work = ShapeWork { experiment, shape, cells, overall: run.overall };
+                let work =
+                    ShapeWork { experiment, shape, cells, overall: run.overall, stop: &run.context.stop };
                 match experiment.kind {
                     Kind::Overhead => overhead::run(&work, &mut run.store),
                     _ => memory::run(&work, &mut run.known, &mut run.store),
@@ -216,13 +227,14 @@ impl Run<'_> {
         self.about.write(false)?;
         if experiment.kind == Kind::Throughput {
             return self.each_apart(open, &place, |cells, run| {
-                throughput::run(experiment, &loaded, cells, &mut run.store, run.overall)
+                throughput::run(experiment, &loaded, cells, &run.context.stop, &mut run.store, run.overall)
             });
         }
         for (task, input) in &plan.inputs {
             let cells: Vec<Planned> = open.iter().filter(|p| p.cell.task == *task).cloned().collect();
             self.each_apart(cells, &format!("{place}, {task}"), |cells, run| {
-                let work = Work { experiment, model: &loaded, cells, overall: run.overall };
+                let work =
+                    Work { experiment, model: &loaded, cells, overall: run.overall, stop: &run.context.stop };
                 match input {
                     Input::Documents(suite, documents) => {
                         accuracy::run(&work, suite, &documents.docs, &mut run.store)
@@ -251,26 +263,28 @@ impl Run<'_> {
         }
         match work(&left, self) {
             Ok(()) => return Ok(()),
-            Err(error) if error.is_of_results() => return Err(error.in_cell(place)),
-            Err(error) if left.len() == 1 => return self.failed(1, error.in_cell(place)),
+            Err(error) if error.ends_run() => return Err(error.in_cell(place)),
+            Err(error) if left.len() == 1 || error.is_of_all() => {
+                return self.failed(left.len(), error.in_cell(place));
+            }
             Err(_) => left.retain(|p| !self.store.is_done(&p.key)),
         }
         for cell in left {
             match work(&[cell], self) {
                 Ok(()) => {}
-                Err(error) if error.is_of_results() => return Err(error.in_cell(place)),
+                Err(error) if error.ends_run() => return Err(error.in_cell(place)),
                 Err(error) => self.failed(1, error.in_cell(place))?,
             }
         }
         Ok(())
     }
 
-    /// Sets down that `cells` could not be computed; an error of the results folder ends the experiment.
+    /// Sets down that `cells` could not be computed, unless no other could be either.
     fn failed(&mut self, cells: usize, error: RunError) -> Result<()> {
-        if error.is_of_results() {
+        if error.ends_run() {
             return Err(error);
         }
-        self.overall.say(format!("failed: {error}"));
+        self.overall.say(format_args!("failed: {error}"));
         self.failures.push(Failure { cells, error });
         Ok(())
     }
@@ -278,6 +292,7 @@ impl Run<'_> {
     /// The model with what `cells` need of it. Cells whose cache cannot be made fail here, before anything is computed;
     /// what the others leave to choice is chosen.
     fn load(&mut self, model: &str, settings: &ModelSettings, cells: &mut Vec<Planned>) -> Result<Model> {
+        self.context.stop.check()?;
         let options = LoadOptions { weights: settings.weights, ..self.context.load.clone() };
         let mut loaded = Model::load(model, &options)?;
         for p in &*cells {
@@ -291,6 +306,7 @@ impl Run<'_> {
         if let Some(calibration) = &settings.align {
             let what = calibration::describe(calibration);
             self.overall.say(format!("{} {model}: aligning on {what}", self.plan.experiment.id));
+            self.context.stop.check()?;
             let text = CalibrationText::read(calibration, loaded.need_tokenizer()?, &corpus)?;
             let alignment = loaded.alignment(text.chunks())?;
             drop(loaded);
@@ -321,7 +337,7 @@ impl Run<'_> {
             self.overall.say(format!("{} {model}: calibrating on {what}", self.plan.experiment.id));
             let of_text = |p: &&Planned| p.cell.cache.is_calibrated() && p.cell.cache.calibration == text;
             let caches = cells.iter().filter(of_text).map(|p| &p.cell.cache);
-            match calibration::prepare(loaded, caches, corpus) {
+            match calibration::prepare(loaded, caches, corpus, &self.context.stop) {
                 Ok(origin) => origin.into_iter().for_each(|o| self.about.add_calibration(what.clone(), o)),
                 Err(error) => {
                     let failed = cells.iter().filter(of_text).count();
@@ -349,6 +365,7 @@ impl Run<'_> {
             }
             let place = format!("{}, {model}, choosing for {}", self.plan.experiment.id, cell.variant);
             self.overall.say(place.clone());
+            self.context.stop.check()?;
             let chosen = match resolve(loaded, &cell.cache, corpus) {
                 Ok(chosen) => {
                     let json = cache_json(&chosen, loaded.decoder.shape().layers).to_string();
@@ -382,6 +399,7 @@ struct ShapeWork<'a> {
     shape: &'a ModelShape,
     cells: &'a [&'a Planned],
     overall: &'a Overall,
+    stop: &'a Stop,
 }
 
 /// One task's cells of one model that are not finished.
@@ -390,6 +408,7 @@ struct Work<'a> {
     model: &'a Model,
     cells: &'a [&'a Planned],
     overall: &'a Overall,
+    stop: &'a Stop,
 }
 
 impl Work<'_> {

@@ -20,6 +20,7 @@ pub(crate) fn run(work: &ShapeWork<'_>, store: &mut Store) -> Result<()> {
     for Planned { cell, key, .. } in work.cells {
         let mut rows = Vec::new();
         for &context in &bench.context {
+            work.stop.check()?;
             let none = Resources::default();
             let times = time_steps(&cell.cache, work.shape, &none, context, similarity)?;
             rows.extend(times.iter().map(|t| {

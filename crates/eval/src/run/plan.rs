@@ -13,7 +13,7 @@ use crate::store::{Row, Store};
 use crate::tasks::texts;
 
 /// Folder below the results folder for rows measured on the bundled sample.
-pub(super) const SAMPLE: &str = "sample";
+pub const SAMPLE: &str = "sample";
 
 /// A cell with what names it in results.
 #[derive(Debug, Clone)]
@@ -88,6 +88,11 @@ impl<'a> Plan<'a> {
         }
         let shapes = models.into_iter().map(|(name, model)| (name, model.shape)).collect();
         Ok(Self { experiment, cells: planned, inputs, shapes })
+    }
+
+    /// Task name to where its data comes from.
+    pub(super) fn origins(&self) -> IndexMap<String, String> {
+        self.inputs.iter().map(|(task, input)| (task.clone(), input.origin())).collect()
     }
 
     /// The experiment's results folder: below `sample/` where all of its data is the bundled sample, or where rows on

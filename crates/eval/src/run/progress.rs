@@ -53,9 +53,11 @@ impl Overall {
         (self.steps.len() > 1 && rest > 0.0).then(|| duration(rest * factor))
     }
 
-    /// Says what is being done now.
+    /// Says what is being done now: to whoever watches, and in the log of a longer call.
     pub(crate) fn say(&self, what: impl std::fmt::Display) {
-        eprintln!("{}{what}", self.place());
+        if self.steps.len() > 1 || std::io::stderr().is_terminal() {
+            eprintln!("{}{what}", self.place());
+        }
     }
 
     /// Progress of work of `total` tokens, called `title`.

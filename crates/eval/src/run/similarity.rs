@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::numbers::{cosine, mean_std, number, seconds};
 use super::{Result, RunError, Work};
-use crate::store::{Row, Store};
+use crate::store::{Row, Store, digest};
 use crate::tasks::TextDoc;
 
 /// Takes one measure.
@@ -78,10 +78,14 @@ struct Sample {
 pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Result<()> {
     for planned in work.cells {
         let settings = &work.experiment.similarity;
-        let mut samples = store.samples::<Sample>(&planned.key)?;
+        let of = docs.iter().map(|d| digest(&(&d.id, &d.text))).collect();
+        let mut samples = store.samples::<Sample>(&planned.key, of)?;
+        let missing: Vec<usize> = (0..docs.len()).filter(|&at| !samples.has(at)).collect();
         let progress = work.progress(docs.len() * settings.tokens);
-        progress.resume(samples.len() * settings.tokens);
-        for doc in docs.iter().skip(samples.len()) {
+        progress.resume((docs.len() - missing.len()) * settings.tokens);
+        for at in missing {
+            work.stop.check()?;
+            let doc = &docs[at];
             let start = Instant::now();
             let mut tokens = work.tokenizer()?.encode(&doc.text, true)?;
             tokens.truncate(settings.tokens);
@@ -96,9 +100,10 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
                 sample.measures = states.measures(bins, &binned)?;
             }
             sample.seconds = start.elapsed().as_secs_f64();
-            samples.append([sample])?;
+            samples.put([(at, sample)])?;
             progress.add(settings.tokens);
         }
+        samples.settle()?;
         let samples: Vec<Sample> = samples.iter().cloned().collect();
         if samples.iter().all(|s| s.measures.is_empty()) {
             return Err(RunError::Asked("no document has two tokens or more; choose another task".into()));

@@ -9,6 +9,7 @@ use minicache_config::{CacheSpec, WeightMode};
 use minicache_models::{LoadOptions, Model};
 use serde_json::Value;
 
+use super::Stop;
 use super::engine::{self, Answer, Ask, Limits};
 use super::prompts::Prompter;
 use crate::data::DataSource;
@@ -71,7 +72,7 @@ fn answers(
     let limits = Limits { sequences, ..Limits::default() };
     let mut out = Answers::new();
     let tokenizer = model.need_tokenizer().unwrap();
-    engine::run(model, tokenizer, &specs, prompts, limits, &|_| (), &mut |f| {
+    engine::run(model, tokenizer, &specs, prompts, limits, &Stop::default(), &|_| (), &mut |f| {
         let (owner, part) = if sharing { (f.owner, f.part) } else { (f.owner / 1000, f.owner % 1000) };
         assert!(f.cost.full_bytes > 0 && f.cost.bytes > 0);
         let before = out.insert((f.cache, owner, part), (f.answer, f.cost.bytes));
@@ -267,10 +268,19 @@ fn speed_side_by_side() {
     let time = |prompts: &[engine::Prompt], sequences| {
         let (clock, processor, mut tokens) = (Instant::now(), processor_time(), 0);
         let limits = Limits { sequences, ..Limits::default() };
-        engine::run(&model, tokenizer, &[&spec], prompts.to_vec(), limits, &|_| (), &mut |f| {
-            tokens += f.cost.tokens;
-            Ok(())
-        })
+        engine::run(
+            &model,
+            tokenizer,
+            &[&spec],
+            prompts.to_vec(),
+            limits,
+            &Stop::default(),
+            &|_| (),
+            &mut |f| {
+                tokens += f.cost.tokens;
+                Ok(())
+            },
+        )
         .unwrap();
         (clock.elapsed().as_secs_f64(), processor_time() - processor, tokens)
     };

@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use super::numbers::{argmax, number, seconds};
 use super::plan::Planned;
 use super::prefill::Prefill;
-use super::{Overall, Result};
+use super::{Overall, Result, Stop};
 use crate::store::{Row, Store};
 use minicache_config::{Bench, Experiment};
 
@@ -44,6 +44,7 @@ pub(crate) fn run(
     experiment: &Experiment,
     model: &Model,
     cells: &[&Planned],
+    stop: &Stop,
     store: &mut Store,
     overall: &Overall,
 ) -> Result<()> {
@@ -64,11 +65,13 @@ pub(crate) fn run(
     for workload in &workloads {
         let mut lanes = Vec::new();
         for (index, planned) in cells.iter().enumerate().filter(|(i, _)| fits[*i]) {
+            stop.check()?;
             let lane = Lane::new(model, planned, workload, &states, bench.memory_budget)?;
             lanes.push((index, lane));
         }
         for _ in 0..WARM_UP {
             for (_, lane) in &mut lanes {
+                stop.check()?;
                 lane.step(false)?;
                 progress.add(workload.running.len());
             }
@@ -77,6 +80,7 @@ pub(crate) fn run(
             let steps = bench.steps * (round + 1) / ROUNDS - bench.steps * round / ROUNDS;
             for (_, lane) in &mut lanes {
                 for _ in 0..steps {
+                    stop.check()?;
                     lane.step(true)?;
                     progress.add(workload.running.len());
                 }

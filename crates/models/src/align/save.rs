@@ -1,13 +1,15 @@
 //! An aligned model as a folder that any tool loads.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Tensor;
+use minicache_config::atomic;
 use serde_json::{Map, Value, json};
 
 use super::{Aligned, Alignment};
 use crate::model::{Source, source};
+use crate::save::write_tensors;
 use crate::{Error, Model, Result, WeightSource};
 
 /// Bytes of tensors that are collected before they are written as one shard: bounds memory for large models.
@@ -34,7 +36,9 @@ const BESIDE: [&str; 9] = [
 /// # Errors
 /// A folder that is not empty or cannot be written; weights that cannot be read.
 pub fn save(model: &Model, alignment: &Alignment, out: &Path) -> Result<()> {
-    std::fs::create_dir_all(out).map_err(Error::io(out))?;
+    std::fs::create_dir_all(out).map_err(Error::write(out))?;
+    // A run that was killed before it had put anything in its place may have left files on their way.
+    atomic::remove_leftovers(out).map_err(Error::write(out))?;
     if std::fs::read_dir(out).map_err(Error::io(out))?.next().is_some() {
         return Err(Error::file(out, "is not empty; give a new folder for the aligned model"));
     }
@@ -46,7 +50,8 @@ pub fn save(model: &Model, alignment: &Alignment, out: &Path) -> Result<()> {
             for name in BESIDE {
                 let (from, to) = (model.path.join(name), out.join(name));
                 if from.is_file() {
-                    std::fs::copy(&from, &to).map_err(Error::io(&to))?;
+                    let bytes = std::fs::read(&from).map_err(Error::io(&from))?;
+                    atomic::replace(&to, &bytes).map_err(Error::write(&to))?;
                 }
             }
             Ok(())
@@ -88,19 +93,20 @@ fn describe(config: &mut Map<String, Value>) {
 }
 
 fn write_weights(aligned: &Aligned<'_>, model: &Model, alignment: &Alignment, out: &Path) -> Result<()> {
-    let mut shards: Vec<(PathBuf, Vec<String>)> = Vec::new();
+    // Named and put in their places once it is known how many there are.
+    let mut shards: Vec<(atomic::Writer, Vec<String>)> = Vec::new();
     let mut pending: Vec<(String, Tensor)> = Vec::new();
     let (mut bytes, mut total) = (0, 0);
     let mut flush = |pending: &mut Vec<(String, Tensor)>| -> Result<()> {
-        let path = out.join(format!("shard-{}.partial", shards.len()));
         let about = HashMap::from([
             ("format".to_string(), "pt".to_string()),
             ("aligned".to_string(), format!("{} on {} tokens", model.fingerprint, alignment.tokens)),
         ]);
         let views = pending.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        safetensors::serialize_to_file(views, Some(about), &path)
-            .map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
-        shards.push((path, pending.drain(..).map(|(name, _)| name).collect()));
+        let path = out.join("model.safetensors");
+        let mut shard = atomic::Writer::new(&path).map_err(Error::write(&path))?;
+        write_tensors(&mut shard, views, Some(about)).map_err(Error::write(&path))?;
+        shards.push((shard, pending.drain(..).map(|(name, _)| name).collect()));
         Ok(())
     };
     for (name, shape) in model.config.tensors() {
@@ -117,12 +123,13 @@ fn write_weights(aligned: &Aligned<'_>, model: &Model, alignment: &Alignment, ou
     flush(&mut pending)?;
     let count = shards.len();
     let mut map = BTreeMap::new();
-    for (index, (path, names)) in shards.into_iter().enumerate() {
+    for (index, (shard, names)) in shards.into_iter().enumerate() {
         let name = match count {
             1 => "model.safetensors".to_string(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
-        std::fs::rename(&path, out.join(&name)).map_err(Error::io(&path))?;
+        let path = out.join(&name);
+        shard.commit_as(&path).map_err(Error::write(&path))?;
         map.extend(names.into_iter().map(|tensor| (tensor, name.clone())));
     }
     if count > 1 {
@@ -134,5 +141,5 @@ fn write_weights(aligned: &Aligned<'_>, model: &Model, alignment: &Alignment, ou
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e.to_string()))?;
-    std::fs::write(path, text + "\n").map_err(Error::io(path))
+    atomic::replace(path, (text + "\n").as_bytes()).map_err(Error::write(path))
 }
