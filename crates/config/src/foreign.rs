@@ -15,8 +15,8 @@ const MAGIC: [(&[u8], &str); 14] = [
     (b"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it first (unzstd)"),
     (b"BZh91AY&SY", "is compressed with bzip2; unpack it first (bunzip2)"),
     (b"\xfd7zXZ\0", "is compressed with xz; unpack it first (unxz)"),
-    (b"PAR1\x15", "is a Parquet file; name it .parquet"),
-    (b"GGUF\x03\0", "is a GGUF file"),
+    (b"PAR1\x15", "is a Parquet file and not text"),
+    (b"GGUF\x03\0", "is a GGUF file and not text"),
     (b"\x80\x04\x95", "is a Python pickle, which is not read"),
 ];
 

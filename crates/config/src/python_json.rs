@@ -49,13 +49,14 @@ fn field_text(field: &str) -> String {
 }
 
 impl JsonError {
-    /// The error as one of a text that begins `lines` lines further down in its file.
-    #[must_use]
-    pub fn after_lines(mut self, lines: usize) -> Self {
-        if let Self::Syntax { line, .. } = &mut self {
-            *line += lines;
+    /// The error without its line, for a text that is one line of a file.
+    pub fn without_line(&self) -> String {
+        match self {
+            Self::NotText(what) => what.clone(),
+            Self::Syntax { reason, column, field, .. } => {
+                format!("not valid JSON: {reason} (column {column}{})", field_text(field))
+            }
         }
-        self
     }
 }
 
@@ -155,7 +156,8 @@ fn word(number: f64) -> &'static str {
     }
 }
 
-fn from_f64(number: f64) -> Value {
+/// The value that stands for `number`, also where JSON cannot write it.
+pub fn from_f64(number: f64) -> Value {
     let marked = || Value::Object(Map::from_iter([(NON_FINITE.to_string(), word(number).into())]));
     serde_json::Number::from_f64(number).map_or_else(marked, Value::Number)
 }
@@ -222,25 +224,47 @@ pub mod number {
     }
 }
 
-/// As [`number`], for a field of `Vec<f64>`.
-pub mod numbers {
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+struct Number(#[serde(with = "number")] f64);
+
+/// As [`number`], for a field of `Option<f64>`.
+pub mod optional_number {
     use serde::de::{Deserialize, Deserializer};
     use serde::ser::{Serialize, Serializer};
 
-    #[derive(serde::Deserialize)]
-    #[serde(transparent)]
-    struct Own(#[serde(with = "super::number")] f64);
+    use super::Number;
 
-    #[derive(serde::Serialize)]
-    #[serde(transparent)]
-    struct Borrowed<'a>(#[serde(serialize_with = "super::number::serialize")] &'a f64);
+    /// Writes a number, or null.
+    ///
+    /// # Errors
+    /// Of the serializer.
+    pub fn serialize<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        number.map(Number).serialize(serializer)
+    }
+
+    /// Reads a number, or null.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+        Ok(Option::<Number>::deserialize(deserializer)?.map(|Number(n)| n))
+    }
+}
+
+/// As [`number`], for a field of `Vec<f64>`.
+pub mod numbers {
+    use serde::de::{Deserialize, Deserializer};
+    use serde::ser::Serializer;
+
+    use super::Number;
 
     /// Writes numbers.
     ///
     /// # Errors
     /// Of the serializer.
     pub fn serialize<S: Serializer>(numbers: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
-        numbers.iter().map(Borrowed).collect::<Vec<_>>().serialize(serializer)
+        serializer.collect_seq(numbers.iter().map(|&n| Number(n)))
     }
 
     /// Reads numbers.
@@ -248,7 +272,7 @@ pub mod numbers {
     /// # Errors
     /// Anything else.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
-        Ok(Vec::<Own>::deserialize(deserializer)?.into_iter().map(|Own(n)| n).collect())
+        Ok(Vec::<Number>::deserialize(deserializer)?.into_iter().map(|Number(n)| n).collect())
     }
 }
 
@@ -686,13 +710,19 @@ mod tests {
             one: f64,
             #[serde(with = "numbers")]
             many: Vec<f64>,
+            #[serde(default, with = "optional_number")]
+            perhaps: Option<f64>,
         }
-        let sample = Sample { one: f64::NAN, many: vec![f64::NEG_INFINITY, 0.1, f64::INFINITY] };
+        let sample = Sample {
+            perhaps: Some(f64::INFINITY),
+            one: f64::NAN,
+            many: vec![f64::NEG_INFINITY, 0.1, f64::INFINITY],
+        };
         let text = serde_json::to_string(&sample).unwrap();
-        assert_eq!(text, r#"{"one":"NaN","many":["-Infinity",0.1,"Infinity"]}"#);
-        for text in [text.as_str(), r#"{"one": NaN, "many": [-Infinity, 0.1, 1e999]}"#] {
+        assert_eq!(text, r#"{"one":"NaN","many":["-Infinity",0.1,"Infinity"],"perhaps":"Infinity"}"#);
+        for text in [text.as_str(), r#"{"one": NaN, "many": [-Infinity, 0.1, 1e999], "perhaps": 1e999}"#] {
             let back: Sample = serde_json::from_value(from_str(text).unwrap()).unwrap();
-            assert!(back.one.is_nan() && back.many == sample.many);
+            assert!(back.one.is_nan() && back.many == sample.many && back.perhaps == sample.perhaps);
         }
         let wrong =
             [r#"{"one": "x", "many": []}"#, r#"{"one": null, "many": []}"#, r#"{"one": {}, "many": []}"#];

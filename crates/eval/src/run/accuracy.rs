@@ -119,7 +119,7 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
     let progress = Progress::new(title, total);
     progress.add(total - left);
     let caches: Vec<_> = work.cells.iter().map(|p| &p.cell.cache).collect();
-    engine::run(
+    let full = engine::run(
         model,
         work.tokenizer()?,
         &caches,
@@ -132,6 +132,11 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
             open[cell].take(finished, &parts).map_err(place)
         },
     )?;
+    if !full.is_empty() {
+        let (count, of) = (full.len(), documents.len());
+        let what = format!("{count} of {of} samples end because the model's context is full");
+        eprintln!("{} {}: {what}", work.cells[0].cell.model, suite.name);
+    }
     let seed = work.experiment.seed;
     let rows = work.cells.iter().zip(&open);
     let rows = rows.map(|(p, cell)| (p.key.clone(), vec![row(suite, cell.samples.iter(), seed)]));
