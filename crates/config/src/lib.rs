@@ -7,9 +7,11 @@ pub mod atomic;
 mod cache;
 mod error;
 mod experiment;
+mod foreign;
 pub mod guard;
 mod latent;
 mod plan;
+pub mod python_json;
 mod run_info;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -25,6 +27,7 @@ pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
     Variant, WeightMode,
 };
+pub use foreign::{lfs_pointer, not_text, utf8};
 pub use guard::guard;
 pub use latent::{Calibration, Group, Heads, LatentSide, Rank};
 pub use plan::{Cell, cells};

@@ -7,6 +7,7 @@ use anyhow::{Error, Result, anyhow};
 use minicache_config::Experiment;
 use minicache_eval::run::{Context, Overall, Preview, Stop, Summary};
 use minicache_eval::store::{self, Owner, Reuse};
+use minicache_eval::tasks::Suite;
 use minicache_models::LoadOptions;
 
 use crate::failure::{Interrupted, describe, usage};
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Models to run instead of the experiment's: registry names, folders or `.gguf` files.
     #[arg(long, value_delimiter = ',', value_name = "M,..")]
     models: Vec<String>,
+    /// Tasks to run instead of the experiment's; `minicache tasks` lists them.
+    #[arg(long, value_delimiter = ',', value_name = "T,..")]
+    tasks: Vec<String>,
     /// Samples per task, instead of the experiment's.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -217,6 +221,15 @@ fn load(name: &Path, args: &Args) -> Result<Experiment> {
     let mut experiment = Experiment::load(&path, &args.set, Some(&args.profile))?;
     if !args.models.is_empty() {
         experiment.models.clone_from(&args.models);
+    }
+    if !args.tasks.is_empty() {
+        if !experiment.kind.reads_tasks() {
+            return Err(usage(format!("--tasks: {} reads no task", path.display())));
+        }
+        for task in &args.tasks {
+            Suite::find(task).map_err(|e| usage(format!("--tasks: {e}")))?;
+        }
+        experiment.tasks.clone_from(&args.tasks);
     }
     if args.limit == Some(0) {
         return Err(usage("--limit: must be at least 1; leave it out for the experiment's own"));

@@ -27,7 +27,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if args.json {
         let tasks: Vec<_> = rows
             .iter()
-            .map(|(t, place)| json!({"task": t.name(), "metrics": t.metrics(), "data": place, "about": t.about()}))
+            .map(|(t, place)| {
+                json!({"task": t.name(), "metrics": t.metrics(), "data": place, "about": t.about(), "note": t.note()})
+            })
             .collect();
         let groups: serde_json::Map<_, _> =
             groups().into_iter().map(|(n, t)| (n.to_string(), json!(t))).collect();
@@ -36,7 +38,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let wide = rows.iter().map(|(t, _)| t.name().len()).max().unwrap_or(0);
     let places = rows.iter().map(|(_, place)| place.len()).max().unwrap_or(0);
     for (task, place) in &rows {
-        output::line(format!("{:wide$}  {place:places$}  {}", task.name(), task.about()))?;
+        let note = task.note().map(|note| format!("; {note}")).unwrap_or_default();
+        output::line(format!("{:wide$}  {place:places$}  {}{note}", task.name(), task.about()))?;
     }
     for (name, members) in groups() {
         let members = if members.len() > 7 { format!("all {}", members.len()) } else { members.join(", ") };

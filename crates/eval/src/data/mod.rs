@@ -22,8 +22,12 @@ pub use dataset::{Dataset, HubFile, Part};
 pub use error::{DataError, Result};
 pub use hub::HubData;
 pub(crate) use layouts::{coqa_layout, truthfulqa_gen_layout, truthfulqa_mc_layout};
+pub(crate) use read::Lines;
 use read::{Blob, Source};
+#[doc(hidden)]
+pub use read::{Format, records_from_bytes};
 pub use record::Record;
+pub(crate) use record::keys;
 pub(crate) use sample::calibration_texts;
 
 /// Where data came from. [`Origin::label`] is what results show.
@@ -126,12 +130,13 @@ impl DataSource {
         self.dir.as_deref()
     }
 
-    /// Loads `dataset` from the first place that has all its required parts.
+    /// Loads `dataset` from the first place that has all its required parts. Of each part the first records are read, as
+    /// many as `wanted` says for it; all of them, within bounds, where it says nothing.
     ///
     /// # Errors
     /// A data folder that does not exist, a file that cannot be read or is not in its format, a folder that has one
     /// required part but lacks another, or no data anywhere.
-    pub fn load(&self, dataset: &Dataset) -> Result<Loaded> {
+    pub fn load(&self, dataset: &Dataset, wanted: &[Option<usize>]) -> Result<Loaded> {
         if let Some(dir) = &self.dir {
             if !dir.is_dir() {
                 let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no such folder");
@@ -140,7 +145,7 @@ impl DataSource {
             if let Some(found) = find_all(dataset, |part| in_folder(dir, dataset, part), &dir.display())? {
                 let first = found.iter().flatten().next().map(|s| PathBuf::from(&s.name)).unwrap_or_default();
                 let relative = first.strip_prefix(dir).map(Path::to_path_buf).unwrap_or(first);
-                return read_all(dataset, &found, Origin::Files(relative), None);
+                return read_all(dataset, wanted, &found, Origin::Files(relative), None);
             }
         }
         let mut note = None;
@@ -148,14 +153,14 @@ impl DataSource {
             match self.fetch_all(hub.as_ref(), dataset) {
                 Ok((repo, found)) => {
                     self.from_hub.store(true, Ordering::Relaxed);
-                    return read_all(dataset, &found, Origin::Hub(repo.to_string()), None);
+                    return read_all(dataset, wanted, &found, Origin::Hub(repo.to_string()), None);
                 }
                 Err(reason) => note = Some(format!("the hub was passed over: {reason}")),
             }
         }
         if let Some(found) = find_all(dataset, |part| Ok(sample::find(dataset, part)), &"the bundled sample")?
         {
-            return read_all(dataset, &found, Origin::Sample, note);
+            return read_all(dataset, wanted, &found, Origin::Sample, note);
         }
         Err(self.missing(dataset, note))
     }
@@ -256,13 +261,6 @@ impl DataSource {
     }
 }
 
-/// The records of a file of JSON lines.
-pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Record>> {
-    let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_path_buf(), source })?;
-    let name = path.display().to_string();
-    read::jsonl(&name, &read::utf8(&name, bytes)?)
-}
-
 /// The files of every part, or `None` when no required part is there. One required part without another is an error.
 fn find_all(
     dataset: &Dataset,
@@ -286,27 +284,27 @@ fn find_all(
 
 fn read_all(
     dataset: &Dataset,
+    wanted: &[Option<usize>],
     found: &[Vec<Source>],
     origin: Origin,
     note: Option<String>,
 ) -> Result<Loaded> {
-    let member = format!("data/{}.jsonl", dataset.name);
+    let member = member(dataset);
     let mut hash = Sha256::new();
     let mut parts = Vec::new();
-    for (part, files) in dataset.parts.iter().zip(found) {
+    for (index, (part, files)) in dataset.parts.iter().zip(found).enumerate() {
+        let limit = wanted.get(index).copied().flatten();
         hash.update(part.name);
-        let mut records = Vec::new();
+        let mut records: Vec<Record> = Vec::new();
         for file in files {
-            match &file.blob {
-                // Only this member matters, not what else the archive holds.
-                Blob::Disk(path) if file.name.ends_with(".zip") => {
-                    hash.update(read::zip_member(path, &member)?.unwrap_or_default());
-                }
-                _ => hash.update(file.bytes()?),
+            // The whole file makes the fingerprint, however little is read of it.
+            file.hash(&member, &mut hash)?;
+            let left = limit.map(|limit| limit - records.len());
+            if left != Some(0) {
+                records.extend(file.records(&member, left)?);
             }
-            records.extend(file.records(&member)?);
         }
-        if records.is_empty() && !part.optional {
+        if records.is_empty() && !part.optional && limit != Some(0) {
             let place = files.first().map(|f| f.name.clone()).unwrap_or_default();
             return Err(DataError::Format { place, message: "holds no records".to_string() });
         }
@@ -317,6 +315,11 @@ fn read_all(
     }
     let fingerprint = hex(&hash.finalize());
     Ok(Loaded { origin, fingerprint, note, parts })
+}
+
+/// The file of a data set inside of an archive of several.
+fn member(dataset: &Dataset) -> String {
+    format!("data/{}.jsonl", dataset.name)
 }
 
 fn in_folder(dir: &Path, dataset: &Dataset, part: &Part) -> Result<Vec<Source>> {
@@ -332,9 +335,9 @@ fn in_folder(dir: &Path, dataset: &Dataset, part: &Part) -> Result<Vec<Source>> 
             .filter(|p| p.is_file())
             .map(|p| Source { name: p.display().to_string(), blob: Blob::Disk(p) })
             .collect();
-        if let [Source { name, blob: Blob::Disk(path) }] = files.as_slice()
-            && name.ends_with(".zip")
-            && read::zip_member(path, &format!("data/{}.jsonl", dataset.name))?.is_none()
+        if let [file] = files.as_slice()
+            && file.name.ends_with(".zip")
+            && !file.has_member(&member(dataset))?
         {
             files.clear();
         }

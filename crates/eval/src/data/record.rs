@@ -1,5 +1,6 @@
 //! One record of a data file that knows where it stands, so that every complaint can say it.
 
+use minicache_config::{python_json, shown};
 use serde_json::{Map, Value};
 
 use super::error::{DataError, Result};
@@ -29,23 +30,25 @@ impl Record {
 
     /// The value at a dotted path such as `choices.text`; `None` when absent or null.
     pub fn get(&self, path: &str) -> Option<&Value> {
-        let mut keys = path.split('.');
-        let mut value = self.fields.get(keys.next()?)?;
-        for key in keys {
-            value = value.get(key)?;
-        }
-        (!value.is_null()).then_some(value)
+        self.at(path).filter(|value| !value.is_null())
+    }
+
+    /// The value at a dotted path, which may be null; `None` when absent.
+    fn at(&self, path: &str) -> Option<&Value> {
+        let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+        let value = self.fields.get(first)?;
+        rest.map_or(Some(value), |rest| rest.split('.').try_fold(value, inside))
+    }
+
+    /// Whether the field is there, be it null.
+    pub fn has(&self, path: &str) -> bool {
+        self.at(path).is_some()
     }
 
     /// A complaint about `path`.
     pub fn wrong(&self, path: &str, expected: impl Into<String>) -> DataError {
-        let found = self.get(path).map_or_else(|| "nothing".to_string(), brief);
-        DataError::Field {
-            place: self.place.clone(),
-            field: path.to_string(),
-            expected: expected.into(),
-            found,
-        }
+        let found = self.at(path).map_or_else(|| "nothing".to_string(), brief);
+        DataError::Field { place: self.place.clone(), field: shown(path), expected: expected.into(), found }
     }
 
     /// A string.
@@ -55,16 +58,25 @@ impl Record {
 
     /// A list of strings.
     pub fn strs(&self, path: &str) -> Result<Vec<String>> {
-        let list = self.get(path).and_then(Value::as_array);
-        let strings = list.and_then(|l| l.iter().map(|v| v.as_str().map(str::to_string)).collect());
-        strings.ok_or_else(|| self.wrong(path, "a list of strings"))
+        self.list(path, "a list of strings", "a string", |value| value.as_str().map(str::to_string))
     }
 
     /// A list of whole numbers.
     pub fn ints(&self, path: &str) -> Result<Vec<i64>> {
-        let list = self.get(path).and_then(Value::as_array);
-        let numbers = list.and_then(|l| l.iter().map(Value::as_i64).collect());
-        numbers.ok_or_else(|| self.wrong(path, "a list of whole numbers"))
+        self.list(path, "a list of whole numbers", "a whole number", Value::as_i64)
+    }
+
+    /// A list, its entries read by `read`; an entry of another kind is named by its place.
+    fn list<T>(
+        &self,
+        path: &str,
+        expected: &str,
+        entry: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        let list = self.get(path).and_then(Value::as_array).ok_or_else(|| self.wrong(path, expected))?;
+        let read = |(i, value)| read(value).ok_or_else(|| self.wrong(&format!("{path}.{i}"), entry));
+        list.iter().enumerate().map(read).collect()
     }
 
     /// A whole number in `0..below`, such as the index of the right choice.
@@ -73,6 +85,14 @@ impl Record {
         number
             .filter(|&n| n < below)
             .ok_or_else(|| self.wrong(path, format!("a whole number from 0 to {}", below - 1)))
+    }
+}
+
+/// The value of a key, or the entry of a list.
+fn inside<'v>(value: &'v Value, key: &str) -> Option<&'v Value> {
+    match value {
+        Value::Array(list) => list.get(key.parse::<usize>().ok()?),
+        value => value.get(key),
     }
 }
 
@@ -91,11 +111,14 @@ pub(crate) fn brief(value: &Value) -> String {
             }
         }
         Value::Array(list) => format!("a list of {}", list.len()),
-        Value::Object(map) => {
-            format!(
-                "an object with {}",
-                map.keys().map(String::as_str).take(6).collect::<Vec<_>>().join(", ")
-            )
-        }
+        Value::Object(map) => match python_json::as_f64(value) {
+            Some(number) => format!("the number {number}"),
+            None => format!("an object with {}", keys(map)),
+        },
     }
+}
+
+/// The first keys of an object.
+pub(crate) fn keys(map: &Map<String, Value>) -> String {
+    map.keys().take(8).map(|key| shown(key)).collect::<Vec<_>>().join(", ")
 }

@@ -20,10 +20,11 @@ pub fn true_mass(log_likelihoods: &[f64], labels: &[bool]) -> f64 {
     truth / mass.iter().sum::<f64>()
 }
 
+/// The first of the largest values, or the first that is not a number, as `numpy.argmax` has it.
 fn argmax(values: &[f64]) -> Option<usize> {
     let mut best: Option<(usize, f64)> = None;
     for (i, &value) in values.iter().enumerate() {
-        if best.is_none_or(|(_, b)| value > b) {
+        if best.is_none_or(|(_, b)| value > b || (value.is_nan() && !b.is_nan())) {
             best = Some((i, value));
         }
     }

@@ -118,7 +118,7 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
     let progress = work.progress(total);
     progress.resume(total - left);
     let caches: Vec<_> = work.cells.iter().map(|p| &p.cell.cache).collect();
-    engine::run(
+    let full = engine::run(
         model,
         work.tokenizer()?,
         &caches,
@@ -134,6 +134,11 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
     )?;
     for cell in &mut open {
         cell.samples.settle()?;
+    }
+    if !full.is_empty() {
+        let (count, of) = (full.len(), documents.len());
+        let what = format!("{count} of {of} samples end because the model's context is full");
+        work.overall.warn(format_args!("{} {}: {what}", work.cells[0].cell.model, suite.name));
     }
     let seed = work.experiment.seed;
     let rows = work.cells.iter().zip(&open);

@@ -10,7 +10,7 @@
 //! follows from the data and not from what happens to be at hand; and the choices of a question are scored in a step
 //! of their own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -49,6 +49,8 @@ pub(crate) struct Generation {
     pub(crate) not_first: Vec<u32>,
     /// New tokens, at most.
     pub(crate) max_new_tokens: usize,
+    /// The context has no room for more than these, though more are asked for.
+    pub(crate) fills_context: bool,
 }
 
 /// A prompt with what is asked about it.
@@ -160,7 +162,8 @@ impl Default for Limits {
 }
 
 /// Runs all `prompts` with `caches` and hands every answer to `done` as it comes; `progress` hears of the tokens. Once
-/// `stop` asks for it, what has no answer yet is dropped.
+/// `stop` asks for it, what has no answer yet is dropped. Gives the owners of texts that ended because the context was
+/// full.
 ///
 /// # Errors
 /// Of the model, the caches, of `done` and of `stop`.
@@ -174,7 +177,8 @@ pub(crate) fn run(
     stop: &Stop,
     progress: &dyn Fn(usize),
     done: &mut dyn FnMut(Finished) -> Result<()>,
-) -> Result<()> {
+) -> Result<BTreeSet<usize>> {
+    let mut full = BTreeSet::new();
     let mut waiting = VecDeque::from(prompts);
     let mut active: Vec<Sequence<'_>> = Vec::new();
     let mut shared = Shared::default();
@@ -190,7 +194,7 @@ pub(crate) fn run(
                     active.extend(begin(tokenizer, &prompt, generation, filled)?);
                     share_time(&mut active[from..], start);
                     progress(prompt.tokens.len() + prompt.caches.len());
-                    hand_over(model, &mut active, progress, done)?;
+                    hand_over(model, &mut active, &mut full, progress, done)?;
                 }
                 Ask::Score(continuations) => {
                     let prefill = start.elapsed().as_secs_f64() / prompt.caches.len() as f64;
@@ -206,7 +210,7 @@ pub(crate) fn run(
             }
         }
         if active.is_empty() {
-            return Ok(());
+            return Ok(full);
         }
         stop.check()?;
         for group in active.chunks_mut(STEP_ROWS) {
@@ -219,7 +223,7 @@ pub(crate) fn run(
             progress(group.len());
             share_time(group, start);
         }
-        hand_over(model, &mut active, progress, done)?;
+        hand_over(model, &mut active, &mut full, progress, done)?;
     }
 }
 
@@ -262,10 +266,12 @@ fn share_time(sequences: &mut [Sequence<'_>], start: Instant) {
     sequences.iter_mut().for_each(|s| s.seconds += share);
 }
 
-/// Hands the answers of sequences that are over to `done`, and drops them.
+/// Hands the answers of sequences that are over to `done`, and drops them; the owners of those that ran out of context
+/// go to `full`.
 fn hand_over(
     model: &Model,
     active: &mut Vec<Sequence<'_>>,
+    full: &mut BTreeSet<usize>,
     progress: &dyn Fn(usize),
     done: &mut dyn FnMut(Finished) -> Result<()>,
 ) -> Result<()> {
@@ -274,6 +280,9 @@ fn hand_over(
     *active = going;
     for s in over {
         let tokens = s.writer.tokens.len();
+        if s.writer.ran_out() {
+            full.insert(s.owner);
+        }
         let cost = Cost { seconds: s.seconds, ..Cost::of(model, s.cache.as_ref(), tokens) };
         // What it did not come to is done too.
         progress(s.writer.settings.max_new_tokens.saturating_sub(tokens.max(1)));
@@ -431,12 +440,14 @@ struct Writer<'a> {
     tokens: Vec<u32>,
     /// The text so far, as far as its characters are complete.
     text: String,
+    /// It came to a stop text or a stop token.
+    stopped: bool,
 }
 
 impl<'a> Writer<'a> {
     fn new(tokenizer: &'a Tokenizer, settings: Generation) -> Self {
         let stream = tokenizer.stream(true);
-        Self { tokenizer, stream, settings, tokens: Vec::new(), text: String::new() }
+        Self { tokenizer, stream, settings, tokens: Vec::new(), text: String::new(), stopped: false }
     }
 
     /// The most likely token that may come now.
@@ -456,6 +467,7 @@ impl<'a> Writer<'a> {
     /// Takes a token; the whole text where it is the last one.
     fn push(&mut self, token: u32) -> Result<Option<String>> {
         if self.settings.stop_ids.contains(&token) {
+            self.stopped = true;
             return self.answer().map(Some);
         }
         self.tokens.push(token);
@@ -464,12 +476,17 @@ impl<'a> Writer<'a> {
         // A stop text may have begun in earlier tokens.
         let longest = self.settings.until.iter().map(String::len).max().unwrap_or(0);
         let start = floor_boundary(&self.text, from.saturating_sub(longest));
-        let stopped =
+        self.stopped =
             self.settings.until.iter().any(|stop| !stop.is_empty() && self.text[start..].contains(stop));
-        if stopped || self.tokens.len() >= self.settings.max_new_tokens {
+        if self.stopped || self.tokens.len() >= self.settings.max_new_tokens {
             return self.answer().map(Some);
         }
         Ok(None)
+    }
+
+    /// Whether it is as long as the context allows, and not at its end.
+    fn ran_out(&self) -> bool {
+        self.settings.fills_context && !self.stopped
     }
 
     fn answer(&self) -> Result<String> {
@@ -478,10 +495,10 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// `text` up to the first of `stops`.
+/// `text` up to the first of `stops`, each in turn looked for in what the one before it left, as in the harness.
 fn cut_at<'t>(text: &'t str, stops: &[String]) -> &'t str {
-    let ends = stops.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str()));
-    &text[..ends.min().unwrap_or(text.len())]
+    let cut = |text: &'t str, stop: &String| text.split_once(stop.as_str()).map_or(text, |(head, _)| head);
+    stops.iter().filter(|stop| !stop.is_empty()).fold(text, cut)
 }
 
 /// The last character boundary of `text` at or before byte `at`.

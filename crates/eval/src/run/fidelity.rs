@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use candle_core::Tensor;
-use minicache_config::{CacheSpec, Experiment};
+use minicache_config::{CacheSpec, Experiment, python_json};
 use minicache_core::KvCache;
 use minicache_models::{LogitsFor, Step, Tokenizer};
 use rayon::prelude::*;
@@ -67,18 +67,23 @@ struct Sample {
     /// Predictions scored.
     tokens: usize,
     /// Mean negative log-likelihood of the true next token, in nats.
+    #[serde(with = "python_json::number")]
     nll: f64,
     /// The same with the full cache.
+    #[serde(with = "python_json::number")]
     nll_full: f64,
     /// Mean KL(full || cache) in nats.
+    #[serde(with = "python_json::number")]
     kl: f64,
     /// Share of predictions whose most likely token is that of the full cache.
+    #[serde(with = "python_json::number")]
     agreement: f64,
     /// Footprint after the last token.
     bytes: usize,
     /// The full FP16 cache at this length.
     full_bytes: usize,
     /// This cache's share of the batch's time.
+    #[serde(with = "python_json::number")]
     seconds: f64,
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn text(
         let bytes = read.map_err(|e| RunError::Asked(format!("calibration.file: {file}: {e}")))?;
         return Ok(json!(hex_digest(&bytes)));
     }
-    let sources = calibration.tasks().map(|task| Ok(texts(task, data, Some(0))?.fingerprint));
+    let sources = calibration.tasks().map(|task| Ok(texts(task, data, Some(1))?.fingerprint));
     let measured = inputs.iter().map(|(task, i)| (task, i.fingerprint(), experiment.limit_of(task)));
     let bundled: String = calibration_texts().map(|(_, text)| text).collect();
     Ok(json!({

@@ -60,6 +60,11 @@ impl Overall {
         }
     }
 
+    /// Says what a user has to know of the results.
+    pub(crate) fn warn(&self, what: impl std::fmt::Display) {
+        eprintln!("{}{what}", self.place());
+    }
+
     /// Progress of work of `total` tokens, called `title`.
     pub(crate) fn progress(&self, title: impl std::fmt::Display, total: usize) -> Progress<'_> {
         Progress::new(self, format!("{}{title}", self.place()), total)

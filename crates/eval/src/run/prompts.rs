@@ -55,14 +55,34 @@ impl<'a> Prompter<'a> {
             }
             Overflow::CutMiddle => self.cut_middle(request)?,
         };
+        let until = match request.overflow {
+            Overflow::KeepEnd => self.until(&request.until)?,
+            // LongBench knows the end token by its number alone.
+            Overflow::CutMiddle => request.until.clone(),
+        };
         let mut stop_ids = self.model.stop_ids().to_vec();
         let mut not_first = Vec::new();
         if let Some(text) = request.stop_token {
             stop_ids.extend(self.tokenizer.encode(text, false)?.last());
             not_first.clone_from(&stop_ids);
         }
-        let (until, max_new_tokens) = (request.until.clone(), request.max_new_tokens);
-        Ok((tokens, Ask::Generate(Generation { until, stop_ids, not_first, max_new_tokens })))
+        let generation =
+            Generation { until, stop_ids, not_first, ..self.room(&tokens, request.max_new_tokens) };
+        Ok((tokens, Ask::Generate(generation)))
+    }
+
+    /// The stop texts of a task of lm-evaluation-harness, which adds the end token's text to them
+    /// (`handle_stop_sequences`): some models write it out in other tokens.
+    fn until(&self, until: &[String]) -> Result<Vec<String>> {
+        let end = self.tokenizer.eos().map(|id| self.tokenizer.decode(&[id], false)).transpose()?;
+        let end = end.filter(|end| !until.contains(end));
+        Ok(until.iter().cloned().chain(end).collect())
+    }
+
+    /// A generation after `tokens` of `wanted` new tokens, or as many as the context has room for.
+    fn room(&self, tokens: &[u32], wanted: usize) -> Generation {
+        let room = self.model.config.context.saturating_sub(tokens.len());
+        Generation { max_new_tokens: wanted.min(room), fills_context: room < wanted, ..Generation::default() }
     }
 
     /// The tokens of a prompt, inside the model's chat template where the task wants that and the model has one. A
@@ -78,9 +98,11 @@ impl<'a> Prompter<'a> {
         }
     }
 
-    /// The last tokens, as many as leave room for the answer.
+    /// The last tokens, as many as leave room for the answer; half a context where all of it would not be enough, in
+    /// which case the harness gives up.
     fn keep_end(&self, mut tokens: Vec<u32>, answer: usize) -> Vec<u32> {
-        let room = self.model.config.context.saturating_sub(answer).max(1);
+        let context = self.model.config.context;
+        let room = if answer < context { context - answer } else { (context / 2).max(1) };
         tokens.drain(..tokens.len().saturating_sub(room));
         tokens
     }
@@ -115,16 +137,18 @@ impl<'a> Prompter<'a> {
 
     fn turns(&self, turns: &Turns) -> Result<Vec<(Vec<u32>, Ask)>> {
         let stop_ids = self.model.stop_ids().to_vec();
-        let (until, max_new_tokens) = (turns.until.clone(), turns.max_new_tokens);
-        let generation = Generation { until, stop_ids, max_new_tokens, not_first: Vec::new() };
+        let until = self.until(&turns.until)?;
         let prompt = |text: &String| {
-            let tokens = self.keep_end(self.encode(text, Chat::Never)?, max_new_tokens);
-            Ok((tokens, Ask::Generate(generation.clone())))
+            let tokens = self.keep_end(self.encode(text, Chat::Never)?, turns.max_new_tokens);
+            let (until, stop_ids) = (until.clone(), stop_ids.clone());
+            let generation = Generation { until, stop_ids, ..self.room(&tokens, turns.max_new_tokens) };
+            Ok((tokens, Ask::Generate(generation)))
         };
         turns.prompts.iter().map(prompt).collect()
     }
 
-    /// One prompt for neighbouring choices with the same context.
+    /// One prompt for neighbouring choices with the same context. A context that is too long is cut for each choice
+    /// apart, to as many of its last tokens as fit before that choice (`_loglikelihood_tokens` of the harness).
     fn choices(&self, choices: &[Choice]) -> Result<Vec<(Vec<u32>, Ask)>> {
         let mut out: Vec<(Vec<u32>, Vec<Vec<u32>>)> = Vec::new();
         for choice in choices {
@@ -142,17 +166,20 @@ impl<'a> Prompter<'a> {
                 let message = "the tokenizer has no BOS to score a choice after";
                 context.push(head.ok_or_else(|| RunError::Asked(message.to_string()))?);
             }
+            // The last token of a continuation is predicted, not fed.
+            let Some(room) = self.model.config.context.checked_sub(continuation.len() - 1).filter(|&n| n > 0)
+            else {
+                let (tokens, most) = (continuation.len(), self.model.config.context);
+                let message = format!("a choice has {tokens} tokens and the model's context is {most}");
+                return Err(RunError::Asked(message));
+            };
+            context.drain(..context.len().saturating_sub(room));
             match out.last_mut() {
                 Some((known, continuations)) if *known == context => continuations.push(continuation),
                 _ => out.push((context, vec![continuation])),
             }
         }
-        let prompt = |(context, continuations): (Vec<u32>, Vec<Vec<u32>>)| {
-            let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
-            // The last token of a continuation is predicted, not fed.
-            (self.keep_end(context, longest - 1), Ask::Score(continuations))
-        };
-        Ok(out.into_iter().map(prompt).collect())
+        Ok(out.into_iter().map(|(context, continuations)| (context, Ask::Score(continuations))).collect())
     }
 }
 

@@ -14,7 +14,7 @@
 use std::time::Instant;
 
 use candle_core::Tensor;
-use minicache_config::{CacheSpec, Method, StoreType};
+use minicache_config::{CacheSpec, Method, StoreType, python_json};
 use minicache_models::{LogitsFor, Model, Step};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -58,10 +58,13 @@ struct Measure {
     /// First position of the bin; absent for all tokens together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     position: Option<usize>,
+    #[serde(with = "python_json::number")]
     token: f64,
+    #[serde(with = "python_json::number")]
     head: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "python_json::optional_number")]
     cka: Option<f64>,
+    #[serde(with = "python_json::number")]
     hidden: f64,
 }
 

@@ -43,7 +43,15 @@ impl Task for Gsm8k {
     }
 
     fn about(&self) -> String {
-        "grade-school mathematics, 5-shot, exact match (lm-evaluation-harness)".to_string()
+        "grade-school mathematics, 5-shot (the first five training problems), exact match (lm-evaluation-harness)".to_string()
+    }
+
+    fn note(&self) -> Option<&'static str> {
+        Some("the harness draws its five training problems at random")
+    }
+
+    fn needs(&self, documents: Option<usize>) -> Vec<Option<usize>> {
+        vec![documents, Some(SHOTS)]
     }
 
     fn dataset(&self) -> Dataset {

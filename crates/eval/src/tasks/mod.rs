@@ -18,6 +18,7 @@ mod truthfulqa;
 mod winogrande;
 
 use indexmap::IndexMap;
+use minicache_config::python_json;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, Record, Result};
@@ -144,15 +145,17 @@ pub enum Output {
     /// Generated text, without stop string: one, or one per turn.
     Generated(Vec<String>),
     /// The log-likelihood of every choice, in nats.
-    LogLikelihoods(Vec<f64>),
+    LogLikelihoods(#[serde(with = "python_json::numbers")] Vec<f64>),
 }
 
 /// A metric of one or more samples as sum and count: what several have together is the sum of both.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Tally {
     /// Sum of the scores.
+    #[serde(with = "python_json::number")]
     pub sum: f64,
     /// Number of scores: 1 for most samples, the number of turns for a conversation.
+    #[serde(with = "python_json::number")]
     pub count: f64,
 }
 
@@ -238,6 +241,17 @@ pub trait Task: Sync {
 
     /// Its data.
     fn dataset(&self) -> Dataset;
+
+    /// How it differs from where its form comes from.
+    fn note(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Records of each part of its data that the first `documents` documents, or all of them, are made from; all
+    /// records of parts beyond those named.
+    fn needs(&self, documents: Option<usize>) -> Vec<Option<usize>> {
+        vec![documents]
+    }
 
     /// The documents in order, and the few-shot examples, of a data set as loaded.
     fn arrange(&self, parts: Vec<Vec<Record>>) -> (Vec<Record>, Vec<Record>) {

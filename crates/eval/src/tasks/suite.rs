@@ -95,7 +95,8 @@ impl Suite {
         let mut places = Vec::new();
         let mut first = None;
         for task in &self.tasks {
-            let Loaded { origin, fingerprint, note, parts } = source.load(&task.dataset())?;
+            let Loaded { origin, fingerprint, note, parts } =
+                source.load(&task.dataset(), &task.needs(limit))?;
             let (records, shots) = task.arrange(parts);
             for record in records.iter().take(limit.unwrap_or(usize::MAX)) {
                 docs.push(task.document(record, &shots)?);

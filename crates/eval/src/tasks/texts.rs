@@ -33,6 +33,9 @@ pub struct Texts {
     pub docs: Vec<TextDoc>,
 }
 
+/// Documents that are read where no limit is given: more text than anything here goes through, of a file of any size.
+const MOST: usize = 100_000;
+
 /// The tasks whose documents [`texts`] gives for `task`.
 ///
 /// # Errors
@@ -41,7 +44,8 @@ pub fn text_suite(task: &str) -> Result<Suite> {
     Suite::find(if task == "truthfulqa" { "truthfulqa_gen" } else { task })
 }
 
-/// The first `limit` documents of `task` as text. `truthfulqa` gives every question once, with its best answer;
+/// The first `limit` documents of `task` as text, or the first [`MOST`]. `truthfulqa` gives every question once, with
+/// its best answer;
 /// `longbench` gives the paper's seven tasks in turn: the first document of each, the second of each, and so on. Of a
 /// group only the tasks that the user's folder has are taken, if it has any.
 ///
@@ -60,11 +64,12 @@ pub fn texts(task: &str, source: &DataSource, limit: Option<usize>) -> Result<Te
             tasks = present;
         }
     }
+    let limit = limit.unwrap_or(MOST);
     let mut first: Option<Loaded> = None;
     let mut columns: Vec<(&dyn Task, Vec<Record>)> = Vec::new();
     let mut fingerprints = Vec::new();
     for task in tasks {
-        let mut loaded = source.load(&task.dataset())?;
+        let mut loaded = source.load(&task.dataset(), &task.needs(Some(limit)))?;
         columns.push((task, task.arrange(std::mem::take(&mut loaded.parts)).0));
         fingerprints.push(loaded.fingerprint.clone());
         first.get_or_insert(loaded);
@@ -72,7 +77,7 @@ pub fn texts(task: &str, source: &DataSource, limit: Option<usize>) -> Result<Te
     let longest = columns.iter().map(|(_, records)| records.len()).max().unwrap_or(0);
     let rows = (0..longest).flat_map(|i| columns.iter().filter_map(move |(t, r)| Some((*t, r.get(i)?))));
     let docs = rows
-        .take(limit.unwrap_or(usize::MAX))
+        .take(limit)
         .map(|(task, record)| {
             Ok(TextDoc { id: format!("{}/{}", task.name(), record.index), text: task.text(record)? })
         })

@@ -82,6 +82,9 @@ static CHOICES: [Part; 2] = [
     questions(&[], true),
 ];
 
+/// The first question of one file may be the last of the other.
+const ALL: [Option<usize>; 2] = [None, None];
+
 impl Task for Generation {
     fn name(&self) -> &'static str {
         "truthfulqa_gen"
@@ -173,6 +176,10 @@ impl Task for SingleTrue {
         Dataset { name: "truthfulqa", parts: &CHOICES }
     }
 
+    fn needs(&self, _: Option<usize>) -> Vec<Option<usize>> {
+        ALL.into()
+    }
+
     fn arrange(&self, parts: Vec<Vec<Record>>) -> (Vec<Record>, Vec<Record>) {
         in_csv_order(parts)
     }
@@ -211,6 +218,10 @@ impl Task for MultiTrue {
 
     fn dataset(&self) -> Dataset {
         Dataset { name: "truthfulqa", parts: &CHOICES }
+    }
+
+    fn needs(&self, _: Option<usize>) -> Vec<Option<usize>> {
+        ALL.into()
     }
 
     fn arrange(&self, parts: Vec<Vec<Record>>) -> (Vec<Record>, Vec<Record>) {
