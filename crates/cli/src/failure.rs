@@ -103,7 +103,9 @@ fn describe(error: &Error) -> String {
         text.push_str(&cause);
     }
     // Errors of candle carry a backtrace below their first line when RUST_BACKTRACE is set.
-    let lines: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).take(2).collect();
+    // Whatever a file put into the message, it does not steer the terminal.
+    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty()).take(2);
+    let lines: Vec<_> = lines.map(minicache_config::escaped).collect();
     lines.join("\n  ")
 }
 
@@ -137,6 +139,9 @@ pub(crate) fn report_clap(error: &clap::Error) -> ExitCode {
 /// A panic is a bug: one line that says so and where, instead of a backtrace.
 pub(crate) fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
+        if minicache_config::guard::is_active() {
+            return; // becomes an error that names the file
+        }
         let payload = info.payload();
         let message = payload
             .downcast_ref::<&str>()
@@ -172,5 +177,6 @@ mod tests {
         let e = e.context("cannot write cells.csv: disk full").context("fig1a");
         let e = e.expect_err("an error");
         assert_eq!(describe(&e), "fig1a: cannot write cells.csv: disk full");
+        assert_eq!(describe(&anyhow::anyhow!("x\u{1b}[2J\ny\nz")), "x\\u{1b}[2J\n  y");
     }
 }

@@ -6,12 +6,14 @@
 mod cache;
 mod error;
 mod experiment;
+pub mod guard;
 mod latent;
 mod plan;
 mod run_info;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod text;
 
 pub use cache::{
     Axis, Budget, CacheSpec, ChosenPairs, Granularity, KeySpace, MergeSides, Method, ModelShape, Pairs,
@@ -22,6 +24,8 @@ pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
     Variant, WeightMode,
 };
+pub use guard::guard;
 pub use latent::{Calibration, Group, Heads, LatentSide, Rank};
 pub use plan::{Cell, cells};
 pub use run_info::{ModelInfo, RunInfo};
+pub use text::{escaped, shown};
