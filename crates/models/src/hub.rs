@@ -1,20 +1,33 @@
-//! Models from the Hugging Face hub, kept in the cache that all of its tools share.
+//! Models and data sets from the Hugging Face hub, kept in the cache that all of its tools share.
 //!
-//! Downloads go through the `hf-hub` crate. Around it this module adds: one commit for all files of a model (a branch
-//! that moves during a download cannot mix two versions), offline mode, a check of every file's size, and errors that
-//! say what to do. What is cached whole is used without asking the hub.
+//! A client of our own over `ureq`, because the `hf-hub` crate cannot be made to do what a client has to, in 0.5.0 or
+//! in 1.0.0: it joins an `ETag` and an `X-Repo-Commit` from the network to paths as they are, and takes what it
+//! downloads unchecked although the `ETag` is its hash; 0.5.0 also shows the token to wherever a redirection leads,
+//! and 1.0.0 gives up resuming and brings 300 crates and an asynchronous runtime. Its four parts:
+//!
+//! * `names`: what may become a part of a path; anything else from the network is refused.
+//! * `env`: the environment variables of `huggingface_hub`.
+//! * `client`: requests, and redirections followed by hand, so that the token goes to the hub's own host alone.
+//! * `cache` and `download`: the layout of `huggingface_hub`, one writer of a blob at a time, resumed and hashed.
+//!
+//! On top of them a model has one commit for all of its files (a branch that moves during a download cannot mix two
+//! versions), and what is cached whole is used without asking the hub.
 
-use std::io::IsTerminal;
+mod cache;
+mod client;
+mod download;
+mod env;
+mod names;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
-use indicatif::{ProgressBar, ProgressStyle};
+use minicache_config::shown;
+use serde::Deserialize;
+use url::Url;
 
+use self::cache::RepoCache;
+use self::client::{Client, Trouble};
+use self::download::{Wanted, download, patiently};
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.json";
@@ -23,22 +36,83 @@ const SINGLE: &str = "model.safetensors";
 /// Fetched where a repository has them; before the weights, so that weights that are whole mean that all is there.
 const SMALL: [&str; 5] =
     [CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
-/// Times that a file is tried again after a broken connection; each goes on where the last one stopped.
-const RETRIES: u32 = 4;
+/// Files that an error lists.
+const LISTED: usize = 12;
 
 /// Where and how models are fetched.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
     /// The hub's address.
     pub endpoint: String,
     /// The cache folder, with a `models--ORG--NAME` for each repository.
     pub cache: PathBuf,
-    /// Sent with every request, if any.
+    /// Sent with every request to the hub's own host, if any.
     pub token: Option<String>,
     /// Use the cache only.
     pub offline: bool,
     /// Show progress on stderr.
     pub progress: bool,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token stays out of logs.
+        f.debug_struct("Hub")
+            .field("endpoint", &self.address())
+            .field("cache", &self.cache)
+            .field("token", &self.token.as_ref().map(|_| "..."))
+            .field("offline", &self.offline)
+            .field("progress", &self.progress)
+            .finish()
+    }
+}
+
+/// What a repository holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    /// Its word in the hub's interface and in the cache's folders.
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// The address of a repository below the hub's.
+    fn page(self, repo: &str) -> String {
+        match self {
+            Self::Model => repo.to_string(),
+            Self::Dataset => format!("datasets/{repo}"),
+        }
+    }
+
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+}
+
+/// Why a file of the hub could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// One line that says what to do.
+    pub message: String,
+    /// The hub itself cannot be had just now, so that asking it for other files is in vain.
+    pub is_unreachable: bool,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Hub(failure.message)
+    }
 }
 
 /// A repository with a revision, and a file in it if one was named: `org/name[/file.gguf][@revision]`.
@@ -56,23 +130,20 @@ impl HubId {
     /// Reads `org/name`, `org/name@revision` or `org/name/path/file.gguf[@revision]`; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (path, revision) = text.split_once('@').unwrap_or((text, "main"));
-        let word = |w: &str| {
-            !w.is_empty()
-                && !w.starts_with(['.', '-'])
-                && !w.contains("..")
-                && w.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-        };
-        if !revision.split('/').all(word) {
-            return None;
-        }
         let parts: Vec<&str> = path.split('/').collect();
         let (repo, file) = parts.split_at_checked(2)?;
-        let named = file.last().is_none_or(|f| f.ends_with(".gguf"));
-        (parts.iter().all(|p| word(p)) && named).then(|| Self {
+        let id = Self {
             repo: repo.join("/"),
             revision: revision.to_string(),
             file: (!file.is_empty()).then(|| file.join("/")),
-        })
+        };
+        id.is_plain().then_some(id)
+    }
+
+    /// Whether all of its names are plain.
+    fn is_plain(&self) -> bool {
+        let file = |f: &String| names::is_path(f) && f.ends_with(".gguf");
+        names::is_repo(&self.repo) && names::is_path(&self.revision) && self.file.as_ref().is_none_or(file)
     }
 }
 
@@ -87,38 +158,20 @@ impl std::fmt::Display for HubId {
 }
 
 impl Hub {
-    /// The hub as the environment describes it: `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME` (the cache is its `hub`
-    /// folder) or `~/.cache/huggingface`; `HF_TOKEN` or the token file that `hf auth login` leaves; `HF_HUB_OFFLINE`.
+    /// The hub as the environment describes it: `HF_ENDPOINT`; the cache by `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`,
+    /// `HF_HOME` (its `hub` folder), `XDG_CACHE_HOME` or `~/.cache`, with `~` and `$NAME` in them; the token by
+    /// `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` or the file that `hf auth login` leaves, unless
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set; `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`.
     pub fn from_env() -> Self {
-        Self::from_variables(|name| std::env::var(name).ok(), std::env::home_dir())
-    }
-
-    fn from_variables(variable: impl Fn(&str) -> Option<String>, user: Option<PathBuf>) -> Self {
-        let variable = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
-        let home = variable("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
-            cache.unwrap_or_else(|| user.unwrap_or_default().join(".cache")).join("huggingface")
-        });
-        let token_file = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-        let saved_token = || {
-            let text = std::fs::read_to_string(token_file).ok()?;
-            Some(text.trim().to_string()).filter(|t| !t.is_empty())
-        };
-        let offline = variable("HF_HUB_OFFLINE").map(|v| v.to_ascii_lowercase());
-        Self {
-            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string()),
-            cache: variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
-            token: variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(saved_token),
-            offline: offline.is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.as_str())),
-            progress: true,
-        }
+        env::hub(|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
     /// The local path of what `id` names: the folder of a model's snapshot with its configuration, tokenizer and
     /// safetensors weights, or a single file. Downloads what the cache does not hold.
     ///
     /// # Errors
-    /// Not cached in offline mode; no connection; a model that does not exist or whose licence was not accepted.
+    /// Not cached in offline mode; no connection; a model that does not exist or whose licence was not accepted; an
+    /// answer that is not the hub's; contents that are not what the hub announced.
     pub fn fetch(&self, id: &HubId) -> Result<PathBuf> {
         let cached = self.cached(id);
         // Another tool may have left a model's weights there without its tokenizer.
@@ -128,46 +181,32 @@ impl Hub {
         }
         if self.offline {
             return Err(Error::Hub(format!(
-                "{id} is not in the cache {} (or not whole), and HF_HUB_OFFLINE is set; unset it once to download",
+                "{id} is not in the cache {} (or not whole), and TRANSFORMERS_OFFLINE or HF_HUB_OFFLINE is set; unset \
+                 it once to download",
                 self.cache.display()
             )));
         }
-        let cache = std::path::absolute(&self.cache).map_err(Error::io(&self.cache))?;
-        let api = ApiBuilder::from_cache(Cache::new(cache.clone()))
-            .with_endpoint(self.endpoint.trim_end_matches('/').to_string())
-            .with_token(self.token.clone())
-            .with_user_agent("minicache", env!("CARGO_PKG_VERSION"))
-            .build()
-            .map_err(|e| self.explain(id, "", &e))?;
-        let named = Repo::with_revision(id.repo.clone(), RepoType::Model, id.revision.clone());
-        let info = match (api.repo(named.clone()).info(), cached) {
+        if !id.is_plain() {
+            return Err(Error::Hub(format!("{} is no hub id (org/name)", shown(&id.to_string()))));
+        }
+        let repository = self.open(Kind::Model, &id.repo)?;
+        let info = match (repository.info(&id.revision), cached) {
             (Ok(info), _) => info,
             (Err(_), Some(path)) => return Ok(path),
-            (Err(e), None) => return Err(self.explain(id, "", &e)),
+            (Err(e), None) => return Err(repository.explain(&id.to_string(), e).into()),
         };
-        if !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) || info.sha.is_empty() {
-            return Err(Error::Hub(format!("{id}: {} named no commit for it", self.endpoint)));
-        }
-        let repo = api.repo(Repo::with_revision(id.repo.clone(), RepoType::Model, info.sha.clone()));
-        let download =
-            Download { hub: self, id, api: &api, repo: &repo, snapshot: self.snapshot(id, &info.sha) };
-        let has = |name: &str| info.siblings.iter().any(|s| s.rfilename == name);
         if let Some(file) = &id.file {
-            if !has(file) {
-                let ggufs =
-                    info.siblings.iter().map(|s| s.rfilename.as_str()).filter(|f| f.ends_with(".gguf"));
-                let list = ggufs.collect::<Vec<_>>().join(", ");
-                let list = if list.is_empty() { "no GGUF files".to_string() } else { list };
+            if !info.files.contains(file) {
+                let list = listed(info.files.iter().filter(|f| f.ends_with(".gguf")));
+                let list = list.unwrap_or_else(|| "no GGUF files".to_string());
                 return Err(Error::Hub(format!("{} has no file {file}; it has {list}", id.repo)));
             }
-            download.file(file)?;
+            repository.file_of(id, &info, file)?;
         } else {
-            let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
-            download.model(&names)?;
+            repository.model(id, &info)?;
         }
         // Last, so that a name stands for a commit only once the files of it are there.
-        let pinned = Cache::new(cache).repo(named);
-        pinned.create_ref(&info.sha).map_err(Error::io(self.folder(id)))?;
+        repository.cache.write_ref(&id.revision, &info.commit).map_err(Error::io(&self.cache))?;
         self.cached(id).ok_or_else(|| {
             Error::Hub(format!("{id}: the cache {} does not hold what was downloaded", self.cache.display()))
         })
@@ -175,169 +214,228 @@ impl Hub {
 
     /// What the cache holds of `id`, if it is whole.
     pub fn cached(&self, id: &HubId) -> Option<PathBuf> {
-        let mut snapshot = self.snapshot(id, &id.revision);
-        if !snapshot.is_dir() {
-            let commit = std::fs::read_to_string(self.folder(id).join("refs").join(&id.revision)).ok()?;
-            snapshot = self.snapshot(id, commit.trim());
-        }
+        let cache = RepoCache::new(&self.cache, Kind::Model, &id.repo);
         if let Some(file) = &id.file {
-            return Some(snapshot.join(file)).filter(|p| p.is_file());
+            return cache.file(&id.revision, file);
         }
+        let snapshot = cache.snapshot_of(&id.revision)?;
         let whole = snapshot.join(CONFIG).is_file()
             && (snapshot.join(SINGLE).is_file()
                 || shards(&snapshot.join(INDEX)).is_ok_and(|s| s.iter().all(|f| snapshot.join(f).is_file())));
         whole.then_some(snapshot)
     }
 
-    fn folder(&self, id: &HubId) -> PathBuf {
-        self.cache.join(format!("models--{}", id.repo.replace('/', "--")))
+    /// The local path of one file of a data set at a branch, tag or commit, downloaded if the cache does not hold it.
+    ///
+    /// # Errors
+    /// As for [`Hub::fetch`].
+    pub fn fetch_data(
+        &self,
+        repo: &str,
+        revision: &str,
+        path: &str,
+    ) -> std::result::Result<PathBuf, Failure> {
+        let refuse = |message: String| Failure { message, is_unreachable: false };
+        if !(names::is_repo(repo) && names::is_path(revision) && names::is_path(path)) {
+            return Err(refuse(format!("{} of {} is no file of a data set", shown(path), shown(repo))));
+        }
+        if let Some(found) = RepoCache::new(&self.cache, Kind::Dataset, repo).file(revision, path) {
+            return Ok(found);
+        }
+        if self.offline {
+            let cache = self.cache.display();
+            return Err(refuse(format!(
+                "TRANSFORMERS_OFFLINE or HF_HUB_OFFLINE is set, and {path} is not in {cache}"
+            )));
+        }
+        let repository = self.open(Kind::Dataset, repo)?;
+        let wanted = Wanted { revision, pinned: false, path };
+        let done = repository.file(wanted).and_then(|(file, commit)| {
+            let noted = repository.cache.write_ref(revision, &commit);
+            noted.map(|()| file).map_err(Trouble::local(&self.cache))
+        });
+        done.map_err(|e| repository.explain(&format!("{repo}, {path}"), e))
     }
 
-    fn snapshot(&self, id: &HubId, commit: &str) -> PathBuf {
-        self.folder(id).join("snapshots").join(commit)
+    fn open<'a>(&'a self, kind: Kind, repo: &'a str) -> std::result::Result<Repository<'a>, Failure> {
+        let client = Client::new(self).map_err(|message| Failure { message, is_unreachable: false })?;
+        let folder = std::path::absolute(&self.cache).unwrap_or_else(|_| self.cache.clone());
+        Ok(Repository { hub: self, kind, repo, client, cache: RepoCache::new(&folder, kind, repo) })
     }
 
-    /// An error of the hub, said so that it can be mended.
-    fn explain(&self, id: &HubId, file: &str, error: &ApiError) -> Error {
-        let place = if file.is_empty() { id.to_string() } else { format!("{id}, {file}") };
-        let page = format!("{}/{}", self.endpoint, id.repo);
-        let text = match error {
-            ApiError::RequestError(e) => match &**e {
-                ureq::Error::StatusCode(code @ (401 | 403)) => {
-                    let token = match (&self.token, code) {
-                        (None, _) => format!(
-                            "then set HF_TOKEN to a token from {}/settings/tokens (or run `hf auth login`)",
-                            self.endpoint
-                        ),
-                        (Some(_), 401) => "your token was not accepted: check HF_TOKEN".to_string(),
-                        (Some(_), _) => "your token's account has no access yet".to_string(),
-                    };
-                    format!(
-                        "access to {place} was refused (status {code}): the model is gated or private, or its name is \
-                         wrong; ask for access at {page}, {token}"
-                    )
-                }
-                ureq::Error::StatusCode(404) => {
-                    format!("{place} was not found (status 404); check the name and revision at {page}")
-                }
-                ureq::Error::StatusCode(code) => {
-                    format!("{} answered status {code} for {place}; try again later", self.endpoint)
-                }
-                other => format!(
-                    "no connection to {} for {place} ({other}); check the network, HF_ENDPOINT and proxy settings, or \
-                     give a local directory",
-                    self.endpoint
-                ),
-            },
-            ApiError::IoError(e) => {
-                format!("{place}: {e}; check the connection and the space in {}", self.cache.display())
-            }
-            ApiError::LockAcquisition(path) => {
-                let lock = path.display();
-                format!(
-                    "{place} is being downloaded by another process; wait for it, or remove {lock} if there is none"
-                )
-            }
-            other => format!("{place}: {} gave an answer that is not the hub's ({other})", self.endpoint),
-        };
-        Error::Hub(text)
+    /// The hub's address as it is shown: without a password.
+    fn address(&self) -> String {
+        let mut text = self.endpoint.trim_end_matches('/').to_string();
+        if let Ok(mut url) = Url::parse(&text)
+            && url.password().is_some()
+            && url.set_password(None).is_ok()
+        {
+            text = url.as_str().trim_end_matches('/').to_string();
+        }
+        text
     }
 }
 
-/// One model's download at one commit.
-struct Download<'a> {
+/// What the hub says of a repository at a revision.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Answer")]
+struct Info {
+    commit: String,
+    /// Its files, of those that have plain names.
+    files: Vec<String>,
+}
+
+/// The answer as it comes.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+impl From<Answer> for Info {
+    fn from(answer: Answer) -> Self {
+        let names = answer.siblings.into_iter().map(|s| s.rfilename);
+        Self { commit: answer.sha, files: names.filter(|f| names::is_path(f)).collect() }
+    }
+}
+
+impl Info {
+    fn has(&self, name: &str) -> bool {
+        self.files.iter().any(|f| f == name)
+    }
+}
+
+/// A repository of the hub, with its part of the cache.
+struct Repository<'a> {
     hub: &'a Hub,
-    id: &'a HubId,
-    api: &'a Api,
-    repo: &'a ApiRepo,
-    snapshot: PathBuf,
+    kind: Kind,
+    repo: &'a str,
+    client: Client,
+    cache: RepoCache,
 }
 
-impl Download<'_> {
-    fn model(&self, names: &[&str]) -> Result<()> {
-        if !names.contains(&SINGLE) && !names.contains(&INDEX) {
-            let ggufs: Vec<_> = names.iter().filter(|n| n.ends_with(".gguf")).copied().collect();
-            let hint = match ggufs.first() {
-                Some(first) => format!("name one of its GGUF files, such as {}/{first}", self.id.repo),
+impl Repository<'_> {
+    /// The commit that `revision` stands for, and its files.
+    fn info(&self, revision: &str) -> std::result::Result<Info, Trouble> {
+        let (kind, repo) = (self.kind.plural(), self.repo);
+        let url = self.client.url(&format!("api/{kind}/{repo}/revision/{}", escaped(revision)))?;
+        let info: Info = patiently(|| self.client.json(url.clone()))?;
+        if names::is_word(&info.commit) {
+            return Ok(info);
+        }
+        Err(Trouble::Answer(match info.commit.as_str() {
+            "" => "it names no commit".to_string(),
+            commit => format!("its commit {} is no plain name, and was refused", shown(commit)),
+        }))
+    }
+
+    /// One file, in the cache.
+    fn file(&self, wanted: Wanted<'_>) -> std::result::Result<(PathBuf, String), Trouble> {
+        let page = self.kind.page(self.repo);
+        let url = self.client.url(&format!("{page}/resolve/{}/{}", escaped(wanted.revision), wanted.path))?;
+        download(&self.client, &self.cache, &url, wanted, self.hub.progress)
+    }
+
+    /// One of a model's files at the commit that `info` names.
+    fn file_of(&self, id: &HubId, info: &Info, path: &str) -> Result<PathBuf> {
+        let present = self.cache.snapshot(&info.commit).join(path);
+        if present.is_file() {
+            return Ok(present);
+        }
+        let done = self.file(Wanted { revision: &info.commit, pinned: true, path });
+        Ok(done.map_err(|e| self.explain(&format!("{id}, {path}"), e))?.0)
+    }
+
+    /// A model's files at the commit that `info` names.
+    fn model(&self, id: &HubId, info: &Info) -> Result<()> {
+        if !info.has(SINGLE) && !info.has(INDEX) {
+            let hint = match info.files.iter().find(|f| f.ends_with(".gguf")) {
+                Some(first) => format!("name one of its GGUF files, such as {}/{first}", id.repo),
                 None => "only safetensors and GGUF weights are read".to_string(),
             };
-            return Err(Error::Hub(format!("{} has no safetensors weights; {hint}", self.id)));
+            return Err(Error::Hub(format!("{id} has no safetensors weights; {hint}")));
         }
-        for name in SMALL.iter().filter(|n| names.contains(n)) {
-            self.file(name)?;
+        for name in SMALL.iter().filter(|n| info.has(n)) {
+            self.file_of(id, info, name)?;
         }
-        if !names.contains(&INDEX) {
-            return self.file(SINGLE);
+        if !info.has(INDEX) {
+            self.file_of(id, info, SINGLE)?;
+            return Ok(());
         }
-        self.file(INDEX)?;
-        for shard in shards(&self.snapshot.join(INDEX))? {
-            if !names.contains(&shard.as_str()) {
-                let message = format!("names the shard {shard}, which {} does not have", self.id);
-                return Err(Error::file(self.snapshot.join(INDEX), message));
+        let index = self.file_of(id, info, INDEX)?;
+        for shard in shards(&index)? {
+            if !info.has(&shard) {
+                return Err(Error::file(index, format!("names the shard {shard}, which {id} does not have")));
             }
-            self.file(&shard)?;
+            self.file_of(id, info, &shard)?;
         }
         Ok(())
     }
 
-    fn file(&self, name: &str) -> Result<()> {
-        let path = self.snapshot.join(name);
-        if path.is_file() {
-            return Ok(());
-        }
-        let mut attempt = 0;
-        loop {
-            let size = Arc::new(AtomicU64::new(0));
-            let bar = Bar::new(self.hub.progress, Arc::clone(&size));
-            let error = match self.repo.download_with_progress(name, bar) {
-                Ok(_) => {
-                    let (got, wanted) =
-                        (path.metadata().map_or(0, |m| m.len()), size.load(Ordering::Relaxed));
-                    if got == wanted {
-                        return Ok(());
+    /// What went wrong with `place`, said so that it can be mended.
+    fn explain(&self, place: &str, trouble: Trouble) -> Failure {
+        let (hub, noun) = (self.hub.address(), self.kind.noun());
+        let page = format!("{hub}/{}", self.kind.page(self.repo));
+        let is_unreachable = trouble.passes() || matches!(trouble, Trouble::Unreachable(_));
+        let message = match trouble {
+            Trouble::Status(code @ (401 | 403)) => {
+                let token = match (&self.hub.token, code) {
+                    (None, _) => {
+                        format!(
+                            "then set HF_TOKEN to a token from {hub}/settings/tokens (or run `hf auth login`)"
+                        )
                     }
-                    // A server that sent the whole file where the rest was asked for.
-                    self.forget(&path)?;
-                    let message = format!("{got} bytes came where {wanted} were announced");
-                    ApiError::IoError(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, message))
-                }
-                Err(e) => e,
-            };
-            let again = match &error {
-                ApiError::RequestError(e) => match &**e {
-                    // The part on disk is whole already, or too long: nothing can follow it.
-                    ureq::Error::StatusCode(416) => self.forget_part(name),
-                    ureq::Error::StatusCode(code) => *code >= 500,
-                    _ => true,
-                },
-                ApiError::InvalidResume => self.forget_part(name),
-                ApiError::IoError(e) => e.kind() != std::io::ErrorKind::StorageFull,
-                _ => false,
-            };
-            if !again || attempt == RETRIES {
-                return Err(self.hub.explain(self.id, name, &error));
+                    (Some(_), 401) => "your token was not accepted: check HF_TOKEN".to_string(),
+                    (Some(_), _) => "your token's account has no access yet".to_string(),
+                };
+                format!(
+                    "access to {place} was refused (status {code}): the {noun} is gated or private, or its name is \
+                     wrong; ask for access at {page}, {token}"
+                )
             }
-            std::thread::sleep(Duration::from_millis(200 << attempt));
-            attempt += 1;
-        }
+            Trouble::Status(404) => {
+                format!("{place} was not found (status 404); check the name and revision at {page}")
+            }
+            Trouble::Status(code) => format!("{hub} answered status {code} for {place}; try again later"),
+            Trouble::Unreachable(why) => format!(
+                "no connection to {hub} for {place} ({why}); check the network, HF_ENDPOINT and proxy settings, or \
+                 give a local directory"
+            ),
+            Trouble::Broken(why) => format!(
+                "the connection to {hub} broke while {place} came ({why}); try again: it goes on where it was cut"
+            ),
+            Trouble::Answer(why) => format!("{place}: {hub} gave an answer that is not the hub's: {why}"),
+            Trouble::Mismatch(why) => format!(
+                "{place} from {hub} was damaged or changed on its way: {why}; nothing of it was kept, try again or \
+                 check the network and HF_ENDPOINT"
+            ),
+            Trouble::Local(why) => {
+                let cache = self.hub.cache.display();
+                format!("{place}: {why}; check the space and rights in {cache}")
+            }
+        };
+        Failure { message, is_unreachable }
     }
+}
 
-    /// Removes a file of the snapshot and what it links to.
-    fn forget(&self, path: &Path) -> Result<()> {
-        if let Ok(blob) = path.canonicalize() {
-            std::fs::remove_file(&blob).map_err(Error::io(&blob))?;
-        }
-        std::fs::remove_file(path)
-            .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
-            .map_err(Error::io(path))
-    }
+/// A revision in an address: one part of its path.
+fn escaped(revision: &str) -> String {
+    revision.replace('/', "%2F")
+}
 
-    /// Removes the unfinished part of a file; tells whether there was one.
-    fn forget_part(&self, name: &str) -> bool {
-        let Ok(metadata) = self.api.metadata(&self.repo.url(name)) else { return false };
-        let blob = self.hub.folder(self.id).join("blobs").join(metadata.etag());
-        std::fs::remove_file(blob.with_extension("part")).is_ok()
-    }
+/// The first few of many names; `None` for none.
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> Option<String> {
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    let (first, rest) = names.split_at(names.len().min(LISTED));
+    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    (!first.is_empty()).then(|| first.join(", ") + &more)
 }
 
 /// The files that a `model.safetensors.index.json` names, sorted.
@@ -348,84 +446,15 @@ fn shards(index: &Path) -> Result<Vec<String>> {
         map.into_iter().flat_map(|m| m.values()).filter_map(|v| Some(v.as_str()?.to_string())).collect();
     files.sort_unstable();
     files.dedup();
-    let plain = |f: &String| !f.contains(['/', '\\']) && !f.starts_with('.');
-    if files.is_empty() || !files.iter().all(plain) {
+    if files.is_empty() || !files.iter().all(|f| names::is_word(f)) {
         return Err(Error::file(index, "has no weight_map of files beside it; download it again"));
     }
     Ok(files)
 }
 
-/// Progress of one file: a bar on a terminal, a line elsewhere.
-struct Bar {
-    shown: bool,
-    bar: ProgressBar,
-    size: Arc<AtomicU64>,
-}
-
-impl Bar {
-    fn new(shown: bool, size: Arc<AtomicU64>) -> Self {
-        Self { shown, bar: ProgressBar::hidden(), size }
-    }
-}
-
-impl Progress for Bar {
-    fn init(&mut self, size: usize, filename: &str) {
-        let first = self.size.swap(size as u64, Ordering::Relaxed) == 0;
-        if !self.shown || !first {
-            return;
-        }
-        if std::io::stderr().is_terminal() {
-            let style =
-                ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-            self.bar = ProgressBar::new(size as u64).with_message(filename.to_string());
-            self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        } else {
-            eprintln!("downloading {filename} ({:.1} MB)", size as f64 / 1e6);
-        }
-    }
-
-    fn update(&mut self, size: usize) {
-        self.bar.inc(size as u64);
-    }
-
-    fn finish(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_environment_says_where_and_how() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("token"), "hf_saved\n").unwrap();
-        let home = dir.path().display().to_string();
-        let hub = |set: &[(&str, &str)]| {
-            let set: Vec<_> = set.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-            let value = |name: &str| set.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
-            Hub::from_variables(value, Some(PathBuf::from("/home/me")))
-        };
-        let plain = hub(&[]);
-        assert_eq!(plain.endpoint, "https://huggingface.co");
-        assert_eq!(plain.cache, Path::new("/home/me/.cache/huggingface/hub"));
-        assert!(!plain.offline && plain.token.is_none());
-        let set = hub(&[("HF_HOME", &home), ("HF_HUB_OFFLINE", "True"), ("HF_ENDPOINT", "http://mirror")]);
-        assert_eq!((set.cache, set.endpoint), (dir.path().join("hub"), "http://mirror".to_string()));
-        assert_eq!((set.offline, set.token.as_deref()), (true, Some("hf_saved")));
-        let set = hub(&[
-            ("HF_HOME", &home),
-            ("HF_TOKEN", "hf_own"),
-            ("HF_HUB_CACHE", "/c"),
-            ("HF_HUB_OFFLINE", "0"),
-        ]);
-        assert_eq!(
-            (set.cache, set.offline, set.token.as_deref()),
-            (PathBuf::from("/c"), false, Some("hf_own"))
-        );
-    }
 
     #[test]
     fn ids() {
@@ -444,6 +473,9 @@ mod tests {
             "org/name@../x",
             "a b/c",
             "./x",
+            "org/name/../../x.gguf",
+            "org/name//x.gguf",
+            "org/name/C:\\x.gguf",
         ] {
             assert_eq!(HubId::parse(bad), None, "{bad}");
         }

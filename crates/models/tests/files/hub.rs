@@ -1,191 +1,12 @@
 //! The hub path against a loopback server that speaks the hub's URLs.
 
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Cursor, Write};
-use std::net::TcpListener;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+mod hostile;
+mod server;
 
-use minicache_models::hub::{Hub, HubId};
+use minicache_models::hub::HubId;
 use minicache_models::{LoadOptions, Model};
-use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const OLD: &str = "89abcdef0123456789abcdef0123456789abcdef";
-
-/// What a request asked for: the path, and its `Range` and `Authorization` headers.
-#[derive(Debug, Clone, PartialEq)]
-struct Asked {
-    path: String,
-    range: Option<String>,
-    token: Option<String>,
-}
-
-/// A hub with a few files, that notes what it is asked.
-struct FakeHub {
-    address: String,
-    log: Arc<Mutex<Vec<Asked>>>,
-    server: Arc<Server>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Mood {
-    Good,
-    /// Wants a token and an agreement.
-    Gated,
-    /// Sends whole files whatever range is asked for.
-    IgnoresRanges,
-}
-
-impl FakeHub {
-    fn start(mood: Mood, files: &[(&str, &str, Vec<u8>)]) -> Self {
-        Self::with_storage(mood, files, None)
-    }
-
-    /// A hub whose large files are at another address.
-    fn with_storage(mood: Mood, files: &[(&str, &str, Vec<u8>)], storage: Option<String>) -> Self {
-        let server = Arc::new(Server::http("127.0.0.1:0").unwrap());
-        let address = format!("http://{}", server.server_addr());
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let files: HashMap<(String, String), Vec<u8>> = files
-            .iter()
-            .map(|(commit, name, data)| ((commit.to_string(), name.to_string()), data.clone()))
-            .collect();
-        let (notes, listening) = (Arc::clone(&log), Arc::clone(&server));
-        let thread = std::thread::spawn(move || {
-            for request in listening.incoming_requests() {
-                answer(request, mood, &files, &notes, storage.as_deref());
-            }
-        });
-        Self { address, log, server, thread: Some(thread) }
-    }
-
-    fn hub(&self, cache: &Path) -> Hub {
-        Hub {
-            endpoint: self.address.clone(),
-            cache: cache.to_path_buf(),
-            token: None,
-            offline: false,
-            progress: false,
-        }
-    }
-
-    fn asked(&self) -> Vec<Asked> {
-        self.log.lock().unwrap().clone()
-    }
-
-    /// Ranges of the requests for a file that asked for its contents (not for its size).
-    fn ranges(&self, file: &str) -> Vec<String> {
-        let all = self.asked().into_iter().filter(|a| a.path.ends_with(file)).filter_map(|a| a.range);
-        all.filter(|r| r != "bytes=0-0").collect()
-    }
-}
-
-impl Drop for FakeHub {
-    fn drop(&mut self) {
-        self.server.unblock();
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
-    }
-}
-
-fn header(name: &str, value: &str) -> Header {
-    Header::from_bytes(name, value).unwrap()
-}
-
-fn answer(
-    request: Request,
-    mood: Mood,
-    files: &HashMap<(String, String), Vec<u8>>,
-    log: &Mutex<Vec<Asked>>,
-    elsewhere: Option<&str>,
-) {
-    let field = |name: &str| {
-        let found = request.headers().iter().find(|h| h.field.as_str().as_str().eq_ignore_ascii_case(name));
-        found.map(|h| h.value.as_str().to_string())
-    };
-    let (path, range, token) = (request.url().to_string(), field("range"), field("authorization"));
-    log.lock().unwrap().push(Asked { path: path.clone(), range: range.clone(), token: token.clone() });
-    let status = |request: Request, code: u16| request.respond(Response::empty(StatusCode(code))).unwrap();
-    if mood == Mood::Gated && token.as_deref() != Some("Bearer hf_good") {
-        return status(request, if token.is_some() { 403 } else { 401 });
-    }
-    let commit = |revision: &str| match revision {
-        "main" | COMMIT => Some(COMMIT),
-        "old" | OLD => Some(OLD),
-        _ => None,
-    };
-    if let Some(revision) = path.strip_prefix("/api/models/org/model/revision/") {
-        let Some(sha) = commit(revision) else { return status(request, 404) };
-        let siblings: Vec<_> = files
-            .keys()
-            .filter(|(c, _)| c == sha)
-            .map(|(_, name)| serde_json::json!({"rfilename": name}))
-            .collect();
-        let body = serde_json::json!({"sha": sha, "siblings": siblings}).to_string();
-        return request.respond(Response::from_string(body)).unwrap();
-    }
-    // Large files live elsewhere: the hub answers with a redirection that carries their hash.
-    let (storage, rest) = match path.strip_prefix("/storage/") {
-        Some(rest) => (true, Some(rest)),
-        None => (false, path.strip_prefix("/org/model/resolve/")),
-    };
-    let found = rest.and_then(|r| r.split_once('/')).and_then(|(revision, name)| {
-        let sha = commit(revision)?;
-        Some((sha, name, files.get(&(sha.to_string(), name.to_string()))?))
-    });
-    let Some((sha, name, data)) = found else { return status(request, 404) };
-    let host = field("host").unwrap();
-    let large = name.ends_with(".safetensors");
-    let etag = format!("\"{sha}-{}\"", name.replace('.', "-"));
-    if large && !storage {
-        let response = Response::empty(StatusCode(302))
-            .with_header(header(
-                "Location",
-                &format!("http://{}/storage/{sha}/{name}", elsewhere.unwrap_or(&host)),
-            ))
-            .with_header(header("X-Repo-Commit", sha))
-            .with_header(header("X-Linked-Etag", &etag));
-        return request.respond(response).unwrap();
-    }
-    let asked = range.as_deref().and_then(|r| r.strip_prefix("bytes=")).and_then(|r| r.split_once('-'));
-    let (start, end) = asked.map_or((0, data.len()), |(a, b)| {
-        (a.parse::<usize>().unwrap(), b.parse::<usize>().map_or(data.len(), |b| (b + 1).min(data.len())))
-    });
-    if start >= data.len() {
-        return status(request, 416);
-    }
-    let sizing = range.as_deref() == Some("bytes=0-0");
-    let (start, end, code) =
-        if mood == Mood::IgnoresRanges && !sizing { (0, data.len(), 200) } else { (start, end, 206) };
-    let part = data[start..end].to_vec();
-    let response = Response::new(StatusCode(code), Vec::new(), Cursor::new(part), Some(end - start), None)
-        .with_header(header("Content-Range", &format!("bytes {start}-{}/{}", end - 1, data.len())))
-        .with_header(header("X-Repo-Commit", sha))
-        .with_header(header("ETag", &etag));
-    request.respond(response).unwrap();
-}
-
-fn weights(seed: u8) -> Vec<u8> {
-    (0..70_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed).collect()
-}
-
-fn sharded() -> Vec<(&'static str, &'static str, Vec<u8>)> {
-    let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
-    vec![
-        (COMMIT, "config.json", b"{\"new\": true}".to_vec()),
-        (COMMIT, "tokenizer.json", b"{}".to_vec()),
-        (COMMIT, "pytorch_model.bin", weights(9)),
-        (COMMIT, "model.safetensors.index.json", index.into()),
-        (COMMIT, "model-00001-of-00002.safetensors", weights(1)),
-        (COMMIT, "model-00002-of-00002.safetensors", weights(2)),
-        (OLD, "config.json", b"{\"new\": false}".to_vec()),
-        (OLD, "model.safetensors", weights(3)),
-    ]
-}
+use server::{COMMIT, FakeHub, OLD, Reply, breaking_storage, hash, sharded, weights};
 
 fn id(text: &str) -> HubId {
     HubId::parse(text).unwrap()
@@ -193,7 +14,7 @@ fn id(text: &str) -> HubId {
 
 #[test]
 fn downloads_all_of_a_sharded_model_once() {
-    let (server, dir) = (FakeHub::start(Mood::Good, &sharded()), tempfile::tempdir().unwrap());
+    let (server, dir) = (FakeHub::start(&sharded()), tempfile::tempdir().unwrap());
     let hub = server.hub(dir.path());
     let folder = hub.fetch(&id("org/model")).unwrap();
     assert_eq!(folder, dir.path().join("models--org--model/snapshots").join(COMMIT));
@@ -212,7 +33,7 @@ fn downloads_all_of_a_sharded_model_once() {
 fn a_downloaded_model_runs() {
     let read = |name: &str| std::fs::read(super::gguf::fixture("llama2").join(name)).unwrap();
     let files = ["config.json", "model.safetensors"].map(|name| (COMMIT, name, read(name)));
-    let (server, dir) = (FakeHub::start(Mood::Good, &files), tempfile::tempdir().unwrap());
+    let (server, dir) = (FakeHub::start(&files), tempfile::tempdir().unwrap());
     let folder = server.hub(dir.path()).fetch(&id("org/model")).unwrap();
     let model = Model::from_path(&folder, "model", &LoadOptions::default()).unwrap();
     assert_eq!(model.config.layers, 4);
@@ -223,7 +44,7 @@ fn a_downloaded_model_runs() {
 
 #[test]
 fn revisions_are_kept_apart() {
-    let (server, dir) = (FakeHub::start(Mood::Good, &sharded()), tempfile::tempdir().unwrap());
+    let (server, dir) = (FakeHub::start(&sharded()), tempfile::tempdir().unwrap());
     let hub = server.hub(dir.path());
     let old = hub.fetch(&id("org/model@old")).unwrap();
     let new = hub.fetch(&id("org/model")).unwrap();
@@ -235,77 +56,106 @@ fn revisions_are_kept_apart() {
 }
 
 #[test]
+fn the_cache_is_laid_out_as_huggingface_hub_does_it() {
+    let files = [(COMMIT, "config.json", b"{}".to_vec()), (COMMIT, "model.safetensors", weights(1))];
+    let (server, dir) = (FakeHub::start(&files), tempfile::tempdir().unwrap());
+    server.hub(dir.path()).fetch(&id("org/model")).unwrap();
+    let folder = dir.path().join("models--org--model");
+    assert_eq!(std::fs::read_to_string(folder.join("refs/main")).unwrap(), COMMIT);
+    for (_, name, data) in &files {
+        let blob = folder.join("blobs").join(hash(name, data));
+        assert!(blob.symlink_metadata().unwrap().is_file() && std::fs::read(&blob).unwrap() == *data);
+        let link = std::fs::read_link(folder.join("snapshots").join(COMMIT).join(name)).unwrap();
+        assert_eq!(link, std::path::Path::new("../../blobs").join(hash(name, data)));
+    }
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(dir.path().join(folder)).unwrap().map(|e| e.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|n| n.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let mut blobs: Vec<_> = files.iter().map(|(_, name, data)| hash(name, data)).collect();
+    blobs.sort();
+    assert_eq!(names("models--org--model/blobs"), blobs, "nothing is left behind");
+    assert_eq!(names("models--org--model/refs"), ["main"]);
+    assert_eq!(names(""), [".locks", "models--org--model"]);
+}
+
+#[test]
+fn what_another_tool_downloaded_is_used() {
+    let (server, dir) = (FakeHub::start(&sharded()), tempfile::tempdir().unwrap());
+    let folder = dir.path().join("models--org--model");
+    let name = "model-00001-of-00002.safetensors";
+    let blob = folder.join("blobs").join(hash(name, &weights(1)));
+    std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    std::fs::write(&blob, weights(1)).unwrap();
+    let hub = server.hub(dir.path());
+    let snapshot = hub.fetch(&id("org/model")).unwrap();
+    assert_eq!(snapshot.join(name).canonicalize().unwrap(), blob.canonicalize().unwrap());
+    assert!(server.downloads(name).is_empty(), "a blob that is there is not fetched");
+    // A link whose blob was removed.
+    std::fs::remove_file(&blob).unwrap();
+    hub.fetch(&id("org/model")).unwrap();
+    assert_eq!(std::fs::read(snapshot.join(name)).unwrap(), weights(1));
+}
+
+#[test]
 fn resumes_what_was_begun() {
-    let (server, dir) = (FakeHub::start(Mood::Good, &sharded()), tempfile::tempdir().unwrap());
+    let (server, dir) = (FakeHub::start(&sharded()), tempfile::tempdir().unwrap());
     let blobs = dir.path().join("models--org--model/blobs");
     std::fs::create_dir_all(&blobs).unwrap();
-    let part = |name: &str, bytes: &[u8]| {
-        std::fs::write(blobs.join(format!("{COMMIT}-{}.part", name.replace('.', "-"))), bytes).unwrap();
+    let part = |name: &str, whole: &[u8], bytes: &[u8]| {
+        std::fs::write(blobs.join(format!("{}.incomplete", hash(name, whole))), bytes).unwrap();
     };
-    part("model-00001-of-00002.safetensors", &weights(1)[..30_000]);
+    let (first, second) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+    part(first, &weights(1), &weights(1)[..30_000]);
     // Stopped between the last byte and the renaming.
-    part("model-00002-of-00002.safetensors", &weights(2));
+    part(second, &weights(2), &weights(2));
     let folder = server.hub(dir.path()).fetch(&id("org/model")).unwrap();
-    assert_eq!(std::fs::read(folder.join("model-00001-of-00002.safetensors")).unwrap(), weights(1));
-    assert_eq!(std::fs::read(folder.join("model-00002-of-00002.safetensors")).unwrap(), weights(2));
-    assert!(server.ranges("model-00001-of-00002.safetensors").iter().all(|r| r == "bytes=30000-"));
-    assert!(server.ranges("model-00002-of-00002.safetensors").contains(&"bytes=0-".to_string()));
+    assert_eq!(std::fs::read(folder.join(first)).unwrap(), weights(1));
+    assert_eq!(std::fs::read(folder.join(second)).unwrap(), weights(2));
+    assert!(server.downloads(first).iter().all(|a| a.range.as_deref() == Some("bytes=30000-")));
+    assert!(server.downloads(second).is_empty());
+}
+
+#[test]
+fn a_part_of_something_else_is_fetched_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = dir.path().join("models--org--model/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let part = blobs.join(format!("{}.incomplete", hash("model.safetensors", &weights(3))));
+    let server = FakeHub::start(&sharded());
+    for bytes in [&weights(4)[..30_000], &weights(4)[..], &[weights(3), weights(3)].concat()[..]] {
+        std::fs::write(&part, bytes).unwrap();
+        let folder = server.hub(dir.path()).fetch(&id("org/model@old")).unwrap();
+        assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights(3));
+        assert!(!part.exists());
+        std::fs::remove_file(folder.join("model.safetensors").canonicalize().unwrap()).unwrap();
+    }
 }
 
 #[test]
 fn a_server_without_ranges_cannot_spoil_a_file() {
-    let (server, dir) = (FakeHub::start(Mood::IgnoresRanges, &sharded()), tempfile::tempdir().unwrap());
+    let server = FakeHub::twisted(&sharded(), |asked, _, reply| match reply {
+        Reply(206, _, _) if asked.path.contains("/storage/") => Reply(200, Vec::new(), weights(3)),
+        other => other,
+    });
+    let dir = tempfile::tempdir().unwrap();
     let blobs = dir.path().join("models--org--model/blobs");
     std::fs::create_dir_all(&blobs).unwrap();
-    std::fs::write(blobs.join(format!("{OLD}-model-safetensors.part")), &weights(3)[..30_000]).unwrap();
+    let part = format!("{}.incomplete", hash("model.safetensors", &weights(3)));
+    std::fs::write(blobs.join(part), &weights(3)[..30_000]).unwrap();
     let folder = server.hub(dir.path()).fetch(&id("org/model@old")).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights(3));
 }
 
-/// A server for one file that breaks its first two answers off in the middle; tells which ranges it was asked for.
-fn breaking_storage(data: Vec<u8>) -> (String, Arc<Mutex<Vec<usize>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let starts = Arc::new(Mutex::new(Vec::new()));
-    let notes = Arc::clone(&starts);
-    std::thread::spawn(move || {
-        for connection in listener.incoming() {
-            let mut connection = connection.unwrap();
-            let lines: Vec<String> = BufReader::new(connection.try_clone().unwrap())
-                .lines()
-                .map_while(Result::ok)
-                .take_while(|l| !l.is_empty())
-                .map(|l| l.to_ascii_lowercase())
-                .collect();
-            let Some(range) = lines.iter().find_map(|l| l.strip_prefix("range: bytes=")) else { continue };
-            let (start, end) = range.split_once('-').unwrap();
-            let start: usize = start.parse().unwrap();
-            let end = end.parse::<usize>().map_or(data.len(), |e| e + 1);
-            let mut body = &data[start..end];
-            let head = format!(
-                "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{}/{}\r\nConnection: close\r\n\r\n",
-                body.len(),
-                end - 1,
-                data.len()
-            );
-            if body.len() > 1 {
-                let mut starts = notes.lock().unwrap();
-                starts.push(start);
-                if starts.len() <= 2 {
-                    body = &body[..body.len() / 2];
-                }
-            }
-            connection.write_all(head.as_bytes()).unwrap();
-            connection.write_all(body).unwrap();
-        }
-    });
-    (address, starts)
-}
-
 #[test]
 fn goes_on_after_a_broken_connection() {
-    let (storage, starts) = breaking_storage(weights(3));
-    let server = FakeHub::with_storage(Mood::Good, &sharded(), Some(storage));
+    let (storage, starts) = breaking_storage(weights(3), 2);
+    let server = FakeHub::twisted(&sharded(), move |_, _, mut reply| {
+        reply.1.iter_mut().filter(|(n, _)| *n == "Location").for_each(|(_, v)| v.clone_from(&storage));
+        reply
+    });
     let dir = tempfile::tempdir().unwrap();
     let folder = server.hub(dir.path()).fetch(&id("org/model@old")).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights(3));
@@ -315,8 +165,114 @@ fn goes_on_after_a_broken_connection() {
 }
 
 #[test]
+fn a_server_in_trouble_is_asked_again() {
+    // One request of three fails.
+    let server = FakeHub::twisted(&sharded(), |_, n, reply| {
+        if n % 3 == 0 { Reply([500, 503, 429][n / 3 % 3], Vec::new(), Vec::new()) } else { reply }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let folder = server.hub(dir.path()).fetch(&id("org/model@old")).unwrap();
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights(3));
+
+    let server = FakeHub::twisted(&sharded(), |_, _, _| Reply(502, Vec::new(), Vec::new()));
+    let message = server.hub(dir.path()).fetch(&id("org/model")).unwrap_err().to_string();
+    assert!(message.contains("answered status 502") && message.contains("try again later"), "{message}");
+    assert_eq!(server.asked().len(), 5, "not for ever");
+}
+
+#[test]
+fn mirrors_with_a_path_and_without_questions_about_files() {
+    let server = FakeHub::twisted(&sharded(), |asked, _, reply| {
+        assert!(asked.path.starts_with("/prefix/") || asked.path.starts_with("/storage/"), "{}", asked.path);
+        if asked.head { Reply(405, Vec::new(), Vec::new()) } else { reply }
+    });
+    for slash in ["", "/"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut hub = server.hub(dir.path());
+        hub.endpoint = format!("{}/prefix{slash}", server.address);
+        let folder = hub.fetch(&id("org/model@old")).unwrap();
+        assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights(3));
+    }
+}
+
+#[test]
+fn files_of_data_sets() {
+    let files = [(COMMIT, "main/test.parquet", weights(5)), (COMMIT, "a.jsonl", b"{}\n".to_vec())];
+    let (server, dir) = (FakeHub::start(&files), tempfile::tempdir().unwrap());
+    let mut hub = server.hub(dir.path());
+    for revision in ["main", "refs/convert/parquet"] {
+        let file = hub.fetch_data("org/data", revision, "main/test.parquet").unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), weights(5));
+        let folder = dir.path().join("datasets--org--data");
+        assert_eq!(file, folder.join("snapshots").join(COMMIT).join("main/test.parquet"));
+        assert_eq!(std::fs::read_to_string(folder.join("refs").join(revision)).unwrap(), COMMIT);
+        let blob = std::path::Path::new("../../../blobs").join(hash("test.parquet", &weights(5)));
+        assert_eq!(std::fs::read_link(&file).unwrap(), blob);
+    }
+    assert_eq!(
+        server.downloads("storage/0123456789abcdef0123456789abcdef01234567/main/test.parquet").len(),
+        1
+    );
+    let absent = hub.fetch_data("org/data", "main", "b.jsonl").unwrap_err();
+    assert!(!absent.is_unreachable && absent.message.contains("not found (status 404)"), "{absent}");
+    for (repo, revision, path) in [
+        ("org/data", "main", "../a.jsonl"),
+        ("org/data", "../x", "a.jsonl"),
+        ("org/..", "main", "a"),
+        ("org", "main", "/a"),
+    ] {
+        let error = hub.fetch_data(repo, revision, path).unwrap_err();
+        assert!(error.message.contains("is no file of a data set"), "{error}");
+    }
+    hub.offline = true;
+    assert!(hub.fetch_data("org/data", "main", "main/test.parquet").is_ok());
+    let absent = hub.fetch_data("org/data", "main", "a.jsonl").unwrap_err();
+    assert!(absent.message.contains("OFFLINE is set, and a.jsonl is not in"), "{absent}");
+    hub.offline = false;
+    drop(server);
+    let begun = std::time::Instant::now();
+    let error = hub.fetch_data("org/data", "main", "a.jsonl").unwrap_err();
+    assert!(error.is_unreachable && error.message.contains("no connection to http://127.0.0.1"), "{error}");
+    assert!(begun.elapsed().as_secs() < 5, "a hub that is not there is given up at once");
+}
+
+#[test]
+fn two_at_once_download_once() {
+    let (server, dir) = (FakeHub::start(&sharded()), tempfile::tempdir().unwrap());
+    let runs = [0; 4].map(|_| {
+        let hub = server.hub(dir.path());
+        std::thread::spawn(move || hub.fetch(&id("org/model@old")).unwrap())
+    });
+    for run in runs {
+        assert_eq!(std::fs::read(run.join().unwrap().join("model.safetensors")).unwrap(), weights(3));
+    }
+    assert_eq!(server.downloads(&format!("storage/{OLD}/model.safetensors")).len(), 1);
+    // The locks' files stay, as those of a killed process do, and block nobody; one that is held is waited for.
+    let locks = dir.path().join(".locks/models--org--model");
+    let name = hash("model.safetensors", &weights(3));
+    let lock = std::fs::File::open(locks.join(format!("{name}.lock"))).unwrap();
+    std::fs::remove_file(dir.path().join("models--org--model/blobs").join(name)).unwrap();
+    lock.lock().unwrap();
+    let hub = server.hub(dir.path());
+    let waiting = std::thread::spawn(move || hub.fetch(&id("org/model@old")).unwrap());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(!waiting.is_finished());
+    drop(lock);
+    assert!(waiting.join().unwrap().join("model.safetensors").is_file());
+}
+
+/// Wants a token and an agreement.
+fn gate(asked: &server::Asked, _: usize, reply: Reply) -> Reply {
+    match asked.token.as_deref() {
+        Some("Bearer hf_good") => reply,
+        Some(_) => Reply(403, Vec::new(), Vec::new()),
+        None => Reply(401, Vec::new(), Vec::new()),
+    }
+}
+
+#[test]
 fn gated_models_say_where_to_ask() {
-    let (server, dir) = (FakeHub::start(Mood::Gated, &sharded()), tempfile::tempdir().unwrap());
+    let (server, dir) = (FakeHub::twisted(&sharded(), gate), tempfile::tempdir().unwrap());
     let mut hub = server.hub(dir.path());
     let message = hub.fetch(&id("org/model")).unwrap_err().to_string();
     for wanted in
@@ -338,7 +294,7 @@ fn gated_models_say_where_to_ask() {
 fn offline_uses_the_cache_or_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let mut hub = {
-        let server = FakeHub::start(Mood::Good, &sharded());
+        let server = FakeHub::start(&sharded());
         let mut hub = server.hub(dir.path());
         hub.offline = true;
         let message = hub.fetch(&id("org/model")).unwrap_err().to_string();
@@ -369,7 +325,7 @@ fn single_files_and_repositories_without_weights() {
         (COMMIT, "model-q4.gguf", b"GGUF...".to_vec()),
         (OLD, "pytorch_model.bin", weights(1)),
     ];
-    let (server, dir) = (FakeHub::start(Mood::Good, &files), tempfile::tempdir().unwrap());
+    let (server, dir) = (FakeHub::start(&files), tempfile::tempdir().unwrap());
     let hub = server.hub(dir.path());
     let message = hub.fetch(&id("org/model")).unwrap_err().to_string();
     assert!(message.contains("no safetensors") && message.contains("org/model/model-q4.gguf"), "{message}");
