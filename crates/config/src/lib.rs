@@ -4,6 +4,7 @@
 //! written into result rows. Every error names the file, the line and the key, and says what is allowed.
 
 pub mod atomic;
+pub mod bounds;
 mod cache;
 mod error;
 mod experiment;
@@ -13,6 +14,7 @@ mod run_info;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod text;
 
 pub use cache::{
     Axis, Budget, CacheSpec, ChosenPairs, Granularity, KeySpace, MergeSides, Method, ModelShape, Pairs,
@@ -26,3 +28,4 @@ pub use experiment::{
 pub use latent::{Calibration, Group, Heads, LatentSide, Rank};
 pub use plan::{Cell, cells};
 pub use run_info::{ModelInfo, RunInfo};
+pub use text::read_text;
