@@ -6,6 +6,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use candle_core::Device;
 use clap::Args;
+use minicache_config::bounds::{MOST_THREADS, check_number};
+use minicache_core::kernels::Isa;
 use minicache_eval::data::{DataSource, HubData};
 use minicache_models::Hub;
 
@@ -26,12 +28,11 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// Sets up what has to be in place before any work: the thread pool, and a look at the options.
+    /// Sets up what has to be in place before any work: the thread pool, and a look at the options and at the environment.
     pub(crate) fn prepare(&self) -> Result<()> {
+        Isa::named()?;
         if let Some(threads) = self.threads {
-            if threads == 0 {
-                return Err(usage("--threads: must be at least 1"));
-            }
+            check_number("--threads", threads, 1..=MOST_THREADS)?;
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
         if let Some(data) = &self.data

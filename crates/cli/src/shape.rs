@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use minicache_config::bounds::{MOST_SEQUENCES, MOST_TOKENS, check_number};
 use minicache_core::{LayerSimilarity, ModelShape};
 use minicache_models::{Gguf, ModelConfig, Registry};
 
@@ -26,7 +27,7 @@ impl Shape {
         let path = Path::new(model);
         let config = if path.is_dir() {
             let file = path.join("config.json");
-            let text = std::fs::read_to_string(&file).or_usage(file.display())?;
+            let text = minicache_config::read_text(&file)?;
             ModelConfig::from_json(&text).or_usage(file.display())?
         } else if path.is_file() {
             let json = Gguf::open(path)?.hf_config()?;
@@ -67,9 +68,14 @@ impl SimilarityArgs {
     }
 }
 
-/// Checks an option that counts something.
+/// Checks an option that counts tokens, or something of which there are fewer.
 pub(crate) fn at_least_one(option: &str, n: usize) -> Result<()> {
-    if n > 0 { Ok(()) } else { Err(usage(format!("{option}: must be at least 1"))) }
+    Ok(check_number(option, n, 1..=MOST_TOKENS)?)
+}
+
+/// Checks `--batch`.
+pub(crate) fn check_batch(n: usize) -> Result<()> {
+    Ok(check_number("--batch", n, 1..=MOST_SEQUENCES)?)
 }
 
 #[cfg(test)]

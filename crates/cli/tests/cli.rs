@@ -1,12 +1,16 @@
 //! The binary, end to end, on a tiny model with random weights.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/bounds.rs"]
+mod bounds;
 #[path = "cli/calibration.rs"]
 mod calibration;
 #[path = "cli/commands.rs"]
 mod commands;
 #[path = "cli/disturbed.rs"]
 mod disturbed;
+#[path = "cli/same_numbers.rs"]
+mod same_numbers;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{MOST_RATIO, MOST_TOKENS, check_number};
 use crate::{Calibration, ConfigError, LatentSide, Result};
 
 /// An enumeration of a word and a number, read and written as the word or as a non-negative integer.
@@ -58,7 +59,8 @@ impl ModelShape {
     /// A sliding window bounds it: `min(tokens, window)` are held.
     pub fn full_bytes(&self, tokens: usize) -> usize {
         let held = self.window.map_or(tokens, |w| tokens.min(w));
-        2 * 2 * self.layers * self.kv_dim() * held
+        // Settings are bounded so that this does not come near the largest number in any model.
+        [2, 2, self.layers, self.kv_heads, self.head_dim].into_iter().fold(held, usize::saturating_mul)
     }
 }
 
@@ -409,7 +411,7 @@ pub struct CacheSpec {
     pub merge: MergeSides,
     /// Token retention.
     pub retention: Retention,
-    /// Storage type of what is not quantised.
+    /// Storage type of what is not quantised: whole states, and of quantised caches the newest tokens.
     pub dtype: StoreType,
     /// Storage type of magnitudes.
     pub magnitudes: StoreType,
@@ -553,24 +555,27 @@ impl CacheSpec {
                 );
                 return Err(ConfigError::new(key, message));
             }
+            if let Budget::Tokens(n) = budget {
+                check_number(key, n, 0..=MOST_TOKENS)?;
+            }
+        }
+        for (key, tokens) in [("sinks", self.sinks), ("residual", self.residual)] {
+            check_number(key, tokens, 0..=MOST_TOKENS)?;
         }
         if let Some(q) = &self.quant {
             if ![2, 3, 4, 8].contains(&q.bits) {
                 return Err(ConfigError::new("quant.bits", format!("must be 2, 3, 4 or 8, not {}", q.bits)));
             }
             check_group("quant.group", q.group)?;
+            check_number("quant.residual", q.residual, 0..=MOST_TOKENS)?;
         }
         if let Some(bits) = self.activation_bits
             && ![8, 16, 24].contains(&bits)
         {
             return Err(ConfigError::new("activation_bits", format!("must be 8, 16 or 24, not {bits}")));
         }
-        if !self.budget_ratio.is_finite() || self.budget_ratio < 1.0 {
-            return Err(ConfigError::new(
-                "budget_ratio",
-                format!("must be at least 1, not {}", self.budget_ratio),
-            ));
-        }
+        check_number("budget_ratio", self.budget_ratio, 1.0..=MOST_RATIO)?;
+        self.calibration.validate().map_err(|e| e.under("calibration"))?;
         self.k.validate().map_err(|e| e.under("k"))?;
         self.v.validate().map_err(|e| e.under("v"))
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{MOST_BYTES, MOST_SAMPLES, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, check_number};
 use crate::{CacheSpec, Calibration, ConfigError, Result};
 
 /// What stands in a results folder beside the experiments.
@@ -89,11 +90,14 @@ pub struct Fidelity {
     /// (the default) is decoding as it is, every token compressed before the next one reads it, and `continuation`
     /// measures the compressed prompt alone.
     pub chunk: usize,
+    /// Windows that go through the model side by side, at most; by default 8. It makes no difference to the results.
+    #[serde(skip_serializing)]
+    pub batch: Option<usize>,
 }
 
 impl Default for Fidelity {
     fn default() -> Self {
-        Self { prefill: 768, continuation: 256, chunk: 1 }
+        Self { prefill: 768, continuation: 256, chunk: 1, batch: None }
     }
 }
 
@@ -104,6 +108,9 @@ pub struct Accuracy {
     /// Tokens of a prompt, at most, in tasks that cut the middle out of prompts that are too long (LongBench): fewer
     /// than the model could take, where those are too slow. Prompts of other tasks are never cut by it.
     pub prompt_tokens: Option<usize>,
+    /// Sequences that go through the model side by side, at most; by default 48. It makes no difference to the results.
+    #[serde(skip_serializing)]
+    pub batch: Option<usize>,
 }
 
 /// Settings of `kind = "similarity"`.
@@ -161,14 +168,22 @@ impl Default for Bench {
 
 impl Bench {
     fn validate(&self) -> Result<()> {
-        let counts = [("input", self.input), ("output", self.output), ("steps", self.steps)];
-        if let Some((key, _)) = counts.iter().find(|(_, n)| *n == 0) {
-            return Err(ConfigError::new(*key, "must be at least 1"));
+        for (key, tokens) in [("input", self.input), ("output", self.output)] {
+            check_number(key, tokens, 1..=MOST_TOKENS)?;
         }
-        for (key, list) in [("batch", &self.batch), ("context", &self.context)] {
+        for (key, list, most) in
+            [("batch", &self.batch, MOST_SEQUENCES), ("context", &self.context, MOST_TOKENS)]
+        {
             if list.is_empty() || list.contains(&0) {
                 return Err(ConfigError::new(key, "must list one number or more, each at least 1"));
             }
+            list.iter().try_for_each(|&n| check_number(key, n, 1..=most))?;
+        }
+        // Every step of every sequence may end one, and the next is drawn beforehand.
+        let batch = self.batch.iter().copied().max().unwrap_or(1);
+        check_number("steps", self.steps, 1..=MOST_STEPS / batch)?;
+        if let Some(bytes) = self.memory_budget {
+            check_number("memory_budget", bytes, 1..=MOST_BYTES)?;
         }
         for (key, x, low) in [("similarity", self.similarity, -1.0), ("spread", self.spread, 0.0)] {
             if !(low..=1.0).contains(&x) {
@@ -351,12 +366,7 @@ impl Experiment {
     /// # Errors
     /// The file cannot be read; TOML, type, key or value errors with file, line and key.
     pub fn load(path: &Path, overrides: &[String], profile: Option<&str>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| ConfigError {
-            file: Some(path.to_path_buf()),
-            line: None,
-            key: String::new(),
-            message: format!("cannot read the experiment file: {e}"),
-        })?;
+        let text = crate::read_text(path)?;
         let plain = Self::from_toml(&text, &[], profile).map_err(|e| e.in_file(path, &text))?;
         if overrides.is_empty() { Ok(plain) } else { Self::from_toml(&text, overrides, profile) }
     }
@@ -473,21 +483,33 @@ impl Experiment {
         if self.models.is_empty() && !self.profiles.values().any(|p| p.models.is_some()) {
             return Err(ConfigError::new("models", "must name at least one model"));
         }
-        if self.limit == Some(0) {
-            return Err(ConfigError::new("limit", "must be at least 1; leave it out for all samples"));
+        if let Some(limit) = self.limit {
+            check_limit("limit", limit)?;
         }
-        if let Some((task, _)) = self.limits.iter().find(|(_, limit)| **limit == 0) {
-            return Err(ConfigError::new(format!("limits.{task}"), "must be at least 1"));
-        }
-        if self.accuracy.prompt_tokens.is_some_and(|n| n < 2) {
-            return Err(ConfigError::new("accuracy.prompt_tokens", "must be at least 2 tokens"));
-        }
-        let Fidelity { prefill, continuation, chunk } = self.fidelity;
-        for (key, tokens) in [("prefill", prefill), ("continuation", continuation), ("chunk", chunk)] {
-            if tokens == 0 {
-                return Err(ConfigError::new(format!("fidelity.{key}"), "must be at least 1 token"));
+        self.limits.iter().try_for_each(|(task, limit)| check_limit(&format!("limits.{task}"), *limit))?;
+        for (name, profile) in &self.profiles {
+            let place = |key: &str| format!("profiles.{name}.{key}");
+            profile.limit.map_or(Ok(()), |limit| check_limit(&place("limit"), limit))?;
+            for (task, limit) in &profile.limits {
+                check_limit(&place(&format!("limits.{task}")), *limit)?;
+            }
+            if let Some(tokens) = profile.prompt_tokens {
+                check_number(&place("prompt_tokens"), tokens, 2..=MOST_TOKENS)?;
             }
         }
+        if let Some(tokens) = self.accuracy.prompt_tokens {
+            check_number("accuracy.prompt_tokens", tokens, 2..=MOST_TOKENS)?;
+        }
+        let Fidelity { prefill, continuation, chunk, batch } = self.fidelity;
+        for (key, tokens) in [("prefill", prefill), ("continuation", continuation), ("chunk", chunk)] {
+            check_number(&format!("fidelity.{key}"), tokens, 1..=MOST_TOKENS)?;
+        }
+        for (kind, batch) in [("fidelity", batch), ("accuracy", self.accuracy.batch)] {
+            if let Some(batch) = batch {
+                check_number(&format!("{kind}.batch"), batch, 1..=MOST_SEQUENCES)?;
+            }
+        }
+        check_number("similarity.tokens", self.similarity.tokens, 1..=MOST_TOKENS)?;
         self.bench.validate().map_err(|e| e.under("bench"))?;
         if !self.kind.reads_tasks() && !self.tasks.is_empty() {
             let message = format!("experiments of kind {} run no tasks; leave it out", self.kind.name());
@@ -503,12 +525,33 @@ impl Experiment {
     }
 }
 
+/// Checks a number of samples.
+fn check_limit(key: &str, limit: usize) -> Result<()> {
+    check_number(key, limit, 1..=MOST_SAMPLES).map_err(|e| {
+        let message = format!("{}; leave it out for all samples", e.message);
+        ConfigError { message, ..e }
+    })
+}
+
+/// Parts of a dotted key, at most; the deepest there is has five.
+const MOST_PARTS: usize = 16;
+
 /// Applies `KEY=VALUE` with a dotted key to `table`. VALUE is TOML, or a bare string.
 fn apply(table: &mut toml::Table, assignment: &str) -> Result<()> {
     let (key, value) = assignment
         .split_once('=')
         .ok_or_else(|| ConfigError::new("--set", format!("`{assignment}` is not KEY=VALUE")))?;
-    set(table, key.trim(), parse_value(value.trim()))
+    if key.split('.').count() > MOST_PARTS {
+        return Err(ConfigError::new("--set", format!("the key has more than {MOST_PARTS} parts")));
+    }
+    let value = value.trim();
+    let parsed = parse_value(value);
+    let digits = value.trim_start_matches(['+', '-']);
+    if parsed.is_str() && !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit() || c == '_') {
+        let message = format!("`{value}` is no number that a setting can have (after --set {assignment})");
+        return Err(ConfigError::new(key.trim(), message));
+    }
+    set(table, key.trim(), parsed)
 }
 
 /// A TOML value, or the text itself as a string.

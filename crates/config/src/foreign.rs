@@ -1,6 +1,9 @@
 //! Files that are something else than their name says, told by their first bytes.
 
+use std::path::Path;
+
 use crate::text::shown;
+use crate::{ConfigError, Result};
 
 /// First bytes of formats that people put where text is expected, and what to do about it.
 const MAGIC: [(&[u8], &str); 14] = [
@@ -43,7 +46,7 @@ pub fn not_text(head: &[u8]) -> Option<&'static str> {
 ///
 /// # Errors
 /// Says what the bytes are instead, or the line of the first one that is not UTF-8.
-pub fn utf8(bytes: &[u8]) -> Result<&str, String> {
+pub fn utf8(bytes: &[u8]) -> std::result::Result<&str, String> {
     if let Some(what) = not_text(bytes) {
         return Err(what.to_string());
     }
@@ -57,10 +60,37 @@ pub fn utf8(bytes: &[u8]) -> Result<&str, String> {
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
+/// The text of a file that a user wrote, or believes to have written, without a byte order mark.
+///
+/// # Errors
+/// Files that cannot be read, and what is no UTF-8 text. The error names the file and what it is.
+pub fn read_text(path: &Path) -> Result<String> {
+    let fail = |message: String| {
+        let file = Some(path.to_path_buf());
+        ConfigError { file, line: None, key: String::new(), message }
+    };
+    if path.is_dir() {
+        return Err(fail("is a folder; give a file".to_string()));
+    }
+    let bytes = std::fs::read(path).map_err(|e| fail(format!("cannot read the file: {e}")))?;
+    let text = utf8(&bytes).map_err(fail)?;
+    if text.contains('\0') {
+        return Err(fail("is binary data, not text".to_string()));
+    }
+    Ok(text.to_string())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_named_with_what_it_is() {
+        let folder = read_text(&std::env::temp_dir()).unwrap_err().to_string();
+        assert!(folder.contains("is a folder"), "{folder}");
+        assert!(read_text(Path::new("no/such.toml")).unwrap_err().to_string().starts_with("no/such.toml: "));
+    }
 
     #[test]
     fn what_is_not_text_is_named() {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{MOST_TOKENS, check_number};
 use crate::cache::as_word_or_number;
 use crate::{Axis, ConfigError, Result};
 
@@ -12,6 +13,16 @@ pub enum Group {
     Auto,
     /// This many layers.
     Layers(usize),
+}
+
+impl Group {
+    /// The number in a model of `layers` layers; all of them where it is not chosen yet.
+    pub fn layers(self, layers: usize) -> usize {
+        match self {
+            Group::Auto => layers,
+            Group::Layers(n) => n.min(layers),
+        }
+    }
 }
 
 as_word_or_number!(Group, Auto = "auto", Layers, "\"auto\" or a number of layers");
@@ -141,6 +152,11 @@ impl Calibration {
     /// The tasks whose text is used.
     pub fn tasks(&self) -> impl Iterator<Item = &str> {
         self.task.split(',').map(str::trim).filter(|t| !t.is_empty())
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        check_number("tokens", self.tokens, 1..=MOST_TOKENS)?;
+        check_number("chunk", self.chunk, 1..=MOST_TOKENS)
     }
 }
 

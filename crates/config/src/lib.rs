@@ -4,6 +4,7 @@
 //! written into result rows. Every error names the file, the line and the key, and says what is allowed.
 
 pub mod atomic;
+pub mod bounds;
 mod cache;
 mod error;
 mod experiment;
@@ -27,7 +28,7 @@ pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
     Variant, WeightMode,
 };
-pub use foreign::{lfs_pointer, not_text, utf8};
+pub use foreign::{lfs_pointer, not_text, read_text, utf8};
 pub use guard::guard;
 pub use latent::{Calibration, Group, Heads, LatentSide, Rank};
 pub use plan::{Cell, cells};

@@ -1,7 +1,8 @@
 //! From an experiment to its cells: models x tasks x variants x swept keys.
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 
+use crate::bounds::MOST_CELLS;
 use crate::experiment::{cache_of, set, typed};
 use crate::{CacheSpec, ConfigError, Experiment, ModelSettings, Result};
 
@@ -29,21 +30,27 @@ pub struct Cell {
 /// A swept or variant key that does not exist, or an impossible value.
 pub fn cells(experiment: &Experiment) -> Result<Vec<Cell>> {
     let one = [String::new()];
-    let tasks = if experiment.tasks.is_empty() { &one[..] } else { &experiment.tasks };
-    let variants = variants(experiment)?;
-    let mut plan: Vec<Cell> = Vec::new();
-    for model in &experiment.models {
-        for task in tasks {
-            for v in &variants {
-                let cell = Cell { model: model.clone(), task: task.clone(), ..v.clone() };
-                let same = |c: &Cell| {
-                    (&c.model, &c.task, &c.settings) == (&cell.model, &cell.task, &cell.settings)
-                        && c.cache.canonical(None) == cell.cache.canonical(None)
-                };
-                if !plan.iter().any(same) {
-                    plan.push(cell);
-                }
-            }
+    let models: IndexSet<&String> = experiment.models.iter().collect();
+    let tasks: IndexSet<&String> =
+        if experiment.tasks.is_empty() { one.iter().collect() } else { experiment.tasks.iter().collect() };
+    let mut distinct: Vec<(Cell, CacheSpec)> = Vec::new();
+    for cell in variants(experiment)? {
+        let meant = cell.cache.canonical(None);
+        if !distinct.iter().any(|(c, known)| *known == meant && c.settings == cell.settings) {
+            distinct.push((cell, meant));
+        }
+    }
+    let count = [models.len(), tasks.len(), distinct.len()].into_iter().fold(1, usize::saturating_mul);
+    if count > MOST_CELLS {
+        let message =
+            format!("comes to {count} cells with all models and tasks, at most {MOST_CELLS} are run");
+        return Err(ConfigError::new("sweep", message));
+    }
+    let mut plan: Vec<Cell> = Vec::with_capacity(count);
+    for model in models {
+        for &task in &tasks {
+            let cell = |v: &Cell| Cell { model: model.clone(), task: task.clone(), ..v.clone() };
+            plan.extend(distinct.iter().map(|(v, _)| cell(v)));
         }
     }
     Ok(plan)
@@ -84,6 +91,9 @@ fn variants(experiment: &Experiment) -> Result<Vec<Cell>> {
             let (cache, model) = split(table);
             let cache = cache_of(cache).map_err(blame)?;
             let settings: ModelSettings = typed(model, "model").map_err(blame)?;
+            if let Some(align) = &settings.align {
+                align.validate().map_err(|e| blame(e.under("model.align")))?;
+            }
             let name = variant.name.clone().unwrap_or_else(|| cache.label());
             let read = |key: &str| key.strip_prefix("cache.").is_none_or(|k| cache.reads(k));
             let swept = swept.into_iter().filter(|(k, _)| read(k)).collect();
@@ -120,6 +130,11 @@ fn merged(base: &toml::Table, over: &toml::Table) -> toml::Table {
 type Combination = (IndexMap<String, String>, toml::Table);
 
 fn combinations(base: &toml::Table, sweep: &IndexMap<String, Vec<toml::Value>>) -> Result<Vec<Combination>> {
+    let count = sweep.values().map(Vec::len).fold(1, usize::saturating_mul);
+    if count > MOST_CELLS {
+        let message = format!("{count} combinations of swept values, at most {MOST_CELLS} are run");
+        return Err(ConfigError::new("sweep", message));
+    }
     let mut out = vec![(IndexMap::new(), base.clone())];
     for (key, values) in sweep {
         if !(key.starts_with("cache.") || key.starts_with("model.")) {

@@ -48,6 +48,9 @@ pub struct RunInfo {
     /// Processor, cores, memory, accelerator.
     #[serde(default)]
     pub machine: String,
+    /// The instruction set of the kernels, such as `avx512`: results of others differ in the last digits.
+    #[serde(default)]
+    pub simd: String,
     /// Day of the run, as `2025-01-31`.
     #[serde(default)]
     pub date: String,
@@ -131,6 +134,7 @@ y = "exact_match"
             chosen: IndexMap::new(),
             calibrations: IndexMap::new(),
             machine: "2 cores".into(),
+            simd: "avx2".into(),
             date: "2025-01-31".into(),
             planned: 3,
             keys: vec!["0123".into()],

@@ -162,3 +162,118 @@ sweep = {{ "cache.retention.gamma" = [0.1] }}
     let zero = Experiment::from_toml(&text.replace("coqa = 2", "coqa = 0"), &[], Some("small"));
     assert_eq!(zero.expect_err("should be refused").key, "limits.coqa");
 }
+
+/// Every numeric key of a file, with what it may lie between; floats have `NaN` and infinities besides.
+const INTEGERS: [&str; 26] = [
+    "limit",
+    "limits.coqa",
+    "fidelity.prefill",
+    "fidelity.continuation",
+    "fidelity.chunk",
+    "fidelity.batch",
+    "accuracy.prompt_tokens",
+    "accuracy.batch",
+    "similarity.tokens",
+    "bench.input",
+    "bench.output",
+    "bench.steps",
+    "bench.memory_budget",
+    "cache.sinks",
+    "cache.recent",
+    "cache.heavy",
+    "cache.residual",
+    "cache.quant.group",
+    "cache.quant.residual",
+    "cache.quant.bits",
+    "cache.activation_bits",
+    "cache.k.quant_group",
+    "cache.calibration.tokens",
+    "cache.calibration.chunk",
+    "model.align.tokens",
+    "model.align.chunk",
+];
+const FLOATS: [&str; 8] = [
+    "bench.similarity",
+    "bench.spread",
+    "cache.t",
+    "cache.alpha",
+    "cache.retention.gamma",
+    "cache.budget_ratio",
+    "cache.k.rate",
+    "cache.v.rate",
+];
+
+#[test]
+fn absurd_numbers_are_refused_with_their_key() {
+    let base = TABLE2;
+    let set = |key: &str, value: &str| {
+        let wrong = Experiment::from_toml(base, &[format!("{key}={value}")], None);
+        let e = wrong.expect_err(&format!("{key} = {value}"));
+        let last = key.rsplit('.').next().unwrap_or(key);
+        let said = e.to_string();
+        assert!(said.contains(last) && said.lines().count() == 1, "{key} = {value}: {said}");
+        said
+    };
+    for key in INTEGERS {
+        for value in
+            ["18446744073709551615", "9223372036854775807", "1000000000000000000", "-1", "nan", "1e18"]
+        {
+            set(key, value);
+        }
+    }
+    for key in FLOATS {
+        for value in ["nan", "inf", "-inf", "1e300", "-1e-3", "\"many\""] {
+            if (key, value) != ("bench.similarity", "-1e-3") {
+                set(key, value);
+            }
+        }
+    }
+    for list in ["bench.batch", "bench.context"] {
+        for value in ["[]", "[0]", "[1, 9223372036854775807]", "[-1]", "[nan]", "7.5"] {
+            set(list, value);
+        }
+    }
+    for key in ["limit", "fidelity.prefill", "bench.steps", "similarity.tokens", "cache.calibration.chunk"] {
+        assert!(set(key, "0").contains("at least 1"), "{key}");
+    }
+    assert!(set("limit", "1000000000000").contains("at most 16777216"));
+    assert!(set("bench.steps", "9999999999999999999999").contains("no number"));
+    // Zero with a sign is zero.
+    for key in ["cache.t", "cache.retention.gamma", "bench.spread"] {
+        assert!(Experiment::from_toml(base, &[format!("{key}=-0.0")], None).is_ok(), "{key}");
+    }
+    let deep = format!("cache{}=1", ".x".repeat(100_000));
+    let e = Experiment::from_toml(base, &[deep], None).expect_err("too deep").to_string();
+    assert!(e.contains("16 parts"), "{e}");
+}
+
+#[test]
+fn errors_of_numbers_have_a_line() {
+    let e = error(&TABLE2.replace("limit = 100", "limit = 1000000000000"));
+    assert!(e.contains("x.toml:7: limit: must be at most 16777216, not 1000000000000"), "{e}");
+    let e = error(&TABLE2.replace("residual = 32", "residual = 1000000000000"));
+    assert!(e.contains("x.toml:14: cache.quant.residual"), "{e}");
+    let e = error(&TABLE2.replace("[cache]", "[fidelity]\nprefill = 99999999999\n[cache]"));
+    assert!(e.contains("fidelity.prefill: must be at most"), "{e}");
+}
+
+#[test]
+fn more_cells_than_anybody_runs_are_refused() {
+    let values = |n: usize| (0..n).map(|i| format!("{}", i as f64 / 1000.0)).collect::<Vec<_>>().join(", ");
+    let text = TABLE2.replace(
+        "[0.0, 0.05, 1.0]",
+        &format!("[{0}]\n\"cache.t\" = [{0}]\n\"cache.alpha\" = [{0}]", values(400)),
+    );
+    let e = error(&text);
+    assert!(e.contains("sweep") && e.contains("at most 10000"), "{e}");
+}
+
+#[test]
+fn how_much_goes_side_by_side_is_no_part_of_what_is_measured() {
+    let e = Experiment::from_toml(TABLE2, &["accuracy.batch=1".into(), "fidelity.batch=16".into()], None);
+    let e = e.expect("valid");
+    assert_eq!((e.accuracy.batch, e.fidelity.batch), (Some(1), Some(16)));
+    let plain = Experiment::from_toml(TABLE2, &[], None).expect("valid");
+    let json = |e: &Experiment| serde_json::to_string(&(&e.accuracy, &e.fidelity)).expect("json");
+    assert_eq!(json(&e), json(&plain));
+}

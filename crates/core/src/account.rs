@@ -5,7 +5,7 @@
 //! times the number of such layers and pairs.
 
 use minicache_config::{
-    Axis, CacheSpec, LatentSide, Method, ModelShape, Pairs, Quant, Rank, StartLayer, StoreType,
+    Axis, CacheSpec, ConfigError, LatentSide, Method, ModelShape, Pairs, Quant, Rank, StartLayer, StoreType,
 };
 
 use crate::{Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build, latent};
@@ -13,6 +13,8 @@ use crate::{Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, bui
 /// Numbers of a side's states that are made at a time; bounds the memory that a long context takes.
 const STEP: usize = 1 << 22;
 const SEED: u64 = 0;
+/// Bytes of full f16 caches up to which something is measured.
+const MOST_MEASURED: usize = 16 << 30;
 
 /// Bytes that the cache of `spec` holds for one sequence of `context` tokens, prefilled at once, in a model of `shape`
 /// whose adjacent layers are `similarity` alike (that decides how many tokens a merge retains).
@@ -31,10 +33,7 @@ pub fn footprint(
     similarity: LayerSimilarity,
 ) -> Result<Footprint> {
     spec.validate_for(shape).map_err(|e| e.under("cache"))?;
-    if context == 0 {
-        let expected = "at least 1 token".to_string();
-        return Err(Error::Shape { what: "context", expected, got: "0".to_string() });
-    }
+    check_context(shape, context, measured_layers(spec, shape, resources))?;
     let measure = |part: &ModelShape, step: usize| {
         let spec = match spec.pairs {
             Pairs::Chosen(_) => spec.clone(),
@@ -71,6 +70,41 @@ pub fn footprint(
             Ok(total)
         }
     }
+}
+
+/// Layers of full width whose caches [`footprint`] builds.
+fn measured_layers(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> usize {
+    match spec.method {
+        Method::Latent if resources.latent.is_some() => shape.layers,
+        Method::Latent => {
+            2 * [spec.k.group, spec.v.group].map(|g| g.layers(shape.layers)).into_iter().max().unwrap_or(1)
+        }
+        Method::H2o | Method::Sinks => 1,
+        _ if matches!(spec.pairs, Pairs::Chosen(_)) => shape.layers,
+        _ => 3,
+    }
+}
+
+/// Refuses a context of no tokens, and one of which the states of `layers` layers take more memory than a measurement is
+/// worth. A sliding window bounds what is held, not the states that are made.
+pub(crate) fn check_context(shape: &ModelShape, context: usize, layers: usize) -> Result<()> {
+    let bytes = |tokens: usize| {
+        let whole = ModelShape { layers, window: None, ..*shape };
+        whole.full_bytes(tokens)
+    };
+    let most = MOST_MEASURED / bytes(1).max(1);
+    if (1..=most).contains(&context) {
+        return Ok(());
+    }
+    let message = if context == 0 {
+        "must be at least 1 token".to_string()
+    } else {
+        format!(
+            "must be at most {most} tokens: caches are measured, and more would take over {} GiB",
+            MOST_MEASURED >> 30
+        )
+    };
+    Err(ConfigError::new("context", message).into())
 }
 
 /// Bytes that a cache holds once for all sequences of a model: the kept bases of latents and their table of phases for
@@ -115,8 +149,9 @@ pub fn nominal(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Option<N
             let held = shape.window.map_or(context, |w| context.min(w));
             let kept = (recent + older).min(held);
             lines.push(format!("{recent} recent tokens and {older} {what}: {kept} of {held} are kept"));
-            let ratio = held as f64 / kept as f64;
-            lines.push(format!("{held} / {kept} = {ratio:.2}x"));
+            let ratio = held as f64 / kept as f64 * StoreType::F16.bytes() as f64 / spec.dtype.bytes() as f64;
+            let width = if spec.dtype == StoreType::F16 { "" } else { " x 16/32" };
+            lines.push(format!("{held} / {kept}{width} = {ratio:.2}x"));
             Some(Nominal { ratio, lines })
         }
         _ => {

@@ -21,7 +21,11 @@ const BLOCK: usize = 512;
 const TILE_BLOCK: usize = 256;
 /// Query tokens worked on together in a step of many tokens.
 const TILE: usize = 32;
-/// A past longer than this is split over threads.
+/// Tiles that a step of fewer tokens than [`TILES`] whole tiles is cut into.
+const TILES: usize = 4;
+/// A longer past is cut into parts of about this many positions, which threads share. Sums of a part are rounded for
+/// themselves, so where parts end shows in the last digits: it depends on nothing but the length, neither on the
+/// number of threads nor on what else they have to do. Joining a part costs about as much as one of its positions.
 const SPLIT: usize = 1024;
 /// Numbers held, below which splitting over threads costs more than it gains.
 const SMALL: usize = 1 << 15;
@@ -30,7 +34,8 @@ thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `f` with decode attention on this thread alone: for many sequences, of which each thread has several to do.
+/// Runs `f` with decode attention on this thread alone: for many sequences, of which each thread has several to do. The
+/// results are the same.
 pub fn on_one_thread<R>(f: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
@@ -65,7 +70,8 @@ pub(crate) fn attend(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &m
     if step.tokens == 1 {
         return decode(shape, past, step, out);
     }
-    let tile = step.tokens.div_ceil(2 * rayon::current_num_threads()).min(TILE);
+    // By the length alone: what a row is computed beside shows in its last digits.
+    let tile = step.tokens.div_ceil(TILES).min(TILE);
     out.par_chunks_mut(tile * shape.heads * shape.head_dim).enumerate().for_each(|(i, out)| {
         let tokens = i * tile..((i + 1) * tile).min(step.tokens);
         for head in 0..shape.kv_heads {
@@ -209,7 +215,7 @@ fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
     let start = past.start.max(window_start(shape, past.end));
     let held = past.end - start.min(past.end);
     let alone = ALONE.get();
-    let parts = if alone { 1 } else { held.div_ceil(SPLIT).clamp(1, 4 * rayon::current_num_threads()) };
+    let parts = held.div_ceil(SPLIT).max(1);
     // Parts end on multiples of the block, so that packed pages are not split between tasks.
     let length = held.div_ceil(parts).next_multiple_of(BLOCK);
     let aligned = past.keys.aligned_from();

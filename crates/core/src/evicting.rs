@@ -1,12 +1,11 @@
 //! The cache of methods that drop tokens: a bounded set of exact states per layer and KV head.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use minicache_config::ModelShape;
 use rayon::prelude::*;
 
 use crate::cache::{KvCache, Restored};
 use crate::dense::{View, add_product, mul_transposed};
+use crate::kernels::Float;
 use crate::layered::{check_layer, check_states, check_step};
 use crate::scratch::with_buffer;
 use crate::softmax::{exp_sum, largest};
@@ -28,14 +27,14 @@ pub(crate) trait Evict: Send + Sync {
 
 /// The states held for one KV head of one layer, in no particular order.
 #[derive(Clone, Default)]
-struct Slots {
+struct Slots<T> {
     positions: Vec<u32>,
-    keys: Vec<f16>,
-    values: Vec<f16>,
+    keys: Vec<T>,
+    values: Vec<T>,
     attention: Vec<f32>,
 }
 
-impl Slots {
+impl<T: Float> Slots<T> {
     /// Takes the step's states of KV head `head`, whose first token is at position `len`, and the attention that held
     /// and new tokens received in it; then evicts.
     fn take(
@@ -53,7 +52,9 @@ impl Slots {
         for (store, x) in [(&mut self.keys, k), (&mut self.values, v)] {
             make_room(store, tokens * dim, ROOM * dim);
             for token in x.chunks_exact(shape.kv_dim()) {
-                store.extend(token[head * dim..(head + 1) * dim].iter().map(|&x| f16::from_f32(x)));
+                let at = store.len();
+                store.resize(at + dim, T::default());
+                T::round(&token[head * dim..(head + 1) * dim], &mut store[at..]);
             }
         }
         if evict.needs_attention() {
@@ -103,18 +104,18 @@ fn make_room<T>(list: &mut Vec<T>, more: usize, step: usize) {
     }
 }
 
-/// See the module.
+/// See the module; states are kept as `T`.
 #[derive(Clone)]
-pub(crate) struct Evicting<E> {
+pub(crate) struct Evicting<E, T> {
     shape: ModelShape,
     evict: E,
     /// By layer, then KV head.
-    slots: Vec<Vec<Slots>>,
+    slots: Vec<Vec<Slots<T>>>,
     len: usize,
     step: usize,
 }
 
-impl<E: Evict + Clone + 'static> Evicting<E> {
+impl<E: Evict + Clone + 'static, T: Float + 'static> Evicting<E, T> {
     pub(crate) fn new(shape: &ModelShape, evict: E) -> Self {
         let slots = vec![vec![Slots::default(); shape.kv_heads]; shape.layers];
         Self { shape: *shape, evict, slots, len: 0, step: 0 }
@@ -129,18 +130,18 @@ fn take_head(x: &[f32], head: usize, shape: &ModelShape, to: &mut Vec<f32>) {
     }
 }
 
-fn widened(x: &[f16], room: usize) -> Vec<f32> {
+fn widened<T: Float>(x: &[T], room: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len() + room);
     out.resize(x.len(), 0.0);
-    x.convert_to_f32_slice(&mut out);
+    T::widen(x, &mut out);
     out
 }
 
 /// Attention of the step's queries of one KV head over its slots and the step; gives rows `(tokens, group, dim)` and
 /// adds the attention that each held token receives to `received (slots + tokens)`.
-fn attend_head(
+fn attend_head<T: Float>(
     shape: &ModelShape,
-    slots: &Slots,
+    slots: &Slots<T>,
     (head, len): (usize, usize),
     (q, k, v): (&[f32], &[f32], &[f32]),
     received: &mut [f32],
@@ -187,7 +188,7 @@ fn attend_head(
     out
 }
 
-impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
+impl<E: Evict + Clone + 'static, T: Float + Send + Sync + 'static> KvCache for Evicting<E, T> {
     fn shape(&self) -> &ModelShape {
         &self.shape
     }
@@ -233,7 +234,7 @@ impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
     fn footprint(&self) -> Footprint {
         let mut total = Footprint::default();
         for slots in self.slots.iter().flatten() {
-            total.states += (slots.keys.capacity() + slots.values.capacity()) * size_of::<f16>();
+            total.states += (slots.keys.capacity() + slots.values.capacity()) * size_of::<T>();
             total.state += (slots.positions.capacity() + slots.attention.capacity()) * size_of::<u32>();
         }
         total
@@ -244,7 +245,7 @@ impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
     fn restored(&self, layer: usize) -> Result<Restored> {
         check_layer(&self.shape, layer)?;
         let dim = self.shape.head_dim;
-        let order = |slots: &Slots| {
+        let order = |slots: &Slots<T>| {
             let mut order: Vec<usize> = (0..slots.positions.len()).collect();
             order.sort_by_key(|&i| slots.positions[i]);
             order
@@ -258,8 +259,8 @@ impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
             restored.positions.push(layer[0].positions[orders[0][i]] as usize);
             for (slots, order) in layer.iter().zip(&orders) {
                 let at = order[i] * dim..(order[i] + 1) * dim;
-                restored.keys.extend(slots.keys[at.clone()].iter().map(|x| x.to_f32()));
-                restored.values.extend(slots.values[at].iter().map(|x| x.to_f32()));
+                restored.keys.extend(slots.keys[at.clone()].iter().map(|x| x.get()));
+                restored.values.extend(slots.values[at].iter().map(|x| x.get()));
             }
         }
         Ok(restored)

@@ -26,21 +26,22 @@ pub struct Footprint {
 impl Footprint {
     /// All parts together.
     pub fn total(&self) -> usize {
-        self.parts().iter().map(|(_, b)| b).sum()
+        self.parts().iter().fold(0, |sum: usize, (_, bytes)| sum.saturating_add(*bytes))
     }
 
-    /// The footprint of `n` alike.
+    /// The footprint of `n` alike; what is beyond the largest number stays there.
     #[must_use]
     pub fn times(&self, n: usize) -> Self {
+        let times = |bytes: usize| bytes.saturating_mul(n);
         Self {
-            states: n * self.states,
-            directions: n * self.directions,
-            magnitudes: n * self.magnitudes,
-            retained: n * self.retained,
-            residual: n * self.residual,
-            scales: n * self.scales,
-            latents: n * self.latents,
-            state: n * self.state,
+            states: times(self.states),
+            directions: times(self.directions),
+            magnitudes: times(self.magnitudes),
+            retained: times(self.retained),
+            residual: times(self.residual),
+            scales: times(self.scales),
+            latents: times(self.latents),
+            state: times(self.state),
         }
     }
 

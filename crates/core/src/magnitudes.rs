@@ -7,6 +7,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use minicache_config::StoreType;
 
+use crate::kernels::half;
+
 /// Tokens per page.
 const PAGE: usize = 256;
 
@@ -45,9 +47,7 @@ impl Magnitudes {
         }
         let slots = values.iter().enumerate().map(|(lane, &x)| (lane * PAGE + at, x));
         match self.pages.back_mut().map(Arc::make_mut) {
-            Some(Page::F16(page)) => {
-                slots.for_each(|(i, x)| page[i] = f16::from_f32(x.min(f16::MAX.to_f32())))
-            }
+            Some(Page::F16(page)) => slots.for_each(|(i, x)| page[i] = half(x)),
             Some(Page::F32(page)) => slots.for_each(|(i, x)| page[i] = x),
             None => unreachable!("a page was pushed above"),
         }

@@ -56,8 +56,8 @@ pub(crate) struct SideSettings {
     pub(crate) side: Side,
     /// Newest tokens of both layers that are not merged yet; 0: all are.
     pub(crate) residual: usize,
-    /// The form of those.
-    pub(crate) exact: Scheme,
+    /// The type of those, and of the shared vectors that wait to be quantised.
+    pub(crate) exact: StoreType,
     pub(crate) merge: Arc<dyn Merge>,
     pub(crate) shared: Scheme,
     pub(crate) retained: Scheme,
@@ -136,12 +136,15 @@ impl PairSide {
         let retainers = settings.retention.iter().flat_map(|r| vec![Retainer::new(r); lanes]).collect();
         let precision = settings.precision;
         let store = Store::new(kv_heads / lanes, head_dim, settings.retained, settings.side);
-        let store = store.with_precision(precision).with_blocks(LANES);
+        let store = store.with_precision(precision).with_waiting(settings.exact).with_blocks(LANES);
         let retained = Retained { positions: Arc::default(), dropped: 0, members: [store.clone(), store] };
         let retained = if settings.retention.is_some() { vec![retained; lanes] } else { Vec::new() };
-        let shared = Store::new(kv_heads, head_dim, settings.shared, settings.side).with_precision(precision);
+        let shared = Store::new(kv_heads, head_dim, settings.shared, settings.side)
+            .with_precision(precision)
+            .with_waiting(settings.exact);
         let newest = (settings.residual > 0).then(|| {
-            let store = Store::new(kv_heads, head_dim, settings.exact, settings.side).with_blocks(LANES);
+            let exact = crate::methods::exact(settings.exact);
+            let store = Store::new(kv_heads, head_dim, exact, settings.side).with_blocks(LANES);
             Newest { window: settings.residual, base: 0, members: [store.clone(), store] }
         });
         Self { settings, kv_heads, head_dim, shared, magnitudes, retainers, retained, newest }

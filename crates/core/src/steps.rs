@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use minicache_config::{CacheSpec, Method, ModelShape, Pairs, StartLayer};
 
+use crate::account::check_context;
 use crate::merge::{Slerp, distance, norms};
 use crate::methods::merged_sides;
 use crate::pair::{PairSide, Proposal};
@@ -49,10 +50,9 @@ pub fn time_steps(
     similarity: LayerSimilarity,
 ) -> Result<Vec<StepTime>> {
     spec.validate_for(shape).map_err(|e| e.under("cache"))?;
-    if context == 0 {
-        let expected = "at least 1 token".to_string();
-        return Err(Error::Shape { what: "context", expected, got: "0".to_string() });
-    }
+    // A layer and a pair, each with its states as f32 beside the cache: those and the queries take the most.
+    let queries = 1 + shape.group().div_ceil(2);
+    check_context(shape, context, 3 * 2 * queries)?;
     if spec.method == Method::Latent {
         let message = "the steps of latent caches are not timed apart: their groups of layers differ";
         return Err(Error::Missing(message.to_string()));

@@ -77,6 +77,7 @@ fn info(toml: &str, planned: usize, finished: bool) -> RunInfo {
         chosen: indexmap::IndexMap::new(),
         calibrations: indexmap::IndexMap::new(),
         machine: "2 cores".into(),
+        simd: "avx2".into(),
         date: "2025-01-31".into(),
         planned,
         keys: Vec::new(),

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use minicache_core::{CacheSpec, KvCache, LayerSimilarity, ModelShape, Resources, Synthetic, build, nominal};
+use minicache_core::{CacheSpec, KvCache, LayerSimilarity, ModelShape, Resources, Synthetic, build};
 use rayon::prelude::*;
 
-use super::{MOST_STEPS, Subject};
+use super::{Subject, bytes_wanted};
 
 /// Tokens that prefill attention is timed on, at most: its cost grows with the square.
 const PREFILL: usize = 1024;
@@ -49,9 +49,7 @@ impl Attention {
         similarity: LayerSimilarity,
         memory: usize,
     ) -> Result<Self> {
-        let full = (batch * shape.full_bytes(context + MOST_STEPS)) as f64;
-        let ratio = |spec| nominal(spec, shape, context).map_or(1.0, |n| n.ratio);
-        let wanted: f64 = specs.iter().map(|s| 1.1 * full / ratio(s)).sum();
+        let wanted = bytes_wanted(shape, specs, context, batch);
         let most = ((memory as f64 / wanted * shape.layers as f64) as usize).min(shape.layers);
         let part = ModelShape { layers: fewer(specs, shape.layers, most), ..*shape };
         let mut made = Self {

@@ -9,7 +9,7 @@ mod whole;
 use std::time::Instant;
 
 use anyhow::Result;
-use minicache_core::{CacheSpec, KvCache};
+use minicache_core::{CacheSpec, KvCache, ModelShape, nominal};
 
 pub(crate) use attention::Attention;
 pub(crate) use whole::Whole;
@@ -24,6 +24,13 @@ const TURN_STEPS: std::ops::RangeInclusive<usize> = 2..=12;
 
 /// Steps that a cache takes at most, for which there has to be room after the context.
 pub(crate) const MOST_STEPS: usize = WARM_UP + ROUNDS * *TURN_STEPS.end();
+
+/// Bytes that the caches of all `specs` take at once, about.
+pub(crate) fn bytes_wanted(shape: &ModelShape, specs: &[CacheSpec], context: usize, batch: usize) -> f64 {
+    let full = shape.full_bytes(context + MOST_STEPS) as f64 * batch as f64;
+    let ratio = |spec| nominal(spec, shape, context).map_or(1.0, |n| n.ratio);
+    specs.iter().map(|s| 1.1 * full / ratio(s)).sum()
+}
 
 /// What is timed: a model with its caches, or the caches alone.
 pub(crate) trait Subject {

@@ -9,11 +9,11 @@ use minicache_core::CacheSpec;
 use minicache_core::kernels::bandwidth_gb_s;
 use serde_json::json;
 
-use crate::bench::{Attention, MOST_STEPS, Measured, Whole, measure};
+use crate::bench::{Attention, MOST_STEPS, Measured, Whole, bytes_wanted, measure};
 use crate::failure::{OrUsage, usage};
 use crate::global::Global;
 use crate::output;
-use crate::shape::{Shape, SimilarityArgs, at_least_one};
+use crate::shape::{Shape, SimilarityArgs, at_least_one, check_batch};
 use crate::source::{ModelArgs, prepare};
 
 /// Options of `minicache bench`.
@@ -44,7 +44,7 @@ pub(crate) struct Args {
 /// Measures all caches and prints them side by side.
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     at_least_one("--context", args.context)?;
-    at_least_one("--batch", args.batch)?;
+    check_batch(args.batch)?;
     let similarity = args.similarity.get()?;
     let texts: Vec<String> = match args.cache.as_slice() {
         [] => ["full", "minicache-4"].map(String::from).to_vec(),
@@ -72,9 +72,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         for spec in &specs {
             spec.validate_for(&model.shape).map_err(|e| e.under("cache")).or_usage("--cache")?;
         }
+        let memory = free_memory() / 10 * 7;
+        // Merging takes two layers, and where fewer fit there is nothing to scale from.
+        let least = model.shape.layers.min(2) as f64 / model.shape.layers as f64;
+        check_memory(args, least * bytes_wanted(&model.shape, &specs, args.context, args.batch), memory)?;
         progress("measuring memory bandwidth");
         bandwidth = bandwidth_gb_s();
-        let memory = free_memory() / 10 * 7;
         let mut subject = Attention::new(&model.shape, &specs, args.context, args.batch, similarity, memory)?;
         let (layers, of) = subject.layers();
         measured = measure(&mut subject, &specs, bandwidth * 1e9, &progress)?;
@@ -92,17 +95,19 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
                 model.name
             )));
         }
+        shape = *model.decoder.shape();
+        check_memory(args, bytes_wanted(&shape, &specs, args.context, args.batch), free_memory() / 10 * 9)?;
         let specs = prepare(&model, &specs, global)?;
         progress("measuring memory bandwidth");
         bandwidth = bandwidth_gb_s();
         let mut subject = Whole::new(&model, args.context, args.batch);
         measured = measure(&mut subject, &specs, bandwidth * 1e9, &progress)?;
-        (name, shape) = (model.name.clone(), *model.decoder.shape());
+        name = model.name.clone();
     }
     if let Some(bar) = &bar {
         bar.finish_and_clear();
     }
-    let full = (shape.full_bytes(args.context) * args.batch) as f64;
+    let full = shape.full_bytes(args.context) as f64 * args.batch as f64;
     if args.json {
         let runs: Vec<_> = texts
             .iter()
@@ -151,6 +156,18 @@ fn table(texts: &[String], measured: &[Measured], full: f64) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// Refuses what would not fit into memory, rather than be killed half way.
+fn check_memory(args: &Args, bytes: f64, memory: usize) -> Result<()> {
+    if bytes <= memory as f64 {
+        return Ok(());
+    }
+    let [bytes, memory] = [bytes as u64, memory as u64].map(BinaryBytes);
+    Err(usage(format!(
+        "--context {} with --batch {}: the caches take {bytes} together, and {memory} are free; lower one of them",
+        args.context, args.batch
+    )))
 }
 
 /// Bytes that can be allocated without swapping, as the kernel estimates it; 4 GiB where it does not.

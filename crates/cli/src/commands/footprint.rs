@@ -8,7 +8,7 @@ use super::parts_json;
 use crate::failure::OrUsage;
 use crate::global::Global;
 use crate::output;
-use crate::shape::{Shape, SimilarityArgs, at_least_one};
+use crate::shape::{Shape, SimilarityArgs, at_least_one, check_batch};
 
 /// Options of `minicache footprint`.
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) struct Args {
 /// Measures and prints.
 pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
     at_least_one("--context", args.context)?;
-    at_least_one("--batch", args.batch)?;
+    check_batch(args.batch)?;
     let spec = CacheSpec::parse(&args.cache).or_usage("--cache")?;
     let similarity = args.similarity.get()?;
     let model = Shape::find(&args.model)?;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
         .or_usage(format!("--cache for {}", model.name))?;
     let held = one.times(args.batch);
     let shared = shared_bytes(&spec, &model.shape, args.context).or_usage("--cache")?;
-    let full = model.shape.full_bytes(args.context) * args.batch;
+    let full = model.shape.full_bytes(args.context).saturating_mul(args.batch);
     let ratio = full as f64 / held.total() as f64;
     if args.json {
         let mut out = json!({

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use minicache_config::Granularity;
 use minicache_core::{CacheSpec, MergedPair, PairStates, merge_pair};
 use serde_json::{Value, json};
 
@@ -55,12 +56,13 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
         .collect();
     tensors::write(&args.out, &restored)?;
     if args.json {
-        return output::line(to_json(&merged));
+        return output::line(to_json(&merged, spec.granularity, kv_heads));
     }
     print(&merged, &spec, tokens)
 }
 
-fn to_json(merged: &MergedPair) -> Value {
+fn to_json(merged: &MergedPair, granularity: Granularity, kv_heads: usize) -> Value {
+    let positions = |lanes: &[Vec<usize>]| positions(lanes, granularity, kv_heads);
     json!({
         "retained": { "key": positions(&merged.retained_keys), "value": positions(&merged.retained_values) },
         "bytes": {
@@ -71,12 +73,13 @@ fn to_json(merged: &MergedPair) -> Value {
     })
 }
 
-/// One list where a whole token is retained, a list per KV head where heads are treated apart.
-fn positions(lanes: &[Vec<usize>]) -> Value {
-    match lanes {
-        [] => json!([]),
-        [one] => json!(one),
-        lanes => json!(lanes),
+/// One list where a whole token is retained, a list per KV head, however many there are, where heads are treated apart.
+/// Of a side that is not merged there are no `lanes`.
+fn positions(lanes: &[Vec<usize>], granularity: Granularity, kv_heads: usize) -> Value {
+    let of_lane = |lane: usize| lanes.get(lane).map_or(&[][..], Vec::as_slice);
+    match granularity {
+        Granularity::Token => json!(of_lane(0)),
+        Granularity::Head => (0..kv_heads).map(of_lane).collect(),
     }
 }
 

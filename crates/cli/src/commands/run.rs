@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, anyhow};
 use minicache_config::Experiment;
+use minicache_config::bounds::{MOST_BYTES, MOST_SAMPLES, check_number};
 use minicache_eval::run::{Context, Overall, Preview, Stop, Summary};
 use minicache_eval::store::{self, Owner, Reuse};
 use minicache_eval::tasks::Suite;
@@ -231,15 +232,15 @@ fn load(name: &Path, args: &Args) -> Result<Experiment> {
         }
         experiment.tasks.clone_from(&args.tasks);
     }
-    if args.limit == Some(0) {
-        return Err(usage("--limit: must be at least 1; leave it out for the experiment's own"));
-    }
-    if args.limit.is_some() {
+    if let Some(limit) = args.limit {
+        check_number("--limit", limit, 1..=MOST_SAMPLES)?;
         experiment.limit = args.limit;
         experiment.limits.clear();
     }
     if let Some(text) = &args.memory_budget {
-        experiment.bench.memory_budget = Some(size("--memory-budget", text)?);
+        let bytes = size("--memory-budget", text)?;
+        check_number("--memory-budget", bytes, 1..=MOST_BYTES)?;
+        experiment.bench.memory_budget = Some(bytes);
     }
     if experiment.models.is_empty() {
         let message = "no models in this profile; name some with --models";

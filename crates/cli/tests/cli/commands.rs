@@ -165,8 +165,8 @@ fn merged_pairs_are_the_golden_ones() {
                         .chunks_exact(shape[1])
                         .map(|lane| (0..shape[1]).filter(|&i| lane[i] > 0.0).collect())
                         .collect();
-                    let want =
-                        if lanes.len() == 1 { serde_json::json!(lanes[0]) } else { serde_json::json!(lanes) };
+                    let by_head = case["granularity"] == "head";
+                    let want = if by_head { serde_json::json!(lanes) } else { serde_json::json!(lanes[0]) };
                     assert_eq!(said["retained"][side], want, "{from} {spec}");
                 }
                 let shape = &got[0].1;
@@ -225,6 +225,26 @@ fn bad_pairs_are_named() {
     with("{ method = \"minicache\", t = 2.0 }", &["cache.t", "0 to 1"]);
     with("h2o", &["does not work on a pair"]);
     room.wrong(&["merge", &pair, "--out", "no/x.safetensors"], &["--out", "no such folder"]);
+    // Heads that are treated apart have a list each, even if there is only one.
+    for heads in [1, 2] {
+        let shape: &[usize] = &[heads, 3, 4];
+        let tensor = |name| (name, shape, (0..heads * 12).map(|i| (i as f32).sin()).collect());
+        write(&path, &["a.key", "b.key", "a.value", "b.value"].map(tensor));
+        for (cache, nested) in [("token", false), ("head", true)] {
+            let cache = format!("{{ method = \"minicache\", granularity = \"{cache}\", merge = \"keys\" }}");
+            let args = ["merge", &pair, "--out", "x.safetensors", "--cache", &cache, "--json"];
+            let said = room.json(&args);
+            for side in ["key", "value"] {
+                let lists = said["retained"][side].as_array().unwrap();
+                let all_lists = lists.iter().all(Value::is_array);
+                assert!(
+                    if nested { all_lists && lists.len() == heads } else { lists.iter().all(Value::is_u64) },
+                    "{said}"
+                );
+            }
+        }
+    }
+    write(&path, &all());
     let human = room.done(&["merge", &pair, "--out", "x.safetensors"]);
     assert!(human.contains("3 tokens") && human.contains("retained keys"), "{human}");
 }

@@ -31,7 +31,9 @@ use half::slice::HalfFloatSliceExt;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use minicache_config::{CacheSpec, StoreType};
+use minicache_config::{CacheSpec, ConfigError, StoreType};
+
+use crate::Result;
 
 /// Columns of a full strip.
 pub(crate) const LANES: usize = 16;
@@ -92,20 +94,41 @@ impl Isa {
         found
     }
 
-    /// The instruction set in force on this thread: [`with_isa`]'s, else the one that `MINICACHE_SIMD` names if the
-    /// machine has it, else the fastest.
+    /// The one that the environment variable `MINICACHE_SIMD` names; nothing where it is not set, or empty.
+    ///
+    /// # Errors
+    /// Names of no instruction set, and of one that this machine does not have.
+    pub fn named() -> Result<Option<Isa>> {
+        let Some(named) = std::env::var_os(VARIABLE).filter(|n| !n.is_empty()) else { return Ok(None) };
+        let available = Isa::available();
+        if let Some(isa) = available.iter().find(|isa| named == isa.name()) {
+            return Ok(Some(*isa));
+        }
+        let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+        let message = format!(
+            "`{}` is no instruction set that this machine has; one of {}, or leave it unset for the fastest",
+            named.to_string_lossy().escape_debug(),
+            names.join(", ")
+        );
+        Err(ConfigError::new(VARIABLE, message).into())
+    }
+
+    /// The instruction set in force on this thread, for every kernel of the workspace: [`with_isa`]'s, else the one that
+    /// [`Isa::named`] gives, else the fastest. A name that is wrong counts as none here: whoever reads the environment
+    /// for a user checks it first.
     pub fn active() -> Isa {
         static CHOSEN: OnceLock<Isa> = OnceLock::new();
         FORCED.get().unwrap_or_else(|| {
             *CHOSEN.get_or_init(|| {
-                let available = Isa::available();
-                let wanted = std::env::var("MINICACHE_SIMD").unwrap_or_default();
-                let named = available.iter().find(|isa| isa.name() == wanted);
-                *named.or(available.last()).unwrap_or(&Isa::Scalar)
+                let named = Isa::named().unwrap_or_default();
+                named.or(Isa::available().last().copied()).unwrap_or(Isa::Scalar)
             })
         })
     }
 }
+
+/// The environment variable that names an instruction set.
+const VARIABLE: &str = "MINICACHE_SIMD";
 
 thread_local! {
     static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
@@ -313,6 +336,12 @@ pub(crate) fn total(w: &[f32]) -> f32 {
 /// Digits of a row of `steps` weights: a multiple of 16, so that every plane of a strip ends within it.
 pub(crate) fn padded(steps: usize) -> usize {
     steps.next_multiple_of(16)
+}
+
+/// The nearest f16 to a finite number; what is too large for it becomes the largest. NaN and infinity are refused where
+/// states come in, so neither is ever a number's stored form.
+pub(crate) fn half(x: f32) -> f16 {
+    f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }
 
 /// Floats that kernels read.

@@ -4,11 +4,14 @@ use std::ops::Range;
 
 use minicache_config::{CacheSpec, ModelShape};
 
-use super::plan::Plan;
+use super::plan::{Plan, Set};
 use crate::kernels::LANES;
 use crate::scratch::with_buffer;
 use crate::store::{Side, Store};
 use crate::{Footprint, Precision};
+
+/// Tokens of a block of the first ones, at most.
+const SINK_BLOCK: usize = 32;
 
 /// The stored states of one side of one group.
 #[derive(Clone)]
@@ -27,11 +30,12 @@ impl Coded {
         let exact = crate::methods::exact(spec.dtype);
         let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
         // A handful of tokens: laid out token by token, because a block of keys takes 16.
-        let sinks = store(Side::Values).with_blocks(spec.sinks.max(1));
+        let sinks = store(Side::Values).with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
         let recent = store(side).with_blocks(LANES);
         let precision = Precision::of(spec, spec.magnitudes);
+        let latents = |s: &Set<T>| s.coding.store(side).with_precision(precision).with_waiting(spec.dtype);
         Self {
-            latents: plan.sets.iter().map(|s| s.coding.store(side).with_precision(precision)).collect(),
+            latents: plan.sets.iter().map(latents).collect(),
             sinks: vec![sinks; plan.layers],
             recent: vec![recent; plan.layers],
             waiting: vec![Vec::new(); plan.layers],

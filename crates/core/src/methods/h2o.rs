@@ -2,9 +2,9 @@
 //! have received the most attention so far, summed over all queries and the query heads of a KV head; each head
 //! keeps its own.
 
-use minicache_config::{Budget, CacheSpec, ModelShape};
+use minicache_config::{Budget, CacheSpec};
 
-use crate::evicting::{Evict, Evicting};
+use crate::evicting::Evict;
 
 pub(super) const ABOUT: &str =
     "recent tokens and those that received most attention; the rest is dropped (H2O)";
@@ -15,8 +15,8 @@ pub(super) struct HeavyHitters {
     recent: Budget,
 }
 
-pub(super) fn cache(spec: &CacheSpec, shape: &ModelShape) -> Evicting<HeavyHitters> {
-    Evicting::new(shape, HeavyHitters { heavy: spec.heavy, recent: spec.recent })
+pub(super) fn policy(spec: &CacheSpec) -> HeavyHitters {
+    HeavyHitters { heavy: spec.heavy, recent: spec.recent }
 }
 
 impl Evict for HeavyHitters {

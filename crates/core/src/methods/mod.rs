@@ -14,9 +14,11 @@ mod smoothquant;
 
 use std::sync::Arc;
 
+use half::f16;
 use minicache_config::{Axis, CacheSpec, KeySpace, Method, ModelShape, Pairs, Retention, StoreType};
 
 use crate::cache::KvCache;
+use crate::evicting::{Evict, Evicting};
 use crate::layered::{Layered, Plan};
 use crate::merge::Merge;
 use crate::pair::SideSettings;
@@ -31,11 +33,19 @@ use crate::{Error, Precision, Resources, Result};
 pub fn build(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> Result<Box<dyn KvCache>> {
     spec.validate_for(shape).map_err(|e| e.under("cache"))?;
     Ok(match spec.method {
-        Method::H2o => Box::new(h2o::cache(spec, shape)),
-        Method::Sinks => Box::new(sinks::cache(spec, shape)),
+        Method::H2o => evicting(spec, shape, h2o::policy(spec)),
+        Method::Sinks => evicting(spec, shape, sinks::policy(spec)),
         Method::Latent => Box::new(latent::cache(resources)?),
         _ => Box::new(layered(spec, shape, resources)?),
     })
+}
+
+/// A cache that drops what `evict` says, with its states in the type that `spec` asks for.
+fn evicting(spec: &CacheSpec, shape: &ModelShape, evict: impl Evict + Clone + 'static) -> Box<dyn KvCache> {
+    match spec.dtype {
+        StoreType::F16 => Box::new(Evicting::<_, f16>::new(shape, evict)),
+        StoreType::F32 => Box::new(Evicting::<_, f32>::new(shape, evict)),
+    }
 }
 
 /// The methods that keep every token.
@@ -114,7 +124,9 @@ fn schemes(spec: &CacheSpec, keys: Axis, values: Axis) -> [Scheme; 2] {
 
 /// An empty store for one side of one layer.
 fn store(spec: &CacheSpec, shape: &ModelShape, scheme: Scheme, side: Side) -> Store {
-    Store::new(shape.kv_heads, shape.head_dim, scheme, side).with_precision(Precision::of(spec, spec.dtype))
+    Store::new(shape.kv_heads, shape.head_dim, scheme, side)
+        .with_precision(Precision::of(spec, spec.dtype))
+        .with_waiting(spec.dtype)
 }
 
 /// A plan in which every layer stores its own states.
@@ -155,7 +167,7 @@ fn merged(
         side,
         merge: merge.clone(),
         residual: spec.residual,
-        exact: exact(spec.dtype),
+        exact: spec.dtype,
         shared,
         retained,
         magnitudes: spec.magnitudes,

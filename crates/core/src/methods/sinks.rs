@@ -1,9 +1,9 @@
 //! Attention sinks (StreamingLLM, Xiao et al. 2024, arXiv 2309.17453): the first tokens and a window of recent ones;
 //! everything between is dropped. Keys keep the positions they were computed at.
 
-use minicache_config::{Budget, CacheSpec, ModelShape};
+use minicache_config::{Budget, CacheSpec};
 
-use crate::evicting::{Evict, Evicting};
+use crate::evicting::Evict;
 
 pub(super) const ABOUT: &str = "the first tokens and a recent window; the rest is dropped (StreamingLLM)";
 
@@ -13,8 +13,8 @@ pub(super) struct Sinks {
     recent: Budget,
 }
 
-pub(super) fn cache(spec: &CacheSpec, shape: &ModelShape) -> Evicting<Sinks> {
-    Evicting::new(shape, Sinks { first: spec.sinks, recent: spec.recent })
+pub(super) fn policy(spec: &CacheSpec) -> Sinks {
+    Sinks { first: spec.sinks, recent: spec.recent }
 }
 
 impl Evict for Sinks {

@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use crate::kernels::half;
+
 /// The numbers `zero + scale * code`, code = 0 ..= 2^bits - 1, with scale and zero as they are stored (f16):
 /// zero = min, scale = (max - min) / (2^bits - 1). KIVI (Liu et al. 2024, arXiv 2402.02750), eq. 1, without its
 /// unstored f32 scale.
@@ -14,12 +16,13 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// The grid of a group whose numbers lie within `low..=high`.
+    /// The grid of a group whose numbers lie within `low..=high`, as far as f16 reaches.
     pub(super) fn fit(low: f32, high: f32, bits: u8) -> Self {
         let top = ((1_u32 << bits) - 1) as f32;
-        let scale = f16::from_f32((high - low) / top);
+        let [low, high] = [low, high].map(|x| x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
+        let scale = half((high - low) / top);
         let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
-        Self { scale, zero: f16::from_f32(low), inverse, top }
+        Self { scale, zero: half(low), inverse, top }
     }
 
     /// The grid of `x`.

@@ -8,7 +8,6 @@ use crate::kernels::{
     strip_bytes, view, view_mut,
 };
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 /// One head's floats in a block of `slots` tokens. Keys: strips of 16 tokens, a step per channel (`slots` is a
 /// multiple of 16). Values: strips of 16 channels, the last narrower if 16 does not divide `dim`, a step per token.
@@ -46,17 +45,17 @@ impl FloatBlock {
     }
 
     /// One channel of every slot.
-    pub(super) fn channel(&self, head: &[f16], channel: usize, out: &mut [f32]) {
+    pub(super) fn channel<T: Float>(&self, head: &[T], channel: usize, out: &mut [f32]) {
         let at = self.index(0, channel);
         match self.side {
             Side::Keys => {
                 for (strip, out) in out.chunks_mut(LANES).enumerate() {
-                    head[at + strip * self.dim * LANES..][..out.len()].convert_to_f32_slice(out);
+                    T::widen(&head[at + strip * self.dim * LANES..][..out.len()], out);
                 }
             }
             Side::Values => {
                 let width = self.index(1, channel) - at;
-                out.iter_mut().zip(head[at..].iter().step_by(width)).for_each(|(out, x)| *out = x.to_f32());
+                out.iter_mut().zip(head[at..].iter().step_by(width)).for_each(|(out, x)| *out = x.get());
             }
         }
     }

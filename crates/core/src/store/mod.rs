@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use minicache_config::Axis;
+use minicache_config::{Axis, StoreType};
 
 use self::grid::{Grid, decode};
 use self::layout::{CodeBlock, FloatBlock, Scaling};
@@ -53,7 +53,7 @@ pub enum Scheme {
         /// `Channel`: one channel over `group` tokens, packed when `residual + group` tokens wait. `Token`: `group`
         /// channels of one token, cut at the head's end, packed as soon as `residual` newer tokens are there.
         axis: Axis,
-        /// Newest tokens kept in f16.
+        /// Newest tokens kept as they are, see [`Store::with_waiting`].
         residual: usize,
     },
     /// Codes around zero with an f16 scale per token and section, see [`Store::sections`].
@@ -76,7 +76,7 @@ pub struct StoreBytes {
     pub codes: usize,
     /// Scales and zeros.
     pub scales: usize,
-    /// The newest tokens of a quantised store, in f16.
+    /// The newest tokens of a quantised store.
     pub residual: usize,
 }
 
@@ -102,8 +102,10 @@ pub struct Store {
     packed: usize,
     block: Block,
     pages: Pages,
-    /// The newest tokens of a quantised store, f16 in blocks of [`RECENT`].
+    /// The newest tokens of a quantised store, in blocks of [`RECENT`].
     recent: Pages,
+    /// The type of those.
+    waits: StoreType,
 }
 
 #[derive(Clone)]
@@ -174,17 +176,27 @@ impl Store {
         block: Block,
         head_lines: usize,
     ) -> Self {
-        let recent = Pages::single(heads * FloatBlock { side, dim, slots: RECENT }.head_lines::<f16>());
+        let waits = StoreType::F16;
+        let recent = Pages::single(waiting_lines(heads, dim, side, waits));
         let precision = Precision::default();
         let lines = heads * head_lines;
         let pages = if scheme == Scheme::Sections { Pages::joint(lines) } else { Pages::new(lines) };
-        Self { heads, dim, side, scheme, precision, len: 0, packed: 0, block, pages, recent }
+        Self { heads, dim, side, scheme, precision, len: 0, packed: 0, block, pages, recent, waits }
     }
 
     /// The same store with its weights rounded otherwise where they meet codes. Floats are weighed in f32 anyway.
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same empty store with the tokens that wait to be quantised kept in `dtype` instead of f16, and, where none
+    /// wait, quantised from it.
+    #[must_use]
+    pub fn with_waiting(self, dtype: StoreType) -> Self {
+        debug_assert!(self.is_empty());
+        let recent = Pages::single(waiting_lines(self.heads, self.dim, self.side, dtype));
+        Self { recent, waits: dtype, ..self }
     }
 
     /// An empty store of the same kind.
@@ -231,10 +243,16 @@ impl Store {
                 Scheme::Quant { residual, axis: Axis::Token, .. } => {
                     if residual == 0 {
                         PACKING.with_borrow_mut(|p| {
-                            rounded(row, &mut p.halves);
-                            at_least(&mut p.floats, size);
-                            p.halves.convert_to_f32_slice(&mut p.floats[..size]);
-                            self.pack_token(&p.floats[..size], &mut p.codes);
+                            let row = match self.waits {
+                                StoreType::F32 => row,
+                                StoreType::F16 => {
+                                    rounded(row, &mut p.halves);
+                                    at_least(&mut p.floats, size);
+                                    p.halves.convert_to_f32_slice(&mut p.floats[..size]);
+                                    &p.floats[..size]
+                                }
+                            };
+                            self.pack_token(row, &mut p.codes);
                         });
                     } else {
                         if self.len - self.packed == residual {
@@ -278,21 +296,33 @@ impl Store {
             self.recent.push();
         }
         let block = self.waiting();
-        PACKING.with_borrow_mut(|p| {
-            rounded(row, &mut p.halves);
-            write_token(self.recent.block_mut(self.len / RECENT), block, slot, &p.halves);
-        });
+        let lines = self.recent.block_mut(self.len / RECENT);
+        match self.waits {
+            StoreType::F32 => write_token(lines, block, slot, row),
+            StoreType::F16 => PACKING.with_borrow_mut(|p| {
+                rounded(row, &mut p.halves);
+                write_token(lines, block, slot, &p.halves);
+            }),
+        }
+    }
+
+    /// Reads a vector of a block of those that wait.
+    fn read_waiting(&self, lines: &[Line], head: usize, slot: usize, out: &mut [f32]) {
+        match self.waits {
+            StoreType::F16 => read_token::<f16>(lines, self.waiting(), head, slot, out),
+            StoreType::F32 => read_token::<f32>(lines, self.waiting(), head, slot, out),
+        }
     }
 
     /// Moves the oldest token that waits into the codes.
     fn pack_oldest_token(&mut self) {
-        let (block, slot) = (self.waiting(), self.packed % RECENT);
+        let slot = self.packed % RECENT;
         PACKING.with_borrow_mut(|p| {
             at_least(&mut p.floats, self.heads * self.dim);
             let x = &mut p.floats[..self.heads * self.dim];
             let lines = self.recent.block(self.packed / RECENT);
             for (head, x) in x.chunks_exact_mut(self.dim).enumerate() {
-                read_token::<f16>(lines, block, head, slot, x);
+                self.read_waiting(lines, head, slot, x);
             }
             self.pack_token(x, &mut p.codes);
         });
@@ -357,7 +387,14 @@ impl Store {
                 for channel in 0..block.dim {
                     for (part, x) in x.chunks_exact_mut(RECENT).enumerate() {
                         let from = self.recent.block(self.packed / RECENT + part);
-                        waiting.channel(head_view(from, waiting, head), channel, x);
+                        match self.waits {
+                            StoreType::F16 => {
+                                waiting.channel(head_view::<f16>(from, waiting, head), channel, x)
+                            }
+                            StoreType::F32 => {
+                                waiting.channel(head_view::<f32>(from, waiting, head), channel, x)
+                            }
+                        }
                     }
                     let grid = Grid::of(x, section.bits);
                     block.put_scale(lines, 0, (0, channel), (grid.scale, grid.zero));
@@ -415,7 +452,7 @@ impl Store {
         assert_eq!(out.len(), self.dim);
         if index >= self.packed {
             let lines = self.recent.block(index / RECENT);
-            return read_token::<f16>(lines, self.waiting(), head, index % RECENT, out);
+            return self.read_waiting(lines, head, index % RECENT, out);
         }
         let tokens = self.block_tokens();
         let lines = self.pages.block(index / tokens);
@@ -478,6 +515,16 @@ fn at_least<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
     if scratch.len() < len {
         scratch.resize(len, T::default());
     }
+}
+
+/// Lines of a block of tokens that wait, all heads together.
+fn waiting_lines(heads: usize, dim: usize, side: Side, dtype: StoreType) -> usize {
+    let block = FloatBlock { side, dim, slots: RECENT };
+    heads
+        * match dtype {
+            StoreType::F16 => block.head_lines::<f16>(),
+            StoreType::F32 => block.head_lines::<f32>(),
+        }
 }
 
 /// A row rounded to what is stored.

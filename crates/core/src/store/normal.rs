@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use crate::kernels::half;
+
 /// Step of the best uniform quantiser of a unit normal variable with 2^bits levels, and its mean squared error
 /// (Max 1960; Jayant and Noll 1984, table 4.2), by falling error.
 pub(crate) const UNIFORM: [(u8, f32, f32); 4] =
@@ -35,7 +37,7 @@ fn round(scale: f32, up: bool) -> f16 {
     let unit = 1 << DROPPED;
     let top = f16::INFINITY.to_bits() - unit;
     let more = if up { unit - 1 } else { unit / 2 };
-    let bits = f16::from_f32(scale.min(f16::MAX.to_f32())).to_bits().min(top) + more;
+    let bits = half(scale).to_bits().min(top) + more;
     f16::from_bits((bits >> DROPPED << DROPPED).clamp(unit, top))
 }
 

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use half::f16;
+use minicache_config::StoreType;
 
 use super::layout::{CodeBlock, Scaling};
 use super::{Block, RECENT, Side, Store, at_least, head_view};
@@ -156,7 +157,14 @@ impl Store {
     ) {
         if part.recent {
             let block = self.waiting();
-            return block.scores(isa, (head_view::<f16>(part.lines, block, head), &[]), strips, q, out);
+            return match self.waits {
+                StoreType::F16 => {
+                    block.scores(isa, (head_view::<f16>(part.lines, block, head), &[]), strips, q, out)
+                }
+                StoreType::F32 => {
+                    block.scores(isa, (head_view::<f32>(part.lines, block, head), &[]), strips, q, out)
+                }
+            };
         }
         match &self.block {
             Block::F32(b) => b.scores(
@@ -275,7 +283,14 @@ impl Store {
         let slots = part.slots.clone();
         if part.recent {
             let block = self.waiting();
-            return block.sums(isa, (head_view::<f16>(part.lines, block, head), &[]), slots, w, y);
+            return match self.waits {
+                StoreType::F16 => {
+                    block.sums(isa, (head_view::<f16>(part.lines, block, head), &[]), slots, w, y)
+                }
+                StoreType::F32 => {
+                    block.sums(isa, (head_view::<f32>(part.lines, block, head), &[]), slots, w, y)
+                }
+            };
         }
         match &self.block {
             Block::F32(b) => b.sums(

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod latent;
+mod numbers;
 
 use std::path::{Path, PathBuf};
 

@@ -123,7 +123,7 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
         work.tokenizer()?,
         &caches,
         prompts,
-        Limits::default(),
+        limits(work.experiment.accuracy.batch),
         work.stop,
         &|tokens| progress.add(tokens),
         &mut |finished| {
@@ -145,6 +145,12 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
     let rows = rows.map(|(p, cell)| (p.key.clone(), vec![row(suite, cell.samples.iter(), seed)]));
     store.finish(rows.collect::<Vec<_>>())?;
     Ok(())
+}
+
+/// How much goes on side by side, with at most `batch` sequences where a number is given.
+fn limits(batch: Option<usize>) -> Limits {
+    let limits = Limits::default();
+    Limits { sequences: batch.unwrap_or(limits.sequences), ..limits }
 }
 
 /// One cell while it is computed.

@@ -6,9 +6,8 @@
 //! the turn before it had. The choices of a question share its prefilled and compressed context.
 //!
 //! What a sequence computes does not depend on what goes beside it, so a run that was stopped ends as an undisturbed
-//! one. Steps have at most [`STEP_ROWS`] rows, for which matrix products are computed row by row; what a prompt shares
-//! follows from the data and not from what happens to be at hand; and the choices of a question are scored in a step
-//! of their own.
+//! one: products compute every row by itself, attention is cut by a sequence's own length, and what a prompt shares
+//! follows from the data and not from what happens to be at hand.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
@@ -22,8 +21,7 @@ use super::numbers::{argmax, log_softmax};
 use super::prefill::Prefill;
 use super::{Result, Stop};
 
-/// Sequences in one decode step. Float matrices take up to 48 rows past the weights one by one; beyond that a blocked
-/// product sums in an order that depends on the number of rows.
+/// Sequences in one decode step: more gain little, and their logits take memory.
 const STEP_ROWS: usize = 48;
 
 /// Beginnings shorter than this are not worth a prefill of their own.

@@ -43,10 +43,9 @@ pub(crate) const COLUMNS: &[&str] = &[
     "seconds",
 ];
 
-/// Bytes of full caches that one batch of windows may come to. A constant and not the machine's memory, because the
-/// make-up of batches shows in the last digits of the results.
+/// Bytes of full caches that one batch of windows may come to.
 const BATCH_BYTES: usize = 1 << 30;
-/// Windows side by side, at most.
+/// Windows side by side, at most, unless the experiment says otherwise.
 const MOST_WINDOWS: usize = 8;
 
 /// Bytes of logits that one step may come to.
@@ -143,7 +142,8 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
 /// Windows that go through the model side by side.
 fn batch_size(work: &Work<'_>, tokens: usize) -> usize {
     let per_window = work.model.decoder.shape().full_bytes(tokens) * (work.cells.len() + 1);
-    (BATCH_BYTES / per_window.max(1)).clamp(1, MOST_WINDOWS)
+    let most = work.experiment.fidelity.batch.unwrap_or(MOST_WINDOWS);
+    (BATCH_BYTES / per_window.max(1)).clamp(1, most)
 }
 
 /// The windows that an experiment measures on.

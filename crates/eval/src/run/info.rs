@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use minicache_config::{ModelInfo, ModelSettings, ModelShape, RunInfo, WeightMode};
+use minicache_core::kernels::Isa;
 use minicache_models::{Model, Registry};
 
 use super::plan::Plan;
@@ -44,6 +45,7 @@ impl Info {
             calibrations: previous.as_ref().map(|p| p.calibrations.clone()).unwrap_or_default(),
             chosen: previous.as_ref().map(|p| p.chosen.clone()).unwrap_or_default(),
             machine: machine(),
+            simd: Isa::active().name().to_string(),
             date: today(),
             planned: plan.cells.len(),
             keys: plan.cells.iter().map(|p| p.key.clone()).collect(),
@@ -101,13 +103,15 @@ impl Info {
         self.current.models.insert(name.to_string(), info);
     }
 
-    /// Writes the file. A finished run that is asked for again keeps its date, command and machine: nothing changes.
+    /// Writes the file. A finished run that is asked for again keeps its date, command, machine and instruction set:
+    /// nothing changes.
     pub(crate) fn write(&mut self, finished: bool) -> Result<()> {
         self.current.finished = finished;
         if let Some(previous) = &self.previous {
             let mut same = self.current.clone();
             same.command.clone_from(&previous.command);
             same.machine.clone_from(&previous.machine);
+            same.simd.clone_from(&previous.simd);
             same.date.clone_from(&previous.date);
             if previous.keys.is_empty() {
                 // Of a version that did not name them.

@@ -169,7 +169,7 @@ impl Pair {
         };
         let (a, b) = (transposed(&a.v), transposed(&b.v));
         let mut products = vec![0.0; kv_dim * kv_dim];
-        product(&a, &b, kv_dim, a.len() / kv_dim, kv_dim, &mut products, kv_dim);
+        product(&a, &b, kv_dim, a.len() / kv_dim, &mut products);
         self.values.iter_mut().zip(&products).for_each(|(s, p)| *s += f64::from(*p));
     }
 }

@@ -123,7 +123,8 @@ pub(crate) fn attend(
         rest = others;
         jobs.push((step, range, own));
     }
-    // With several sequences for each thread, dividing each of them costs more than the last one alone does.
+    // With several sequences for each thread, dividing each of them costs more than the last one alone does. Who works on
+    // what makes no difference to the results.
     let many = jobs.len() >= MANY * rayon::current_num_threads();
     jobs.into_par_iter().try_for_each(|(step, range, out)| {
         let part = |dim: usize| range.start * dim..range.end * dim;

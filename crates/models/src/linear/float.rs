@@ -1,5 +1,6 @@
 //! Matrices of floats on the CPU, kept in the type that the file has.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -9,11 +10,13 @@ use rayon::prelude::*;
 use super::simd;
 use crate::{Error, Result};
 
-/// Rows of input up to which the weights are streamed past them as they lie; above, a blocked matrix product, which
-/// copies them first, is faster.
-const FEW_ROWS: usize = 48;
+/// Rows of input that the weights are streamed past at a time: as many as make reading and widening them cheap.
+const ROWS: usize = 48;
 
-/// Weight rows taken at a time when streaming.
+/// Bytes of a block of input rows that stay in the second-level cache beside the weights passing by.
+const INPUT_BYTES: usize = 512 << 10;
+
+/// Weight rows taken at a time.
 const TALL: usize = 4;
 
 /// Columns widened at a time: a block of f32 that stays in the first-level cache.
@@ -81,97 +84,149 @@ impl FloatMatrix {
     }
 
     /// `out` (n, rows) = `x` (n, columns) times this matrix, transposed.
+    ///
+    /// # Panics
+    /// If the lengths of `x` and `out` are not those of the shapes.
     pub(crate) fn matmul(&self, x: &[f32], n: usize, out: &mut [f32]) {
-        debug_assert_eq!((x.len(), out.len()), (n * self.columns, n * self.rows));
-        if n <= FEW_ROWS { self.stream(x, n, out) } else { self.blocked(x, n, out) }
-    }
-
-    /// Every weight is read from memory once.
-    fn stream(&self, x: &[f32], n: usize, out: &mut [f32]) {
-        let (rows, out) = (self.rows, Columns(out.as_mut_ptr()));
-        let job = |range: std::ops::Range<usize>| {
-            let mut widened = Vec::new();
-            let mut sums = [[0f32; TALL]; FEW_ROWS];
-            let sums = &mut sums[..n];
-            let mut first = range.start;
-            while first < range.end {
-                let taken = if range.end - first >= TALL { TALL } else { 1 };
-                sums.fill([0.0; TALL]);
-                if taken == TALL {
-                    self.sum_rows::<TALL>(first, x, &mut widened, sums);
-                } else {
-                    self.sum_rows::<1>(first, x, &mut widened, sums);
-                }
-                for (i, sums) in sums.iter().enumerate() {
-                    for (w, sum) in sums[..taken].iter().enumerate() {
-                        // SAFETY: this job alone writes the columns of its range of `out`, which has n rows.
-                        unsafe { out.at(i * rows + first + w).write(*sum) };
-                    }
-                }
-                first += taken;
-            }
+        let weights = match &self.data {
+            Data::F32(data) => Weights::F32(data),
+            Data::F16(data) => Weights::F16(data),
+            Data::Bf16(data) => Weights::Bf16(data),
         };
-        if rows * self.columns * n < SERIAL {
-            return job(0..rows);
-        }
-        let chunk = rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TALL).max(8);
-        (0..rows.div_ceil(chunk)).into_par_iter().for_each(|i| job(i * chunk..((i + 1) * chunk).min(rows)));
-    }
-
-    /// Adds the products of `W` weight rows from `first` on with every row of `x` to `sums`.
-    fn sum_rows<const W: usize>(
-        &self,
-        first: usize,
-        x: &[f32],
-        widened: &mut Vec<f32>,
-        sums: &mut [[f32; TALL]],
-    ) {
-        let columns = self.columns;
-        if let Data::F32(data) = &self.data {
-            let w = std::array::from_fn(|i| &data[(first + i) * columns..][..columns]);
-            return sum_block::<W>(w, x, columns, 0, sums);
-        }
-        widened.resize(W * BLOCK, 0.0);
-        for from in (0..columns).step_by(BLOCK) {
-            let width = BLOCK.min(columns - from);
-            for (i, w) in widened.chunks_exact_mut(BLOCK).enumerate() {
-                self.widen((first + i) * columns + from, &mut w[..width]);
-            }
-            let w = std::array::from_fn(|i| &widened[i * BLOCK..][..width]);
-            sum_block::<W>(w, x, columns, from, sums);
-        }
-    }
-
-    /// Blocked matrix product; half-precision weights are widened a panel at a time.
-    fn blocked(&self, x: &[f32], n: usize, out: &mut [f32]) {
-        if let Data::F32(data) = &self.data {
-            return product(x, data, n, self.columns, self.rows, out, self.rows);
-        }
-        // A panel of 2^20 numbers: small beside the weights, large enough for the product to run at full speed.
-        let height = ((1 << 20) / self.columns).clamp(1, self.rows);
-        let mut panel = vec![0f32; height * self.columns];
-        for from in (0..self.rows).step_by(height) {
-            let height = height.min(self.rows - from);
-            let panel = &mut panel[..height * self.columns];
-            panel
-                .par_chunks_mut(self.columns)
-                .enumerate()
-                .for_each(|(i, row)| self.widen((from + i) * self.columns, row));
-            product(x, panel, n, self.columns, height, &mut out[from..], self.rows);
-        }
+        multiply(weights, self.columns, x, n, out);
     }
 }
 
-/// Adds to `sums` the products of the weight rows `w` with the same columns, from `from` on, of every row of `x`.
-fn sum_block<const W: usize>(
-    w: [&[f32]; W],
-    x: &[f32],
+/// `out` (n, outputs) = `x` (n, inputs) times `w` (outputs, inputs), transposed.
+///
+/// # Panics
+/// As [`FloatMatrix::matmul`].
+pub(crate) fn product(x: &[f32], w: &[f32], n: usize, inputs: usize, out: &mut [f32]) {
+    multiply(Weights::F32(w), inputs, x, n, out);
+}
+
+/// The numbers of a matrix, row by row.
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Weights<'a> {
+    fn len(self) -> usize {
+        match self {
+            Weights::F32(data) => data.len(),
+            Weights::F16(data) => data.len(),
+            Weights::Bf16(data) => data.len(),
+        }
+    }
+
+    /// The numbers from `from` on, as f32: where they lie, or widened into `room`.
+    fn floats<'b>(self, from: usize, room: &'b mut [f32]) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        let range = from..from + room.len();
+        match self {
+            Weights::F32(data) => return &data[range],
+            Weights::F16(data) => simd::widen_f16(&data[range], room),
+            Weights::Bf16(data) => simd::widen_bf16(&data[range], room),
+        }
+        room
+    }
+}
+
+/// The product of [`FloatMatrix::matmul`].
+///
+/// An output is the same to the last bit whatever else is computed in the call: however many rows there are, and
+/// whatever the number of threads. It is the sum, in order, of the dot products of [`BLOCK`] columns, and tiles of any
+/// size do a dot product's additions in the same order. Blocked products of libraries choose their blocks by the number
+/// of rows and by the sizes of the machine's caches.
+fn multiply(weights: Weights<'_>, columns: usize, x: &[f32], n: usize, out: &mut [f32]) {
+    let rows = weights.len().checked_div(columns).unwrap_or(0);
+    assert_eq!((x.len(), out.len()), (n * columns, n * rows), "no ({n}, {columns}) and ({n}, {rows})");
+    let target = Columns(out.as_mut_ptr());
+    let height = n.clamp(1, ROWS);
+    // A block of input rows has to stay in the second-level cache while the weights pass by; where it is too long, it
+    // passes a block of columns at a time. (All columns at once read the weights as they lie.)
+    let span = if height * columns * size_of::<f32>() <= INPUT_BYTES { columns.max(1) } else { BLOCK };
+    let job = |range: Range<usize>| {
+        let mut room = [0.0; TALL * BLOCK];
+        let mut sums = [[0.0; TALL]; ROWS];
+        for top in (0..n).step_by(height) {
+            let inputs = top..(top + height).min(n);
+            let sums = &mut sums[..inputs.len()];
+            for from in (0..columns).step_by(span) {
+                let span = from..(from + span).min(columns);
+                let mut first = range.start;
+                while first < range.end {
+                    let taken = if range.end - first >= TALL { TALL } else { 1 };
+                    sums.fill([0.0; TALL]);
+                    let input = Input { x, columns, rows: inputs.clone() };
+                    if taken == TALL {
+                        sum_rows::<TALL>(weights, first, span.clone(), input, &mut room, sums);
+                    } else {
+                        sum_rows::<1>(weights, first, span.clone(), input, &mut room, sums);
+                    }
+                    for (i, sums) in inputs.clone().zip(&*sums) {
+                        for (w, sum) in sums[..taken].iter().enumerate() {
+                            // SAFETY: the assertion above says that `out` has n rows; this job alone reads and writes
+                            // the columns of its range.
+                            unsafe {
+                                let place = target.at(i * rows + first + w);
+                                *place = if from == 0 { *sum } else { *place + sum };
+                            }
+                        }
+                    }
+                    first += taken;
+                }
+            }
+        }
+    };
+    if columns == 0 {
+        return out.fill(0.0);
+    }
+    if rows * columns * n < SERIAL {
+        return job(0..rows);
+    }
+    // Which rows of weights go together makes no difference to the result.
+    let chunk = rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TALL).max(8);
+    (0..rows.div_ceil(chunk)).into_par_iter().for_each(|i| job(i * chunk..((i + 1) * chunk).min(rows)));
+}
+
+/// Some rows of the input `x`, which has `columns` columns.
+#[derive(Clone)]
+struct Input<'a> {
+    x: &'a [f32],
     columns: usize,
-    from: usize,
+    rows: Range<usize>,
+}
+
+/// Adds the products of the columns `span` of `W` weight rows from `first` on with every row of the input to `sums`.
+fn sum_rows<const W: usize>(
+    weights: Weights<'_>,
+    first: usize,
+    span: Range<usize>,
+    input: Input<'_>,
+    room: &mut [f32; TALL * BLOCK],
     sums: &mut [[f32; TALL]],
 ) {
+    let columns = input.columns;
+    for from in span.clone().step_by(BLOCK) {
+        let width = BLOCK.min(span.end - from);
+        let mut w = [&[][..]; W];
+        for (i, (w, room)) in w.iter_mut().zip(room.chunks_exact_mut(BLOCK)).enumerate() {
+            *w = weights.floats((first + i) * columns + from, &mut room[..width]);
+        }
+        sum_block::<W>(w, &input, from, sums);
+    }
+}
+
+/// Adds to `sums` the products of the weight rows `w` with the same columns, from `from` on, of every row of the input.
+fn sum_block<const W: usize>(w: [&[f32]; W], input: &Input<'_>, from: usize, sums: &mut [[f32; TALL]]) {
     let width = w[0].len();
-    let row = |i: usize| &x[i * columns + from..][..width];
+    let row = |i: usize| &input.x[(input.rows.start + i) * input.columns + from..][..width];
     fn add<const W: usize, const M: usize>(tile: [[f32; M]; W], sums: &mut [[f32; TALL]]) {
         for (i, row) in tile.iter().enumerate() {
             row.iter().zip(sums.iter_mut()).for_each(|(value, sums)| sums[i] += value);
@@ -194,7 +249,7 @@ fn sum_block<const W: usize>(
 #[derive(Clone, Copy)]
 struct Columns(*mut f32);
 
-// SAFETY: every job writes other elements.
+// SAFETY: every job reads and writes other elements.
 unsafe impl Send for Columns {}
 // SAFETY: as above.
 unsafe impl Sync for Columns {}
@@ -208,45 +263,6 @@ impl Columns {
     }
 }
 
-/// `out` (n, outputs), its rows `stride` apart, = `x` (n, inputs) times `w` (outputs, inputs), transposed.
-pub(crate) fn product(
-    x: &[f32],
-    w: &[f32],
-    n: usize,
-    inputs: usize,
-    outputs: usize,
-    out: &mut [f32],
-    stride: usize,
-) {
-    assert!(x.len() >= n * inputs && w.len() >= outputs * inputs && out.len() >= (n - 1) * stride + outputs);
-    let parallel =
-        if n * inputs * outputs < SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
-    // SAFETY: the assertion above is what the strides ask for; `out` does not overlap the inputs.
-    unsafe {
-        gemm::gemm(
-            n,
-            outputs,
-            inputs,
-            out.as_mut_ptr(),
-            1,
-            stride as isize,
-            false,
-            x.as_ptr(),
-            1,
-            inputs as isize,
-            w.as_ptr(),
-            inputs as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallel,
-        );
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -256,7 +272,7 @@ mod tests {
 
     #[test]
     fn products_of_every_type_and_row_count() {
-        for (rows, columns) in [(5, 3), (40, 33), (130, 1100)] {
+        for (rows, columns) in [(5, 3), (40, 33), (130, 1100), (11, 3000)] {
             let w: Vec<f32> = (0..rows * columns).map(|i| ((i * 7919) % 1013) as f32 / 506.0 - 1.0).collect();
             let w = Tensor::from_vec(w, (rows, columns), &Device::Cpu).unwrap();
             for dtype in [DType::F32, DType::F16, DType::BF16] {
@@ -268,11 +284,16 @@ mod tests {
                 let mut row = vec![0.0; columns];
                 matrix.row_into(rows - 1, &mut row);
                 assert_eq!(row, exact[(rows - 1) * columns..]);
+                let mut alone = Vec::new();
                 for n in [1, 2, 3, 4, 5, 11, 48, 49, 100] {
                     let x: Vec<f32> =
                         (0..n * columns).map(|i| ((i * 104_729) % 997) as f32 / 498.0 - 1.0).collect();
                     let mut out = vec![f32::NAN; n * rows];
                     matrix.matmul(&x, n, &mut out);
+                    if n == 1 {
+                        alone.clone_from(&out);
+                    }
+                    assert_eq!(out[..rows], alone, "{dtype:?} {rows}x{columns}: a row beside {n}");
                     for (i, got) in out.iter().enumerate() {
                         let (x, w) =
                             (&x[i / rows * columns..][..columns], &exact[i % rows * columns..][..columns]);
@@ -285,5 +306,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn neither_threads_nor_neighbours_change_a_bit() {
+        let numbers = |n: usize, by: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * by) % 2003) as f32 / 1001.0 - 1.0).collect()
+        };
+        // Longer than what stays in the cache whole, and with columns, rows and inputs left over by every block.
+        let (rows, columns, n) = (75, 3 * BLOCK + 77, 2 * ROWS + 7);
+        let (w, x) = (numbers(rows * columns, 7919), numbers(n * columns, 104_729));
+        let whole = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut out = vec![0.0; n * rows];
+            pool.install(|| product(&x, &w, n, columns, &mut out));
+            out
+        };
+        let want = whole(1);
+        for threads in 2..=4 {
+            assert_eq!(whole(threads), want, "{threads} threads");
+        }
+        for at in [0, 1, ROWS - 1, ROWS, n - 1] {
+            let mut one = vec![0.0; rows];
+            product(&x[at * columns..][..columns], &w, 1, columns, &mut one);
+            assert_eq!(one, want[at * rows..][..rows], "row {at} alone");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "no (2, 3)")]
+    fn an_output_of_another_size_is_refused() {
+        product(&[0.0; 6], &[0.0; 6], 2, 3, &mut [0.0; 3]);
     }
 }

@@ -3,40 +3,12 @@
 //! Each loop is one plain function of fixed-width lanes that the compiler vectorises; `dispatch!` compiles it again
 //! under wider instruction sets. All variants do the same operations, but for fused multiply-adds.
 
-use std::sync::OnceLock;
-
 use half::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+use minicache_core::kernels::Isa;
 
 /// Accumulators per dot product: enough independent chains to hide the latency of additions.
 const LANES: usize = 32;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Level {
-    Scalar,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-fn level() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
-            if avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-                return Level::Avx512;
-            }
-            if avx2 {
-                return Level::Avx2;
-            }
-        }
-        Level::Scalar
-    })
-}
 
 /// Whether a multiply-add is one instruction in the baseline; elsewhere `mul_add` would be a library call.
 const BASELINE_FMA: bool = cfg!(target_arch = "aarch64");
@@ -55,12 +27,12 @@ macro_rules! dispatch {
                 fn avx512($($arg: $ty),*) $(-> $out)? {
                     $body::<true>($($arg),*)
                 }
-                match level() {
-                    // SAFETY: `level` has found the features on this machine.
-                    Level::Avx512 => return unsafe { avx512($($arg),*) },
+                match Isa::active() {
+                    // SAFETY: an instruction set is active only on machines that have it.
+                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    Level::Scalar => {}
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Scalar => {}
                 }
             }
             $body::<BASELINE_FMA>($($arg),*)
@@ -97,50 +69,132 @@ dispatch! {
     pub(super) fn dot(w: &[f32], x: &[f32]) -> f32 = dot_body
 }
 
-/// Dot products of each of `W` weight rows with each of `M` vectors, all of one length.
+/// Dot products of each of `W` weight rows with each of `M` vectors, all of one length. A dot product is the same to the
+/// last bit in tiles of any size.
 ///
-/// With AVX-512 all W * M sums stay in registers, so that every number loaded is used several times; elsewhere it is
-/// [`dot`] by [`dot`].
+/// With AVX-512 and AVX2 the sums of a tile stay in registers, so that every number loaded is used several times;
+/// elsewhere it is [`dot`] by [`dot`].
 pub(super) fn tile<const W: usize, const M: usize>(w: [&[f32]; W], x: [&[f32]; M]) -> [[f32; M]; W] {
     #[cfg(target_arch = "x86_64")]
-    if level() == Level::Avx512 {
-        // SAFETY: `level` has found the features on this machine.
-        return unsafe { tile_avx512(w, x) };
+    match Isa::active() {
+        // SAFETY: an instruction set is active only on machines that have it.
+        Isa::Avx512 => return unsafe { avx512::tile(w, x) },
+        Isa::Avx2 => {
+            // Two rows at a time: sixteen registers hold no more.
+            let mut out = [[0.0; M]; W];
+            for (out, w) in out.chunks_mut(2).zip(w.chunks(2)) {
+                match (w, out) {
+                    // SAFETY: as above.
+                    (&[a, b], [of_a, of_b]) => [*of_a, *of_b] = unsafe { avx2::tile([a, b], x) },
+                    // SAFETY: as above.
+                    (&[a], [of_a]) => [*of_a] = unsafe { avx2::tile([a], x) },
+                    _ => unreachable!("chunks of one or two"),
+                }
+            }
+            return out;
+        }
+        Isa::Scalar => {}
     }
     w.map(|w| x.map(|x| dot(w, x)))
 }
 
+/// `tile` in registers of one instruction set: each sum has the lanes of one register, added up at the end.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn tile_avx512<const W: usize, const M: usize>(w: [&[f32]; W], x: [&[f32]; M]) -> [[f32; M]; W] {
-    use std::arch::x86_64::{
-        _mm512_fmadd_ps, _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_setzero_ps,
-    };
-    let length = w[0].len();
-    assert!(w.iter().chain(&x).all(|row| row.len() == length), "rows of unequal length");
-    let mut sums = [[_mm512_setzero_ps(); M]; W];
-    for at in (0..length).step_by(16) {
-        let mask = if length - at >= 16 { u16::MAX } else { (1 << (length - at)) - 1 };
-        let mut rows = [_mm512_setzero_ps(); W];
-        for (row, w) in rows.iter_mut().zip(&w) {
-            // SAFETY: `at` lies within the row; the mask keeps what lies past its end from being read.
-            *row = unsafe { _mm512_maskz_loadu_ps(mask, w.as_ptr().add(at)) };
-        }
-        for m in 0..M {
-            // SAFETY: as above.
-            let x = unsafe { _mm512_maskz_loadu_ps(mask, x[m].as_ptr().add(at)) };
-            for i in 0..W {
-                sums[i][m] = _mm512_fmadd_ps(rows[i], x, sums[i][m]);
+macro_rules! tile_in_registers {
+    ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:path, $fma:ident, $total:path) => {
+        mod $name {
+            use std::arch::x86_64::*;
+
+            #[target_feature(enable = $features)]
+            pub(super) fn tile<const W: usize, const M: usize>(
+                w: [&[f32]; W],
+                x: [&[f32]; M],
+            ) -> [[f32; M]; W] {
+                let length = w[0].len();
+                assert!(w.iter().chain(&x).all(|row| row.len() == length), "rows of unequal length");
+                let mut sums = [[$zero(); M]; W];
+                for at in (0..length).step_by($lanes) {
+                    let left = length - at;
+                    let mut rows = [$zero(); W];
+                    for (row, w) in rows.iter_mut().zip(&w) {
+                        // SAFETY: at least `left` numbers of the row lie from `at` on.
+                        *row = unsafe { $load(w.as_ptr().add(at), left) };
+                    }
+                    for m in 0..M {
+                        // SAFETY: as above.
+                        let x = unsafe { $load(x[m].as_ptr().add(at), left) };
+                        for i in 0..W {
+                            sums[i][m] = $fma(rows[i], x, sums[i][m]);
+                        }
+                    }
+                }
+                let mut out = [[0f32; M]; W];
+                for (out, sums) in out.iter_mut().zip(&sums) {
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out = $total(*sum);
+                    }
+                }
+                out
             }
         }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+tile_in_registers!(
+    avx512,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    super::load16,
+    _mm512_fmadd_ps,
+    _mm512_reduce_add_ps
+);
+
+#[cfg(target_arch = "x86_64")]
+tile_in_registers!(avx2, "avx2,fma", 8, _mm256_setzero_ps, super::load8, _mm256_fmadd_ps, super::total8);
+
+/// Sixteen numbers, or the `left` that there are and zeros.
+///
+/// # Safety
+/// As many numbers can be read.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load16(from: *const f32, left: usize) -> std::arch::x86_64::__m512 {
+    let mask = if left >= 16 { u16::MAX } else { (1 << left) - 1 };
+    // SAFETY: the mask keeps what lies past the end from being read.
+    unsafe { std::arch::x86_64::_mm512_maskz_loadu_ps(mask, from) }
+}
+
+/// Eight numbers, or the `left` that there are and zeros.
+///
+/// # Safety
+/// As many numbers can be read.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load8(from: *const f32, left: usize) -> std::arch::x86_64::__m256 {
+    use std::arch::x86_64::*;
+    if left >= 8 {
+        // SAFETY: the caller's.
+        return unsafe { _mm256_loadu_ps(from) };
     }
-    let mut out = [[0f32; M]; W];
-    for (out, sums) in out.iter_mut().zip(&sums) {
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = _mm512_reduce_add_ps(*sum);
-        }
-    }
-    out
+    let lanes = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left as i32), lanes);
+    // SAFETY: the mask keeps what lies past the end from being read.
+    unsafe { _mm256_maskload_ps(from, mask) }
+}
+
+/// The sum of eight lanes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn total8(x: std::arch::x86_64::__m256) -> f32 {
+    use std::arch::x86_64::*;
+    let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
 #[inline(always)]
@@ -239,6 +293,8 @@ dispatch! {
 
 #[cfg(test)]
 mod tests {
+    use minicache_core::kernels::{Isa, with_isa};
+
     use super::*;
 
     fn wave(n: usize, f: f32) -> Vec<f32> {
@@ -250,14 +306,21 @@ mod tests {
         for n in [1, 7, 15, 16, 17, 31, 32, 33, 64, 100, 577] {
             let rows = [0.3, 0.5, 0.9].map(|f| wave(n, f));
             let x = [0.7, 1.1].map(|f| wave(n, f));
-            let tiles = tile(rows.each_ref().map(Vec::as_slice), x.each_ref().map(Vec::as_slice));
-            for (w, tile) in rows.iter().zip(tiles) {
-                for (x, tile) in x.iter().zip(tile) {
-                    let want = w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-                    for got in [tile, dot(w, x), dot_body::<false>(w, x)] {
-                        assert!((f64::from(got) - want).abs() < 1e-5 * (n as f64 + 1.0), "{n}: {got} {want}");
+            let (rows, x) = (rows.each_ref().map(Vec::as_slice), x.each_ref().map(Vec::as_slice));
+            for isa in Isa::available() {
+                with_isa(isa, || {
+                    for (w, tiles) in rows.iter().zip(tile(rows, x)) {
+                        for (x, of_tile) in x.iter().zip(tiles) {
+                            let want: f64 =
+                                w.iter().zip(*x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                            for got in [of_tile, dot(w, x), dot_body::<false>(w, x)] {
+                                let tolerance = 1e-5 * (n as f64 + 1.0);
+                                assert!((f64::from(got) - want).abs() < tolerance, "{n}: {got} {want}");
+                            }
+                            assert_eq!(tile([w], [x]), [[of_tile]], "{isa:?}, {n}: in a tile and alone");
+                        }
                     }
-                }
+                });
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Activations as int8 blocks with f32 scales.
 
+use minicache_core::kernels::Isa;
 use rayon::prelude::*;
 
 use super::layout::BLOCK;
@@ -123,20 +124,17 @@ impl Activations {
     }
 }
 
-/// Quantises block by block with the widest vectors that the machine has.
+/// Quantises block by block with the vectors of the instruction set in force.
 fn quantize_blocks(x: &[[f32; BLOCK]], out: &mut [ActivationBlock]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
-            // SAFETY: the features that the function is compiled for were detected.
-            return unsafe { quantize_blocks_avx512(x, out) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature that the function is compiled for was detected.
-            return unsafe { quantize_blocks_avx2(x, out) };
-        }
+    match Isa::active() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an instruction set is active only on machines that have it.
+        Isa::Avx512 => unsafe { quantize_blocks_avx512(x, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { quantize_blocks_avx2(x, out) },
+        _ => quantize_blocks_portable(x, out),
     }
-    quantize_blocks_portable(x, out);
 }
 
 #[inline(always)]

@@ -39,7 +39,7 @@ impl PackedMatrix {
     /// # Panics
     /// If `x` has other than `in_features` columns, or the length of `out` is not `x.rows() * out_features`.
     pub fn matmul_quantized(&self, x: &Activations, out: &mut [f32]) {
-        self.matmul_with(InstructionSet::best(), x, out);
+        self.matmul_with(InstructionSet::active(), x, out);
     }
 
     /// [`PackedMatrix::matmul_quantized`] with the instructions chosen by hand, for tests and benchmarks.
@@ -71,6 +71,7 @@ impl PackedMatrix {
 
     fn multiply<K: Kernel, L: Layout>(&self, x: &Activations, out: &mut [f32]) {
         let work = x.rows() * self.in_features * self.panels() * PANEL;
+        // By threads and work: every output is a sum of its own, whatever piece it is in.
         let threads = rayon::current_num_threads();
         let pieces = (work / PIECE_FLOOR).min(threads).max((work / PIECE).min(4 * threads));
         let out = Output { data: out.as_mut_ptr(), row_length: self.out_features, slice: PhantomData };

@@ -5,6 +5,8 @@
 
 use std::sync::OnceLock;
 
+use minicache_core::kernels::Isa;
+
 use super::activations::ActivationBlock;
 use super::layout::{Layout, Line, PANEL, Scales};
 
@@ -67,9 +69,20 @@ impl InstructionSet {
         })
     }
 
-    /// The fastest that this machine has.
-    pub fn best() -> Self {
-        Self::available().last().copied().unwrap_or(Self::Scalar)
+    /// The one in force on this thread, see [`Isa::active`].
+    pub fn active() -> Self {
+        match Isa::active() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Self::Avx512Vnni,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Self::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Self::Neon,
+            // These kernels do without the dot products that the caches' need: only who asks for plain code gets it.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Scalar if !matches!(Isa::named(), Ok(Some(Isa::Scalar))) => Self::Neon,
+            Isa::Scalar => Self::Scalar,
+        }
     }
 }
 
