@@ -107,7 +107,7 @@ def gsm8k():
 def coqa():
     path = "coqa/coqa-dev-v1.0.json"
     data = json.loads((ROOT / path).read_text(encoding="utf-8"))["data"]
-    check(len(data) == 5, path, f"{len(data)} stories, expected 5")
+    check(len(data) == 12, path, f"{len(data)} stories, expected 12")
     fields = ["source", "id", "filename", "story", "questions", "answers", "additional_answers", "name"]
     given = []
     for item in data:
