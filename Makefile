@@ -7,7 +7,7 @@ RESULTS ?= results
 CARGO   ?= cargo
 REUSE   ?= own
 BIN     := $(or $(CARGO_TARGET_DIR),target)/release/minicache
-MODEL   := scripts/fetch-default-model
+MODEL   := scripts/fetch-model smollm2-135m
 
 # What is quick and tells most comes first; experiments that are not named here follow.
 FIRST = fig1a fig2b fidelity_prompt memory fig2c fig2a fig1b fig4 fig6 table2 tableB tableE tableD table1 tableA tableC \

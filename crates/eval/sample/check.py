@@ -47,14 +47,18 @@ def unique(values, where):
         check(False, where, f"occurs twice: {value!r}")
 
 
+def long_sentences(text):
+    """Sentences, or lines of code, that are too long to occur twice by chance."""
+    pieces = re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n", text)
+    return [piece for piece in map(str.strip, pieces) if len(piece) > SENTENCE]
+
+
 def no_repetition(text, where):
     """No long sentence, or line of code, may occur twice in a document."""
-    pieces = re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n", text)
     seen = set()
-    for piece in (p.strip() for p in pieces):
-        if len(piece) > SENTENCE:
-            check(piece not in seen, where, f"repeated: {piece[:70]!r}")
-            seen.add(piece)
+    for piece in long_sentences(text):
+        check(piece not in seen, where, f"repeated: {piece[:70]!r}")
+        seen.add(piece)
 
 
 # Arithmetic is done in fractions, so that 0.1 + 0.2 is 0.3.
@@ -103,7 +107,7 @@ def gsm8k():
 def coqa():
     path = "coqa/coqa-dev-v1.0.json"
     data = json.loads((ROOT / path).read_text(encoding="utf-8"))["data"]
-    check(len(data) == 5, path, f"{len(data)} stories, expected 5")
+    check(len(data) == 12, path, f"{len(data)} stories, expected 12")
     fields = ["source", "id", "filename", "story", "questions", "answers", "additional_answers", "name"]
     given = []
     for item in data:
@@ -307,8 +311,61 @@ def sixteen(path, records, question, answer, choices):
     return f"{len(records)} items"
 
 
+def strings(value):
+    """All texts in a JSON value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value for text in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def measured():
+    """All texts of the sample's tasks."""
+    texts = []
+    for path in ROOT.rglob("*.json*"):
+        content = path.read_text(encoding="utf-8")
+        for document in content.split("\n") if path.suffix == ".jsonl" else [content]:
+            if document:
+                texts += strings(json.loads(document))
+    with open(ROOT / "truthfulqa/TruthfulQA.csv", encoding="utf-8", newline="") as file:
+        texts += [cell for row in csv.reader(file) for cell in row]
+    return texts
+
+
+# Runs of words that a calibration text must not share with a task. Imports and such are shorter.
+SHARED_WORDS = 12
+
+
+def runs(text):
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + SHARED_WORDS]) for i in range(len(words) - SHARED_WORDS + 1)}
+
+
+def calibration():
+    paths = sorted((ROOT / "calibration").iterdir())
+    check(len(paths) == 20, "calibration", f"{len(paths)} documents, expected 20")
+    elsewhere = set()
+    for text in measured():
+        elsewhere |= runs(text)
+    words = 0
+    for number, path in enumerate(paths, start=1):
+        where = f"calibration/{path.name}"
+        check(re.fullmatch(rf"{number:02}-[\w-]+\.txt", path.name), where, "name")
+        text = path.read_bytes().decode("utf-8")
+        check(text.endswith("\n") and not re.search(r"\r|\ufeff|[ \t]\n", text), where, "line ends")
+        chinese = len(re.findall("[\u4e00-\u9fff]", text))
+        check(chinese >= 600 or 500 <= len(text.split()) <= 1000, where, f"{len(text.split())} words")
+        shared = runs(text) & elsewhere
+        check(not shared, where, f"is in a task too: {' '.join(min(shared, default=()))!r}")
+        no_repetition(text, where)
+        words += len(text.split())
+    check(words >= 10_000, "calibration", f"{words} words")
+    return f"{len(paths)} documents, {words} words"
+
+
 def main():
-    for task in (gsm8k, coqa, truthfulqa, longbench, openbookqa, mathqa, piqa, rte, winogrande):
+    for task in (gsm8k, coqa, truthfulqa, longbench, openbookqa, mathqa, piqa, rte, winogrande, calibration):
         print(f"{task.__name__:12} {task()}")
     size = sum(p.stat().st_size for p in ROOT.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     check(size < MAX_BYTES, "sample", f"{size} bytes, more than {MAX_BYTES}")

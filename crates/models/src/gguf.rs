@@ -20,7 +20,7 @@ use memmap2::Mmap;
 use crate::{Error, Result};
 use names::Place;
 
-const DOWNLOAD_AGAIN: &str = "download it again (the default model: scripts/fetch-default-model)";
+const DOWNLOAD_AGAIN: &str = "download it again (the default model: scripts/fetch-model smollm2-135m)";
 const TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
 /// One file of a (possibly split) model.

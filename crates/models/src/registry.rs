@@ -287,6 +287,7 @@ mod tests {
         assert_eq!(per_token("phi-3-mini-128k"), 384 * 1024);
         assert_eq!(per_token("mixtral"), 128 * 1024);
         assert_eq!(per_token("smollm2-135m"), 2 * 2 * 30 * 3 * 64);
+        assert_eq!(per_token("qwen2.5-coder"), 2 * 2 * 28 * 2 * 128);
         assert_eq!(registry.get("mistral-7b").unwrap().shape().window, Some(4096));
         assert_eq!(registry.get("mistral-7b-instruct").unwrap().shape().window, None);
         assert!(registry.get("llama-2-7b").unwrap().gated);
@@ -304,6 +305,28 @@ mod tests {
         for entry in registry.entries() {
             assert!(entry.license.starts_with("https://"), "{}", entry.name);
         }
+    }
+
+    #[test]
+    fn the_models_that_a_script_fetches_are_those_of_the_script() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/fetch-model");
+        let script = std::fs::read_to_string(script).unwrap();
+        let registry = Registry::built_in().unwrap();
+        let mut fetched = Vec::new();
+        for entry in registry.entries() {
+            let Some(name) = entry.mend.as_deref().and_then(|m| m.strip_prefix("run scripts/fetch-model "))
+            else {
+                continue;
+            };
+            assert_eq!(name, entry.name);
+            let file = entry.file.as_deref().unwrap().strip_prefix("models").unwrap().display();
+            let place = script.find(&format!("\"{name}\": Model(\n")).unwrap();
+            let lines = format!("        title={:?},\n        file=\"{file}\",\n", entry.title);
+            assert!(script[place..].lines().skip(1).take(2).eq(lines.lines()), "{name}: {lines}");
+            fetched.push(name);
+        }
+        assert_eq!(fetched.len(), script.matches(": Model(\n").count(), "{fetched:?}");
+        assert!(script.contains(&format!("DEFAULT = {:?}", registry.get("default").unwrap().name)));
     }
 
     #[test]
