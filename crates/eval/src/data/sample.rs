@@ -27,3 +27,21 @@ pub(crate) fn find(dataset: &Dataset, part: &Part) -> Vec<Source> {
     };
     found.map(source).into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_more_calibration_text_than_latents_ask_for() {
+        let texts: Vec<_> = calibration_texts().collect();
+        assert!(texts.len() >= 16);
+        // English has more tokens than words, whatever the tokenizer.
+        let words: usize = texts.iter().map(|(_, text)| text.split_whitespace().count()).sum();
+        let asked = minicache_config::Calibration::default().tokens;
+        assert!(words > asked, "{words}");
+        for (name, text) in texts {
+            assert!(text.len() > 2000 && text.ends_with('\n') && !text.contains('\r'), "{name}");
+        }
+    }
+}
