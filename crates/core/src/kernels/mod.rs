@@ -31,7 +31,7 @@ use half::slice::HalfFloatSliceExt;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use minicache_config::{CacheSpec, ConfigError, StoreType};
+use minicache_config::{CacheSpec, ConfigError, StoreType, shown};
 
 use crate::Result;
 
@@ -107,7 +107,7 @@ impl Isa {
         let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
         let message = format!(
             "`{}` is no instruction set that this machine has; one of {}, or leave it unset for the fastest",
-            named.to_string_lossy().escape_debug(),
+            shown(&named.to_string_lossy()),
             names.join(", ")
         );
         Err(ConfigError::new(VARIABLE, message).into())
