@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use minicache_eval::data::{DataSource, Format, records_from_bytes};
 use minicache_eval::score::{score_bytes, score_file};
 use minicache_eval::tasks::{Documents, Output, Reference, Suite, Tally, texts};
+use sha2::{Digest as _, Sha256};
 
 /// The cases beside the checkout, if there.
 fn case(path: &str) -> Option<PathBuf> {
@@ -60,7 +61,10 @@ fn no_more_is_read_than_is_asked_for() {
     );
     let source = DataSource::new(Some(dir.path().to_path_buf()));
     assert_eq!(texts("gsm8k", &source, Some(2)).unwrap().docs.len(), 2);
-    // The whole file makes the fingerprint all the same.
+    // The whole file makes the fingerprint all the same: it is part of the keys of committed results.
+    let hashed = ["test problems", &problems, "training problems", &oops].concat();
+    let digest: String = Sha256::digest(hashed).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(three.fingerprint, digest);
     fs::write(dir.path().join("gsm8k/test.jsonl"), GOOD.repeat(4)).unwrap();
     assert_ne!(documents("gsm8k", dir.path(), Some(3)).unwrap().fingerprint, three.fingerprint);
 
