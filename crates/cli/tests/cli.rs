@@ -491,6 +491,8 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
     let said = place.done(&["run", "e.toml", "--dry-run", "--limit", "2"]);
     assert!(said.contains("12 cells") && said.contains("tokens"), "{said}");
     assert!(said.contains("cache.retention.gamma=0.1"), "{said}");
+    let said = place.done(&["run", "e.toml", "--dry-run", "--tasks", "rte,lcc"]);
+    assert!(said.contains("  rte  ") && said.contains("  lcc  ") && !said.contains("gsm8k"), "{said}");
     assert!(!place.path("results").exists());
 }
 
@@ -521,6 +523,7 @@ fn bad_calls_are_refused_in_a_line() {
     place.fails(&["fly"], 2, &["fly"]);
     place.fails(&["run", "absent.toml"], 2, &["absent.toml", "cannot read"]);
     place.fails(&["run", "e.toml", "--limit", "0"], 2, &["--limit", "at least 1"]);
+    place.fails(&["run", "e.toml", "--tasks", "rte,gsm9k"], 2, &["--tasks", "gsm9k"]);
     place.fails(&["run", "e.toml", "--limit", "many"], 2, &["--limit", "many"]);
     place.fails(&["run", "e.toml", "--profile", "huge"], 2, &["huge", "small"]);
     place.fails(&["run", "e.toml", "--set", "cache.t=2"], 2, &["cache.t", "0 to 1"]);

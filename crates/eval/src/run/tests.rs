@@ -24,14 +24,22 @@ fn repository(path: &str) -> PathBuf {
 
 /// A tiny model with random weights, and a tokenizer of English.
 fn tiny() -> Model {
-    let dir = tempfile::tempdir().unwrap();
+    tiny_in(tempfile::tempdir().unwrap().path(), None)
+}
+
+/// The same in the folder `dir`, with an end token of that name.
+fn tiny_in(dir: &Path, end: Option<&str>) -> Model {
+    if let Some(end) = end {
+        let config = serde_json::json!({ "eos_token": end }).to_string();
+        std::fs::write(dir.join("tokenizer_config.json"), config).unwrap();
+    }
     for name in ["config.json", "model.safetensors"] {
         let from = repository("crates/models/tests/fixtures/llama3").join(name);
-        std::fs::copy(from, dir.path().join(name)).unwrap();
+        std::fs::copy(from, dir.join(name)).unwrap();
     }
     let tokenizer = repository("crates/cli/tests/fixtures/tokenizer.json");
-    std::fs::copy(tokenizer, dir.path().join("tokenizer.json")).unwrap();
-    Model::load(dir.path().to_str().unwrap(), &LoadOptions::default()).unwrap()
+    std::fs::copy(tokenizer, dir.join("tokenizer.json")).unwrap();
+    Model::load(dir.to_str().unwrap(), &LoadOptions::default()).unwrap()
 }
 
 /// The default model, with f32 weights or as it is, and the real data.
@@ -156,6 +164,81 @@ fn prompts_that_are_too_long_keep_their_end_or_both_ends() {
         (tokens[..10].to_vec(), &tokens[tokens.len() - 5..]),
         (whole[..10].to_vec(), &whole[whole.len() - 5..])
     );
+}
+
+#[test]
+fn choices_that_do_not_fit_lose_the_beginning_of_their_context_each_for_itself() {
+    let model = tiny();
+    let (context, tokenizer) = (model.config.context, model.need_tokenizer().unwrap());
+    let (_, mut documents) = documents("piqa", &DataSource::sample_only(), 1);
+    let choices = |contexts: &str| {
+        [" yes", " a rather longer answer", " no"]
+            .map(|c| crate::tasks::Choice { context: contexts.to_string(), continuation: c.to_string() })
+    };
+    let prompts = |documents: &[Document]| Prompter::new(&model, None).unwrap().all(documents, 1);
+    let long = "one two three ".repeat(context);
+    documents[0].request = crate::tasks::Request::Choices(choices(long.trim_end()).to_vec());
+    let cut = prompts(&documents).unwrap();
+    let whole = tokenizer.encode(long.trim_end(), true).unwrap();
+    let mut scored = 0;
+    for prompt in &cut {
+        let Ask::Score(continuations) = &prompt.ask else { panic!("choices") };
+        for continuation in continuations {
+            // All of the context is used, but for the last token, which is predicted.
+            assert_eq!(prompt.tokens, whole[whole.len() - (context + 1 - continuation.len())..]);
+            scored += 1;
+        }
+    }
+    assert!(scored == 3 && cut.len() > 1, "{}", cut.len());
+    // Those that fit are asked of one prompt, as ever.
+    documents[0].request = crate::tasks::Request::Choices(choices("one two three").to_vec());
+    assert_eq!(prompts(&documents).unwrap().len(), 1);
+    // A choice without room for any context is refused, as in the harness.
+    let endless = crate::tasks::Choice { context: "one".into(), continuation: format!(" {long}") };
+    documents[0].request = crate::tasks::Request::Choices(vec![endless]);
+    assert!(prompts(&documents).unwrap_err().to_string().contains("the model's context is 512"));
+}
+
+#[test]
+fn the_end_token_s_text_stops_the_harness_s_tasks_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny_in(dir.path(), Some("</s>"));
+    let stops = |task: &str| {
+        let (_, documents) = documents(task, &DataSource::sample_only(), 1);
+        let prompts = Prompter::new(&model, None).unwrap().all(&documents, 1).unwrap();
+        let Ask::Generate(generation) = &prompts[0].ask else { panic!("a generation") };
+        generation.until.clone()
+    };
+    assert_eq!(stops("coqa"), ["\nQ:", "</s>"]);
+    // Which has it already.
+    assert_eq!(stops("gsm8k"), ["Question:", "</s>", "<|im_end|>"]);
+    assert_eq!(stops("longbench/lcc"), [""; 0]);
+}
+
+#[test]
+fn a_text_that_fills_the_context_says_so() {
+    let model = tiny();
+    let (_, mut documents) = documents("coqa", &DataSource::sample_only(), 2);
+    let run = |documents: &[Document]| {
+        let prompts = Prompter::new(&model, None).unwrap().all(documents, 1).unwrap();
+        let (spec, tokenizer) = (CacheSpec::default(), model.need_tokenizer().unwrap());
+        let limits = Limits::default();
+        engine::run(&model, tokenizer, &[&spec], prompts, limits, &Stop::default(), &|_| (), &mut |f| {
+            assert!(f.cost.tokens <= model.config.context);
+            Ok(())
+        })
+        .unwrap()
+    };
+    for (i, document) in documents.iter_mut().enumerate() {
+        if let crate::tasks::Request::Turns(turns) = &mut document.request {
+            turns.prompts.truncate(1);
+            turns.until.clear();
+            // The harness gives up where an answer alone is as long as the context; here half of it is the prompt's.
+            turns.max_new_tokens = if i == 0 { 4 } else { 600 };
+        }
+    }
+    assert_eq!(run(&documents).into_iter().collect::<Vec<_>>(), [1]);
+    assert!(run(&documents[..1]).is_empty());
 }
 
 /// Compares generated texts with the harness's; at most one in twenty may differ (a near-tie).

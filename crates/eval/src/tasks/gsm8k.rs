@@ -43,11 +43,11 @@ impl Task for Gsm8k {
     }
 
     fn about(&self) -> String {
-        "grade-school mathematics, 5-shot (the first five training problems), exact match (lm-evaluation-harness)".to_string()
+        "grade-school mathematics, 5-shot, exact match (lm-evaluation-harness)".to_string()
     }
 
     fn note(&self) -> Option<&'static str> {
-        Some("the harness draws its five training problems at random")
+        Some("its shots are the first five training problems, where the harness draws five at random")
     }
 
     fn needs(&self, documents: Option<usize>) -> Vec<Option<usize>> {

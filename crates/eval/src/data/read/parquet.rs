@@ -273,3 +273,54 @@ fn children(footer: &[u8]) -> Option<Vec<i64>> {
     }
     None
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// A footer whose schema is a chain of `depth` groups with one column at its end, in compact Thrift: a structure
+    /// with a version and the list of elements, each with a name and a number of children.
+    fn footer(depth: u32) -> Vec<u8> {
+        let mut bytes = vec![0x15, 2, 0x19, 0xfc];
+        let mut count = depth + 1;
+        while count >= 0x80 {
+            bytes.push(count as u8 | 0x80);
+            count >>= 7;
+        }
+        bytes.push(count as u8);
+        bytes.extend((0..depth).flat_map(|_| [0x48, 1, b'a', 0x15, 2, 0]));
+        bytes.extend([0x48, 1, b'a', 0, 0]);
+        bytes
+    }
+
+    #[test]
+    fn nesting_and_lists_of_a_footer_are_bounded() {
+        assert_eq!(columns(&footer(3)).unwrap(), 1);
+        assert!(columns(&footer(200_000)).unwrap_err().to_string().contains("nested more than 32"));
+        // A list of more elements than there are bytes.
+        assert!(columns(&[0x15, 2, 0x19, 0xfc, 0xff, 0xff, 0xff, 0xff, 7, 0]).is_err());
+        let fixture = include_bytes!("../../../tests/fixtures/coqa.parquet");
+        let checked = Checked::new(Box::new(std::io::Cursor::new(fixture.as_slice()))).unwrap();
+        assert!(checked.largest_page >= 16 << 20, "{}", checked.largest_page);
+    }
+
+    #[test]
+    fn pages_are_bounded_by_what_they_say_and_by_what_they_are() {
+        // A data page of 2^31 - 1 bytes that lie in 3.
+        let header = [0x15, 0, 0x15, 0xfe, 0xff, 0xff, 0xff, 0x0f, 0x15, 6, 0x2c];
+        assert_eq!(unpacked_size(&header), Some((1 << 31) - 1));
+        assert_eq!(unpacked_size(&header[..4]), None);
+        let file = Box::new(std::io::Cursor::new(Vec::new()));
+        let checked = Checked { file: Arc::new(Mutex::new(file)), length: 0, largest_page: 1 << 20 };
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&vec![0; (1 << 20) + 1]).unwrap();
+        assert!(checked.unpacks_within(&gzip.finish().unwrap()).is_err());
+        let zstd = |size: usize| zstd::encode_all(vec![0; size].as_slice(), 1).unwrap();
+        assert!(checked.unpacks_within(&zstd((1 << 20) + 1)).is_err());
+        assert!(checked.unpacks_within(&zstd(1 << 20)).is_ok());
+        assert!(checked.unpacks_within(b"\x1f\x8bno gzip").is_ok());
+    }
+}

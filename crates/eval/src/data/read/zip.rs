@@ -75,3 +75,16 @@ impl<R: Read> Read for Bounded<'_, R> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_unpacks_to_more_than_it_may_is_an_error() {
+        let read =
+            |left| io::copy(&mut Bounded { inner: &b"0123456789"[..], left, member: "m" }, &mut io::sink());
+        assert_eq!(read(10).ok(), Some(10));
+        assert!(read(9).is_err_and(|e| e.to_string().starts_with("m in it unpacks to more than")));
+    }
+}
