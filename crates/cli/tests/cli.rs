@@ -236,7 +236,7 @@ fn two_runs_are_the_same_but_for_times() {
     place.done(&["run", "e.toml", "s.toml", "--results", "one"]);
     place.done(&["run", "e.toml", "s.toml", "--results", "two"]);
     for id in ["e", "s"] {
-        let cells = |dir: &str| untimed(&place.path(dir).join(id).join("cells.csv"));
+        let cells = |dir: &str| untimed(&place.path(dir).join("sample").join(id).join("cells.csv"));
         assert_eq!(cells("one"), cells("two"));
     }
     place.done(&["run", "e.toml", "--results", "two", "--fresh"]);

@@ -26,6 +26,8 @@ pub(crate) struct Data {
     pub(crate) papers: Vec<PaperTable>,
     /// What a reader has to know about missing parts.
     pub(crate) notes: Vec<String>,
+    /// Which tasks were run on the bundled sample: one sentence each, for readers of the report.
+    pub(crate) samples: Vec<String>,
 }
 
 /// Whether `dir` is an experiment's results folder.
@@ -36,7 +38,7 @@ pub(crate) fn is_experiment(dir: &Path) -> bool {
 impl Data {
     /// Reads the results folder `dir`.
     pub(crate) fn load(dir: &Path, paper_dir: Option<&Path>) -> Result<Self> {
-        let mut notes = Vec::new();
+        let (mut notes, mut samples) = (Vec::new(), Vec::new());
         let info = if dir.join(RunInfo::FILE).is_file() { Some(RunInfo::read(dir)?) } else { None };
         if info.is_none() {
             notes.push("`run.json` is missing, so command, settings and figures are not known.".to_string());
@@ -63,14 +65,14 @@ impl Data {
         for task in cells.distinct("task", &cells.all()) {
             let origin = info.as_ref().and_then(|i| i.origins.get(&task)).map_or("", String::as_str);
             if origin.contains("bundled sample") {
-                notes.push(format!("`{task}` is the bundled sample, not the original data set."));
+                samples.push(format!("`{task}` is the bundled sample, not the original data set."));
             }
         }
         let id = match &info {
             Some(i) => i.experiment.id.clone(),
             None => dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         };
-        Ok(Self { id, info, finished, cells, written, papers, notes })
+        Ok(Self { id, info, finished, cells, written, papers, notes, samples })
     }
 
     /// Title for readers.

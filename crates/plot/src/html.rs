@@ -104,7 +104,7 @@ fn section(report: &Report) -> Result<String> {
             let _ = writeln!(out, "<p>{}</p>", inline(paragraph.trim()));
         }
     }
-    for note in data.notes.iter().chain(&report.notes) {
+    for note in data.notes.iter().chain(&data.samples).chain(&report.notes) {
         let _ = writeln!(out, "<p class=\"note\">{}</p>", inline(note));
     }
     for paper in data.papers.iter().filter(|p| !p.claim.is_empty()) {

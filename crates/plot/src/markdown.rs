@@ -28,7 +28,7 @@ pub(crate) fn render(report: &Report) -> String {
     if let Some(info) = &data.info {
         paragraph(&info.experiment.notes);
     }
-    for note in data.notes.iter().chain(&report.notes) {
+    for note in data.notes.iter().chain(&data.samples).chain(&report.notes) {
         paragraph(&format!("Note: {note}"));
     }
     for paper in &data.papers {

@@ -129,7 +129,8 @@ fn one<'a>(
         Err(e) => (None, vec![Error::from(e)]),
     };
     let mut made = String::new();
-    if plan.dir.join("cells.csv").is_file() {
+    let nothing = summary.as_ref().is_some_and(|s| s.computed + s.reused == 0);
+    if plan.dir.join("cells.csv").is_file() && !nothing {
         match super::report::rebuild(&plan.dir) {
             Ok(report) => {
                 super::report::say_problems(&report.problems);
@@ -199,9 +200,11 @@ fn finish(mut table: Vec<Outcome<'_>>, experiments: &[Experiment]) -> Result<()>
         }
     }
     let failed = table.iter().filter(|o| !o.errors.is_empty()).count();
+    let nothing = table.iter().all(|o| o.summary.as_ref().is_none_or(|s| s.computed + s.reused == 0));
     let mut errors: Vec<Error> = table.into_iter().flat_map(|o| o.errors).collect();
     match (errors.len(), experiments) {
         (0, _) => Ok(()),
+        (_, [_]) if nothing => Err(errors.remove(0)),
         (1, [_]) => Err(errors.remove(0)),
         (n, [experiment]) => {
             errors.iter().for_each(|e| eprintln!("{}", describe(e)));

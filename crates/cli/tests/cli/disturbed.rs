@@ -92,7 +92,7 @@ fn the_next_run_removes_what_a_killed_one_left() {
     place.done(&RUN);
     let names = names(&place.path("disturbed"));
     assert!(!names.iter().any(|n| n.contains("minicache-") || n.ends_with(".lock")), "{names:?}");
-    assert!(names.contains(&"e/mine.tmp".to_string()));
+    assert!(names.contains(&"sample/e/mine.tmp".to_string()));
 }
 
 #[test]
@@ -235,6 +235,9 @@ fn rows_of_models_and_settings_stand_side_by_side() {
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         fs::copy(place.path("model").join(name), place.path("second").join(name)).unwrap();
     }
+    // Another model: the same one under another name has the same cells.
+    let config = fs::read_to_string(place.path("second/config.json")).unwrap();
+    place.write("second/config.json", &config.replacen('{', "{ \"transformers_version\": \"0\",", 1));
     let args = ["run", "e.toml", "--limit", "1", "--set", "tasks=[\"gsm8k\"]"];
     place.done(&args);
     let first = untimed(&place.path("results/sample/e/cells.csv"));

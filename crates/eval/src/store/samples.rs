@@ -213,7 +213,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Samples<Sample> {
-        Samples::open(path, "key", TEXTS.iter().map(|t| digest(t)).collect()).unwrap()
+        Samples::open(path, "key", TEXTS.iter().map(digest).collect()).unwrap()
     }
 
     /// Computes what is missing, as a run does; gives what that was.
@@ -298,7 +298,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key.jsonl");
         complete(&path);
-        let texts = ["w", "other", "y", "z"].iter().map(|t| digest(t)).collect();
+        let texts = ["w", "other", "y", "z"].iter().map(digest).collect();
         let samples: Samples<Sample> = Samples::open(&path, "key", texts).unwrap();
         assert_eq!([0, 1, 2, 3].map(|at| samples.has(at)), [true, false, true, true]);
     }

@@ -11,7 +11,7 @@ const PATIENCE: u64 = 10;
 /// The hub's settings from `variable` (name to value) and the user's home folder.
 pub(super) fn hub(variable: impl Fn(&str) -> Option<String>, user: Option<PathBuf>) -> Hub {
     let variable = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
-    let path = |name: &str| variable(name).map(|v| PathBuf::from(expand(&v, user.as_ref(), &variable)));
+    let path = |name: &str| variable(name).map(|v| PathBuf::from(expand(&v, user.as_ref(), variable)));
     let is_on = |v: String| ["1", "ON", "YES", "TRUE"].contains(&v.to_ascii_uppercase().as_str());
 
     let home = path("HF_HOME").unwrap_or_else(|| {
