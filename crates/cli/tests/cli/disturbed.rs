@@ -60,6 +60,8 @@ fn a_signal_finishes_what_is_at_hand_and_says_how_to_go_on() {
     let place = Place::new();
     place.done(&["run", "e.toml", "--limit", "24", "--results", "whole"]);
     for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+        // What an earlier one left would be taken for the sign that this one is at work.
+        let _ = fs::remove_dir_all(place.path("disturbed"));
         let mut child = start(&place, &[&RUN[..], &["--fresh"]].concat());
         wait_for(&mut child, || fs::read_dir(place.path("disturbed/sample/e/samples")).is_ok());
         signal(&child, name);
