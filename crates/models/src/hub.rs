@@ -350,7 +350,8 @@ impl Repository<'_> {
             return Ok(present);
         }
         let done = self.file(Wanted { revision: &info.commit, pinned: true, path });
-        Ok(done.map_err(|e| self.explain(&format!("{id}, {path}"), e))?.0)
+        let place = if id.file.is_some() { id.to_string() } else { format!("{id}, {path}") };
+        Ok(done.map_err(|e| self.explain(&place, e))?.0)
     }
 
     /// A model's files at the commit that `info` names.
