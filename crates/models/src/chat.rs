@@ -1,13 +1,21 @@
 //! Chat templates: Jinja as transformers renders it.
 //!
-//! The environment is that of `transformers.utils.chat_template_utils`: blocks trimmed, loop controls, Python's string
-//! and dict methods, `raise_exception`, `strftime_now`, and a `tojson` that escapes no HTML.
+//! The environment is that of `transformers.utils.chat_template_utils`: blocks trimmed, loop controls, Python's methods
+//! of strings, lists and dicts, `raise_exception`, `strftime_now`, and a `tojson` that escapes no HTML. Templates come
+//! with models, from anyone: what one may cost is bounded (`limits`).
 
+mod json;
+mod limits;
+mod python;
+mod source;
+
+use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde};
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, Output, State, Value, context};
 use serde::{Deserialize, Serialize};
 
 use crate::gguf::Gguf;
@@ -33,7 +41,7 @@ impl Message {
 /// A model's chat template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     bos: String,
     eos: String,
 }
@@ -46,16 +54,9 @@ impl ChatTemplate {
     /// # Errors
     /// A template that does not parse, with its line.
     pub fn new(source: &str, bos: impl Into<String>, eos: impl Into<String>) -> Result<Self> {
-        let mut environment = Environment::new();
-        let syntax =
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| failed(&e))?;
-        environment.set_syntax(syntax);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| failed(&e))?;
+        let source = source::translate(source).map_err(Error::Chat)?;
+        let environment = limits::bounded(move || environment(source).map_err(|e| described(&e)));
+        let environment = Arc::new(environment.map_err(Error::Chat)?);
         Ok(Self { environment, bos: bos.into(), eos: eos.into() })
     }
 
@@ -72,12 +73,13 @@ impl ChatTemplate {
             value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_string()
         };
         let file = dir.join("chat_template.jinja");
-        let source = if file.is_file() {
-            Some(std::fs::read_to_string(&file).map_err(Error::io(&file))?)
+        let (source, file) = if file.is_file() {
+            (Some(minicache_config::read_text(&file)?), file)
         } else {
-            default_template(&config["chat_template"])
+            (default_template(&config["chat_template"]), path)
         };
-        source.map(|s| Self::new(&s, token("bos_token"), token("eos_token"))).transpose()
+        let template = source.map(|s| Self::new(&s, token("bos_token"), token("eos_token"))).transpose();
+        template.map_err(|e| Error::file(file, e.to_string()))
     }
 
     /// The template in a GGUF file's metadata. `None` if it has none.
@@ -96,7 +98,8 @@ impl ChatTemplate {
     /// follows. Special tokens are written out: encode the text without adding any.
     ///
     /// # Errors
-    /// A conversation that the template refuses (two user turns in a row, a system turn it does not know).
+    /// A conversation that the template refuses (two user turns in a row, a system turn it does not know); a template
+    /// that costs more than any honest one does.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_with(messages, add_generation_prompt, serde_json::Map::new())
     }
@@ -111,16 +114,51 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: impl Serialize,
     ) -> Result<String> {
-        let template = self.environment.get_template(NAME).map_err(|e| failed(&e))?;
         let own = context! {
             messages => Value::from(Serde(messages)),
+            // transformers passes these, and none where there are none.
+            tools => Value::from(()),
+            documents => Value::from(()),
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        let variables = context! { ..own, ..Value::from(Serde(variables)) };
-        template.render(variables).map_err(|e| failed(&e))
+        let variables = context! { ..Value::from(Serde(variables)), ..own };
+        let environment = Arc::clone(&self.environment);
+        let render = move || {
+            let template = environment.get_template(NAME).map_err(|e| described(&e))?;
+            template.render(variables).map_err(|e| described(&e))
+        };
+        limits::bounded(render).map_err(Error::Chat)
     }
+}
+
+/// The environment of transformers' templates with one template in it.
+fn environment(source: String) -> std::result::Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(limits::FUEL));
+    environment.set_unknown_method_callback(python::method);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_formatter(print);
+    environment.remove_global("debug");
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_function(source::MODULO, python::modulo_function);
+    environment.add_function(source::KEEP, limits::keep);
+    environment.add_function(source::KEEP_IN_NAMESPACE, limits::keep_in_namespace);
+    environment.add_filter("tojson", json::to_json);
+    environment.add_filter("center", python::center);
+    environment.add_template_owned(NAME, source)?;
+    Ok(environment)
+}
+
+/// Writes what `{{ }}` gives, as Python writes it, and no more than the fuel that is left pays for.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
+    let left = state.fuel_levels().map_or(u64::MAX, |(_, left)| left.saturating_mul(64));
+    let left = usize::try_from(left).unwrap_or(usize::MAX);
+    let mut capped = python::Capped { out: |text: &str| out.write_str(text), left, written: 0 };
+    python::write_str(&mut capped, value).map_err(|_| minijinja::Error::from(ErrorKind::OutOfFuel))
 }
 
 fn default_template(value: &serde_json::Value) -> Option<String> {
@@ -139,31 +177,25 @@ fn default_template(value: &serde_json::Value) -> Option<String> {
     default.map(|(_, template)| (*template).to_string())
 }
 
-/// transformers marks what the assistant said with `{% generation %}`; for rendering, a block that always holds.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (open, close) = (start + 2, start + length);
-        out.push_str(&rest[..open]);
-        let tag = &rest[open..close];
-        match tag.trim_matches(['-', '+']).trim() {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
-        }
-        out.push_str("%}");
-        rest = &rest[close + 2..];
+/// What went wrong, in the words of a message, with the line.
+fn described(error: &minijinja::Error) -> String {
+    let detail = match (error.kind(), error.detail()) {
+        (ErrorKind::OutOfFuel, _) => "takes more steps or makes more text than a chat template needs",
+        (_, Some(detail)) => detail,
+        (kind, None) => return minicache_config::shown(&format!("{kind}{}", line(error))),
+    };
+    // The words may be the template's own, as those of `raise_exception` are.
+    let detail: Vec<&str> = detail.split_whitespace().collect();
+    let mut detail = minicache_config::escaped(&detail.join(" "));
+    if let Some((cut, _)) = detail.char_indices().nth(300) {
+        detail.truncate(cut);
+        detail.push('…');
     }
-    out.push_str(rest);
-    out
+    format!("{detail}{}", line(error))
 }
 
-fn failed(error: &minijinja::Error) -> Error {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
-    let line = error.line().map(|l| format!(" (line {l})")).unwrap_or_default();
-    Error::Chat(format!("{detail}{line}"))
+fn line(error: &minijinja::Error) -> String {
+    error.line().map(|l| format!(" (line {l})")).unwrap_or_default()
 }
 
 fn raise_exception(message: String) -> std::result::Result<String, minijinja::Error> {
@@ -172,113 +204,11 @@ fn raise_exception(message: String) -> std::result::Result<String, minijinja::Er
 
 /// The time now, in UTC, in the form that Python's `strftime` would give it.
 fn strftime_now(format: &str) -> std::result::Result<String, minijinja::Error> {
-    use std::fmt::Write as _;
     let mut text = String::new();
     write!(text, "{}", chrono::Utc::now().format(format)).map_err(|_| {
         minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: bad format {format:?}"))
     })?;
     Ok(text)
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=indent, separators=..)`. minijinja's own filter writes `<` as `\u003c`.
-fn to_json(
-    value: &Value,
-    rest: Rest<Value>,
-    options: Kwargs,
-) -> std::result::Result<Value, minijinja::Error> {
-    let indent = match rest.first() {
-        Some(given) => Some(given.clone()),
-        None => options.get::<Option<Value>>("indent")?,
-    };
-    let indent = indent.filter(|i| !i.is_none() && !i.is_undefined()).map(usize::try_from).transpose()?;
-    let separators = options.get::<Option<Vec<String>>>("separators")?;
-    let _ = options.get::<Option<bool>>("ensure_ascii")?;
-    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    options.assert_all_used()?;
-    let bad = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
-    let mut json = serde_json::to_value(value).map_err(bad)?;
-    if sort_keys {
-        json.sort_all_objects();
-    }
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        // Python's defaults: no space behind a comma that ends a line.
-        _ if indent.is_some() => (",".to_string(), ": ".to_string()),
-        _ => (", ".to_string(), ": ".to_string()),
-    };
-    let mut out = Vec::new();
-    let format = PythonJson { item, key, indent, depth: 0, filled: Vec::new() };
-    json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, format)).map_err(bad)?;
-    Ok(Value::from_safe_string(String::from_utf8_lossy(&out).into_owned()))
-}
-
-/// The spacing of Python's `json.dumps`.
-struct PythonJson {
-    item: String,
-    key: String,
-    indent: Option<usize>,
-    depth: usize,
-    /// Whether the containers that are open hold anything yet.
-    filled: Vec<bool>,
-}
-
-type Written = std::io::Result<()>;
-
-impl PythonJson {
-    fn line<W: ?Sized + std::io::Write>(&self, out: &mut W) -> Written {
-        match self.indent {
-            Some(width) => write!(out, "\n{:1$}", "", width * self.depth),
-            None => Ok(()),
-        }
-    }
-
-    fn open<W: ?Sized + std::io::Write>(&mut self, out: &mut W, bracket: &[u8]) -> Written {
-        self.depth += 1;
-        self.filled.push(false);
-        out.write_all(bracket)
-    }
-
-    fn next<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> Written {
-        if !first {
-            out.write_all(self.item.as_bytes())?;
-        }
-        if let Some(filled) = self.filled.last_mut() {
-            *filled = true;
-        }
-        self.line(out)
-    }
-
-    fn close<W: ?Sized + std::io::Write>(&mut self, out: &mut W, bracket: &[u8]) -> Written {
-        self.depth -= 1;
-        if self.filled.pop() == Some(true) {
-            self.line(out)?;
-        }
-        out.write_all(bracket)
-    }
-}
-
-impl serde_json::ser::Formatter for PythonJson {
-    fn begin_array<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
-        self.open(out, b"[")
-    }
-    fn end_array<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
-        self.close(out, b"]")
-    }
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> Written {
-        self.next(out, first)
-    }
-    fn begin_object<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
-        self.open(out, b"{")
-    }
-    fn end_object<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
-        self.close(out, b"}")
-    }
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> Written {
-        self.next(out, first)
-    }
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
-        out.write_all(self.key.as_bytes())
-    }
 }
 
 #[cfg(test)]
@@ -316,7 +246,7 @@ mod tests {
 
     #[test]
     fn python_methods_and_namespaces() {
-        let source = "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m['content'].split('e')|length %}{% endfor %}{{ ns.n }} {{ messages[0].content.strip().startswith('be') }} {{ messages[1].get('x', 'none') }} {{ messages[-1]['role'].title() }} {% if tools is defined %}tools{% else %}no tools{% endif %}";
+        let source = "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m['content'].split('e')|length %}{% endfor %}{{ ns.n }} {{ messages[0].content.strip().startswith('be') }} {{ messages[1].get('x', 'none') }} {{ messages[-1]['role'].title() }} {% if tools is none %}no tools{% else %}tools{% endif %}";
         assert_eq!(render(source, &talk()).unwrap(), "5 True none Assistant no tools");
     }
 

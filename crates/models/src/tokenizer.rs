@@ -1,11 +1,14 @@
 //! Tokenizers: from `tokenizer.json`, or built from a GGUF file's vocabulary.
 
 mod gguf;
+mod growth;
+mod pre;
 mod stream;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use minicache_config::{guard, python_json, shown};
 use serde_json::Value;
 use tokenizers::processors::template::TemplateProcessing;
 
@@ -17,6 +20,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Where it came from, for messages.
+    file: PathBuf,
     /// Ids run from 0 to one below this.
     size: usize,
     bos: Option<u32>,
@@ -54,12 +59,14 @@ impl Tokenizer {
     /// A file that cannot be read or parsed.
     pub fn from_file(path: &Path, config: &Value) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| {
-            Error::file(
-                path,
-                format!("not a tokenizer that can be read ({e}); download the model's tokenizer.json again"),
-            )
-        })?;
+        let text = minicache_config::utf8(&bytes).map_err(|what| Error::file(path, what))?;
+        let mut inner = guard("the tokenizer's reader", || tokenizers::Tokenizer::from_bytes(text))
+            .and_then(|tokenizer| tokenizer.map_err(|e| shown(&e.to_string())))
+            .map_err(|e| {
+                let mend = "download the model's tokenizer.json again";
+                Error::file(path, format!("not a tokenizer that can be read ({e}); {mend}"))
+            })?;
+        growth::check(&inner).map_err(|e| Error::file(path, e))?;
         // A tokenizer.json saved after training may cut or pad; prompts are taken whole here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(path, e.to_string()))?;
@@ -71,7 +78,7 @@ impl Tokenizer {
         };
         let (bos, eos) = (named("bos_token"), named("eos_token"));
         let stop = eos.into_iter().collect();
-        Ok(Self { inner, size, bos, eos, prefix: None, suffix: None, stop })
+        Ok(Self { inner, file: path.to_path_buf(), size, bos, eos, prefix: None, suffix: None, stop })
     }
 
     /// Writes a `tokenizer.json`, which adds the special tokens around a text that this tokenizer adds.
@@ -107,7 +114,7 @@ impl Tokenizer {
     /// # Errors
     /// A failure of the tokenizer.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| failed("encode", &*e))?;
+        let encoding = self.guarded("encode", || self.inner.encode_fast(text, add_special))?;
         let mut ids = Vec::with_capacity(encoding.len() + 2);
         ids.extend(self.prefix.filter(|_| add_special));
         ids.extend_from_slice(encoding.get_ids());
@@ -120,7 +127,13 @@ impl Tokenizer {
     /// # Errors
     /// A failure of the tokenizer.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| failed("decode", &*e))
+        self.guarded("decode", || self.inner.decode(ids, skip_special))
+    }
+
+    /// Calls the tokenizer, which carries out what its file asks for: expressions among others that never end.
+    fn guarded<T>(&self, what: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+        let done = guard("its tokenizer", work).and_then(|done| done.map_err(|e| shown(&e.to_string())));
+        done.map_err(|e| Error::file(&self.file, format!("cannot {what} text: {e}")))
     }
 
     /// A decoder for ids that arrive one at a time.
@@ -176,14 +189,11 @@ impl Tokenizer {
     }
 }
 
-fn failed(what: &str, error: &(dyn std::error::Error + Send + Sync)) -> Error {
-    Error::Tokenizer(format!("cannot {what}: {error}"))
-}
-
+/// JSON of a model folder, as Python writes it.
+///
 /// # Errors
 /// A file that cannot be read or is not JSON.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
+    let bytes = std::fs::read(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    python_json::from_slice(&bytes).map_err(|e| Error::file(path, e.to_string()))
 }

@@ -1,11 +1,12 @@
 //! Tokenizers out of GGUF metadata: byte-level BPE (`gpt2`) and SentencePiece BPE with scores (`llama`).
 //!
-//! Which pre-tokenizer a name in `tokenizer.ggml.pre` stands for is llama.cpp's (`llama-vocab.cpp`); the pipelines are
-//! those of the models' own `tokenizer.json`.
+//! The pipelines are those of the models' own `tokenizer.json`.
 
 use std::collections::{BTreeSet, HashMap};
 
 use candle_core::quantized::gguf_file::Value;
+use minicache_config::shown;
+use tokenizers::AddedToken;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::decoders::fuse::Fuse;
@@ -13,18 +14,18 @@ use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as Normalizers, unicode::NFC};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
+use super::pre::PreTokenizer;
 use super::{END_TOKENS, Tokenizer};
 use crate::Result;
 use crate::gguf::Gguf;
 
 /// The space of SentencePiece vocabularies.
-const SPACE: &str = "\u{2581}";
+const SPACE: char = '\u{2581}';
+
+/// Longer pieces of SentencePiece vocabularies are no results of merges.
+const MAX_PIECE: usize = 512;
 
 /// `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +55,16 @@ impl Tokenizer {
             return Ok(None);
         }
         let vocabulary = Vocabulary::read(gguf)?;
-        let pre = gguf.text("tokenizer.ggml.pre");
-        let mut inner = match model {
-            "gpt2" => byte_level(gguf, &vocabulary, pre)?,
-            "llama" => sentencepiece(gguf, &vocabulary)?,
+        let (mut inner, adds_bos) = match model {
+            "gpt2" => {
+                let pre = pre_tokenizer(gguf)?;
+                (byte_level(gguf, &vocabulary, pre)?, pre.adds_bos)
+            }
+            "llama" => (sentencepiece(gguf, &vocabulary)?, true),
             other => {
+                let other = shown(other);
                 let message = format!(
-                    "tokenizer model {other:?} is not supported; gpt2 (BPE) and llama (SentencePiece) are"
+                    "tokenizer model `{other}` is not supported; gpt2 (BPE) and llama (SentencePiece) are"
                 );
                 return Err(gguf.error(message));
             }
@@ -74,8 +78,6 @@ impl Tokenizer {
             ((id as usize) < vocabulary.tokens.len()).then_some(id)
         };
         let (bos, eos) = (id("bos"), id("eos"));
-        // Defaults of llama.cpp for files that do not say.
-        let adds_bos = model == "llama" || pre.is_some_and(|p| LLAMA3.contains(&p) || p == "tekken");
         let flag = |key: &str, default: bool| gguf.flag(&format!("tokenizer.ggml.{key}")).unwrap_or(default);
         let mut stop: BTreeSet<u32> = ["eos", "eot", "eom"].iter().filter_map(|k| id(k)).collect();
         stop.extend(vocabulary.control(&END_TOKENS));
@@ -84,6 +86,7 @@ impl Tokenizer {
             prefix: bos.filter(|_| flag("add_bos_token", adds_bos)),
             suffix: eos.filter(|_| flag("add_eos_token", false)),
             inner,
+            file: gguf.path().to_path_buf(),
             bos,
             eos,
             stop,
@@ -112,6 +115,12 @@ impl Vocabulary {
 
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &String> {
         self.tokens.iter().zip(&self.kinds).filter(move |(_, k)| **k == kind).map(|(t, _)| t)
+    }
+
+    /// Whether text behind a control token goes on as it stands. The vocabularies of Mistral from v2 on have a token for
+    /// `[INST]`, and only they do; LLaMA-2 and Mistral's first put a space in front of every stretch of text.
+    fn instructs_by_tokens(&self) -> bool {
+        self.of_kind(Kind::Control).any(|token| token == "[INST]")
     }
 
     /// Control tokens with one of these names.
@@ -160,64 +169,46 @@ fn strings(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
     values.iter().map(text).collect()
 }
 
-const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-const GPT2: [&str; 7] = ["gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion"];
-const DIGITS: [&str; 6] = ["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"];
-const LLAMA3: [&str; 7] = ["llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "dbrx", "pixtral"];
-const QWEN2: [&str; 3] = ["qwen2", "deepseek-r1-qwen", "megrez"];
-
-/// The expressions that split text into words, each applied to what the one before left.
-fn splits(pre: Option<&str>) -> Option<&'static [&'static str]> {
-    match pre {
-        // llama.cpp's guess for files written before the metadata had a name.
-        None | Some("default") => Some(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]"]),
-        Some(p) if GPT2.contains(&p) => Some(&[GPT2_SPLIT]),
-        Some(p) if DIGITS.contains(&p) => Some(&[r"\p{N}", GPT2_SPLIT]),
-        Some(p) if LLAMA3.contains(&p) => Some(&[LLAMA3_SPLIT]),
-        Some(p) if QWEN2.contains(&p) => Some(&[QWEN2_SPLIT]),
-        Some("tekken") => Some(&[TEKKEN_SPLIT]),
-        Some(_) => None,
-    }
+/// The pre-tokenizer that the file names; llama.cpp's default, with a warning, where it names none.
+fn pre_tokenizer(gguf: &Gguf) -> Result<&'static PreTokenizer> {
+    let name = gguf.text("tokenizer.ggml.pre").filter(|name| !name.is_empty()).unwrap_or_else(|| {
+        let file = gguf.path().display();
+        eprintln!(
+            "{file}: warning: no tokenizer.ggml.pre says how text is cut into words; the default may not be the \
+             model's, convert it again if answers are poor"
+        );
+        "default"
+    });
+    PreTokenizer::named(name).ok_or_else(|| {
+        let known = PreTokenizer::names();
+        gguf.error(format!("pre-tokenizer \"{}\" is not known; known are {known}", shown(name)))
+    })
 }
 
 /// Byte-level BPE, as GPT-2, LLaMA-3, Qwen2 and SmolLM have it.
-fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary, pre: Option<&str>) -> Result<tokenizers::Tokenizer> {
-    let expressions = splits(pre).ok_or_else(|| {
-        let known = [&GPT2[..], &DIGITS, &LLAMA3, &QWEN2, &["tekken"]].concat().join(", ");
-        gguf.error(format!("pre-tokenizer {:?} is not known; known are {known}", pre.unwrap_or_default()))
-    })?;
+fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary, pre: &PreTokenizer) -> Result<tokenizers::Tokenizer> {
     let merges = strings(gguf, "tokenizer.ggml.merges")?
         .into_iter()
         .map(|merge| {
             // A space inside a token is written Ġ, so the only one separates; it never comes first.
             let at = merge.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
-            at.map(|at| (merge[..at].to_string(), merge[at + 1..].to_string()))
-                .ok_or_else(|| gguf.error(format!("metadata tokenizer.ggml.merges: {merge:?} is not a pair")))
+            at.map(|at| (merge[..at].to_string(), merge[at + 1..].to_string())).ok_or_else(|| {
+                gguf.error(format!("metadata tokenizer.ggml.merges: `{}` is not a pair", shown(&merge)))
+            })
         })
         .collect::<Result<Vec<_>>>()?;
-    let whole_words = pre.is_some_and(|p| LLAMA3.contains(&p) || p == "tekken");
     let ids = vocabulary.ids();
     let bpe = BPE::builder()
         .vocab_and_merges(ids.into_iter().map(|(t, id)| (t.to_string(), id)).collect::<Ids>(), merges)
-        .ignore_merges(whole_words)
+        .ignore_merges(pre.whole_words)
         .build()
         .map_err(|e| gguf.error(format!("its BPE merges cannot be used ({e}); convert the model again")))?;
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-    if pre.is_some_and(|p| QWEN2.contains(&p)) {
+    if pre.composes {
         set_normalizer(gguf, &mut tokenizer, NFC.into())?;
     }
-    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    for expression in expressions {
-        let pattern = SplitPattern::Regex((*expression).to_string());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-        steps.push(split.map_err(|e| gguf.error(format!("pre-tokenizer: {e}")))?.into());
-    }
-    steps.push(ByteLevel::new(false, true, false).into());
-    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
+    let steps = pre.build().map_err(|e| gguf.error(format!("pre-tokenizer: {e}")))?;
+    tokenizer.with_pre_tokenizer(Some(steps));
     tokenizer.with_decoder(Some(ByteLevelDecoder::new(false, true, false)));
     Ok(tokenizer)
 }
@@ -237,6 +228,10 @@ fn sentencepiece(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<tokenizers::Tok
     let mut merges = Vec::new();
     for (id, token) in vocabulary.tokens.iter().enumerate() {
         if vocabulary.kinds[id] != Kind::Normal || ids.get(token.as_str()) != Some(&(id as u32)) {
+            continue;
+        }
+        // Pieces have 16 characters, seldom 32; every way to cut a very long one would be looked up.
+        if token.len() > MAX_PIECE {
             continue;
         }
         for (at, _) in token.char_indices().skip(1) {
@@ -265,16 +260,20 @@ fn sentencepiece(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<tokenizers::Tok
         .map_err(|e| gguf.error(format!("its vocabulary cannot be used ({e}); convert the model again")))?;
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
     let space_first = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
-    let replace = |from: &str, to: &str| {
+    let replace = |from: char, to: char| {
         Replace::new(from.to_string(), to.to_string()).map_err(|e| gguf.error(format!("normaliser: {e}")))
     };
-    let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
-    if space_first {
-        normalizers.push(Prepend::new(SPACE.to_string()).into());
+    if space_first && vocabulary.instructs_by_tokens() {
+        tokenizer.with_pre_tokenizer(Some(Metaspace::new(SPACE, PrependScheme::First, false)));
+    } else {
+        let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
+        if space_first {
+            normalizers.push(Prepend::new(SPACE.to_string()).into());
+        }
+        normalizers.push(replace(' ', SPACE)?.into());
+        set_normalizer(gguf, &mut tokenizer, Normalizers::new(normalizers).into())?;
     }
-    normalizers.push(replace(" ", SPACE)?.into());
-    set_normalizer(gguf, &mut tokenizer, Normalizers::new(normalizers).into())?;
-    let mut decoders = vec![replace(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
+    let mut decoders = vec![replace(SPACE, ' ')?.into(), ByteFallback::new().into(), Fuse::new().into()];
     if space_first {
         decoders.push(Strip::new(' ', 1, 0).into());
     }
