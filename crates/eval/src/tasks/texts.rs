@@ -44,7 +44,7 @@ pub fn text_suite(task: &str) -> Result<Suite> {
     Suite::find(if task == "truthfulqa" { "truthfulqa_gen" } else { task })
 }
 
-/// The first `limit` documents of `task` as text, or the first [`MOST`]. `truthfulqa` gives every question once, with
+/// The first `limit` documents of `task` as text, or the first 100,000. `truthfulqa` gives every question once, with
 /// its best answer;
 /// `longbench` gives the paper's seven tasks in turn: the first document of each, the second of each, and so on. Of a
 /// group only the tasks that the user's folder has are taken, if it has any.
