@@ -26,12 +26,9 @@ impl Shape {
         }
         let path = Path::new(model);
         let config = if path.is_dir() {
-            let file = path.join("config.json");
-            let text = minicache_config::read_text(&file)?;
-            ModelConfig::from_json(&text).or_usage(file.display())?
+            ModelConfig::from_dir(path)?
         } else if path.is_file() {
-            let json = Gguf::open(path)?.hf_config()?;
-            ModelConfig::from_json(&json.to_string()).or_usage(path.display())?
+            Gguf::open(path)?.config()?
         } else {
             registry.get(model)?;
             return Err(usage(format!("--model: {model}: no such model")));

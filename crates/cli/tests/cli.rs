@@ -9,6 +9,8 @@ mod calibration;
 mod commands;
 #[path = "cli/disturbed.rs"]
 mod disturbed;
+#[path = "cli/model_files.rs"]
+mod model_files;
 #[path = "cli/same_numbers.rs"]
 mod same_numbers;
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use faer::{Mat, Side, c64};
+use minicache_config::{guard, lfs_pointer, shown};
+use minicache_core::ModelShape;
 use minicache_core::latent::{
     Basis, Grouping, KeyBasis, KeyMoments, Moments, Span, ValueBasis, ValueMoments,
 };
@@ -370,28 +372,41 @@ pub fn save(basis: &Basis, info: &CalibrationInfo, path: &Path) -> Result<()> {
     crate::save_tensors(path, views, Some(metadata))
 }
 
-/// Reads a basis that was calibrated on the model with `fingerprint`.
+/// Reads a basis that was calibrated on the model with `fingerprint` and `shape`.
 ///
 /// # Errors
-/// A file that is missing, truncated or no basis, and a basis of another model.
-pub fn load(path: &Path, fingerprint: &str) -> Result<(Basis, CalibrationInfo)> {
+/// A file that is missing, truncated, damaged or no basis, and a basis of another model.
+pub fn load(path: &Path, fingerprint: &str, shape: &ModelShape) -> Result<(Basis, CalibrationInfo)> {
     let broken = |e: &str| Error::Calibration(format!("{}: {e}; calibrate it again", path.display()));
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: PathBuf::from(path), source })?;
-    let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|e| broken(&format!("not a basis file ({e})")))?;
-    let metadata = header.metadata().as_ref().filter(|m| m.get("format").is_some_and(|f| f == FORMAT));
-    let info = metadata
-        .and_then(|m| m.get("calibration"))
-        .ok_or_else(|| broken("not a basis file of this version"))?;
-    let info: CalibrationInfo = serde_json::from_str(info).map_err(|e| broken(&e.to_string()))?;
-    if info.model != fingerprint {
-        return Err(broken(&format!("calibrated on another model ({}, not {fingerprint})", info.model)));
+    if let Some(what) = lfs_pointer(&bytes) {
+        return Err(Error::file(path, what));
     }
-    let file =
-        SafeTensors::deserialize(&bytes).map_err(|e| broken(&format!("truncated or corrupt ({e})")))?;
-    let numbers = |name: &str| -> Result<Vec<f32>> {
-        let tensor = file.tensor(name).map_err(|_| broken(&format!("tensor {name} is missing")))?;
-        Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    let (info, basis) = guard("the safetensors reader", || read(&bytes, fingerprint))
+        .and_then(|read| read)
+        .map_err(|e| broken(&e))?;
+    basis.check(shape).map_err(|e| broken(&e))?;
+    Ok((basis, info))
+}
+
+/// Reads the bytes of a basis file.
+fn read(bytes: &[u8], fingerprint: &str) -> std::result::Result<(CalibrationInfo, Basis), String> {
+    let text = |e: &dyn std::fmt::Display| shown(&e.to_string());
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|e| format!("not a basis file ({})", text(&e)))?;
+    let metadata = header.metadata().as_ref().filter(|m| m.get("format").is_some_and(|f| f == FORMAT));
+    let info = metadata.and_then(|m| m.get("calibration")).ok_or("not a basis file of this version")?;
+    let info: CalibrationInfo = serde_json::from_str(info).map_err(|e| text(&e))?;
+    if info.model != fingerprint {
+        return Err(format!("calibrated on another model ({}, not {fingerprint})", shown(&info.model)));
+    }
+    let file = SafeTensors::deserialize(bytes).map_err(|e| format!("truncated or corrupt ({})", text(&e)))?;
+    let numbers = |name: &str| -> std::result::Result<Vec<f32>, String> {
+        let tensor = file.tensor(name).map_err(|_| format!("tensor {} is missing", shown(name)))?;
+        if tensor.dtype() != Dtype::F32 {
+            return Err(format!("tensor {} is of type {}, not F32", shown(name), tensor.dtype()));
+        }
+        Ok(tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     };
     let mut spans: Vec<(&str, Grouping, Span)> =
         file.names().into_iter().filter_map(|n| parse_prefix(n.strip_suffix(".mean")?)).collect();
@@ -413,7 +428,7 @@ pub fn load(path: &Path, fingerprint: &str) -> Result<(Basis, CalibrationInfo)> 
             push(&mut basis.keys, grouping, KeyBasis { span, mean, weights, vectors, variances });
         }
     }
-    Ok((basis, info))
+    Ok((info, basis))
 }
 
 fn push<T>(spans: &mut Vec<(Grouping, Vec<T>)>, grouping: Grouping, span: T) {

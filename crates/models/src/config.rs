@@ -1,10 +1,66 @@
 //! What a decoder is made of: the numbers of `config.json`, checked.
 
-use minicache_config::ModelShape;
+use std::path::Path;
+
+use minicache_config::{ModelShape, python_json, shown};
 use serde_json::{Map, Value};
 
 use crate::rope::{RopeConfig, RopeScaling};
-use crate::{Error, Result};
+use crate::{Error, Result, Safetensors, weights};
+
+/// What says that weights are not what they seem.
+const QUANTISED: [(&str, &str); 2] = [
+    ("quantization_config", "quantised safetensors are not read; use the unquantised weights or a GGUF file"),
+    ("compression_config", "compressed safetensors are not read; use the unquantised weights or a GGUF file"),
+];
+
+/// Keys of other models' arithmetic, and the values (besides null, false, 0 and nothing) with which they change nothing:
+/// a file with another one asks for what none of the families computes.
+const FOREIGN: [(&str, Option<f64>); 34] = [
+    ("add_cross_attention", None),
+    ("alibi", None),
+    ("attention_chunk_size", None),
+    ("attention_multiplier", None),
+    ("attention_out_bias", None),
+    ("attn_logit_softcapping", None),
+    ("attn_output_gate", None),
+    ("clip_qkv", None),
+    ("embedding_multiplier", Some(1.0)),
+    ("final_logit_softcapping", None),
+    ("first_k_dense_replace", None),
+    ("head_dim_v", None),
+    ("kv_lora_rank", None),
+    ("logit_scale", Some(1.0)),
+    ("logit_softcapping", None),
+    ("logits_scaling", Some(1.0)),
+    ("n_shared_experts", None),
+    ("no_rope_layers", None),
+    ("num_nextn_predict_layers", None),
+    ("parallel_residual", None),
+    ("q_lora_rank", None),
+    ("qk_layernorm", None),
+    ("qk_norm", None),
+    ("query_pre_attn_scalar", None),
+    ("residual_multiplier", Some(1.0)),
+    ("router_logit_softcapping", None),
+    ("scale_depth", None),
+    ("scale_emb", Some(1.0)),
+    ("text_config", None),
+    ("use_alibi", None),
+    ("use_mrope", None),
+    ("use_parallel_residual", None),
+    ("use_qk_norm", None),
+    ("v_head_dim", None),
+];
+
+/// Bounds on a configuration, several times the largest model's: beyond them it is damaged, and what is computed from it
+/// before its weights are looked at could not be held.
+const MOST_LAYERS: usize = 1 << 12;
+const MOST_HEADS: usize = 1 << 16;
+const MOST_WIDTH: usize = 1 << 24;
+const MOST_VOCAB: usize = 1 << 28;
+const MOST_CONTEXT: usize = 1 << 32;
+const MOST_EXPERTS: usize = 1 << 12;
 
 /// A model family, as far as file forms differ; the arithmetic is driven by [`ModelConfig`]'s other fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,7 +100,8 @@ impl Family {
     pub fn by_name(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|f| f.name() == name).ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|f| f.name()).collect();
-            Error::Config(format!("model_type {name:?} is not supported; supported are {}", known.join(", ")))
+            let (name, known) = (shown(name), known.join(", "));
+            Error::Config(format!("model_type \"{name}\" is not supported; supported are {known}"))
         })
     }
 }
@@ -111,25 +168,63 @@ impl ModelConfig {
     /// Not JSON; an unsupported model type, activation or quantisation; a key that is missing or of the wrong kind
     /// (named); numbers that do not fit together.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| Error::Config(format!("not valid JSON: {e}")))?;
+        Self::from_value(&python_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?)
+    }
+
+    /// Reads the `config.json` of a model directory, and holds it against the weights where they are there.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_json`], with the file's name; weights of another configuration.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let mut config = Self::from_file(dir)?;
+        if let Ok(mut weights) = Safetensors::open(dir) {
+            weights.tie(&mut config)?;
+            weights::check(&config, &weights)?;
+        }
+        Ok(config)
+    }
+
+    /// Reads the `config.json` of a model directory.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_json`], with the file's name.
+    pub(crate) fn from_file(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        if !path.is_file() {
+            let message = format!(
+                "has no config.json; give a directory with config.json and safetensors, or a .gguf file{}",
+                weights::other_weights(dir)
+            );
+            return Err(Error::file(dir, message));
+        }
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let value = python_json::from_slice(&bytes).map_err(|e| Error::file(&path, e.to_string()))?;
+        Self::from_value(&value).map_err(|e| Error::file(&path, e.to_string()))
+    }
+
+    fn from_value(value: &Value) -> Result<Self> {
         let Value::Object(map) = value else {
             return Err(Error::Config("expected a JSON object".into()));
         };
-        let keys = Keys { map: &map, of: "" };
+        let keys = Keys { map, of: "" };
 
         let family = Family::by_name(keys.text("model_type")?.ok_or_else(|| keys.missing("model_type"))?)?;
-        if map.get("quantization_config").is_some_and(|q| !q.is_null()) {
-            return Err(Error::Config(
-                "quantization_config is set, but quantised safetensors are not read; use the unquantised weights or a GGUF file"
-                    .into(),
-            ));
+        for (key, mend) in QUANTISED {
+            if keys.get(key).is_some() {
+                return Err(Error::Config(format!("{key} is set, but {mend}")));
+            }
         }
-        if let Some(act) = keys.text("hidden_act")?
-            && !matches!(act, "silu" | "swish")
-        {
-            return Err(Error::Config(format!("hidden_act {act:?} is not supported; supported is \"silu\"")));
+        for key in ["hidden_act", "hidden_activation"] {
+            if let Some(act) = keys.text(key)?
+                && !matches!(act, "silu" | "swish")
+            {
+                let act = shown(act);
+                return Err(Error::Config(format!(
+                    "{key} \"{act}\" is not supported; supported is \"silu\""
+                )));
+            }
         }
+        keys.check_foreign()?;
 
         let hidden = keys.need_size("hidden_size")?;
         let layers = keys.need_size("num_hidden_layers")?;
@@ -203,6 +298,28 @@ impl ModelConfig {
         if let Some((key, _)) = sizes.into_iter().find(|(_, n)| *n == 0) {
             return Err(Error::Config(format!("{key} must be at least 1")));
         }
+        let most = [
+            MOST_WIDTH,
+            MOST_WIDTH,
+            MOST_LAYERS,
+            MOST_HEADS,
+            MOST_HEADS,
+            MOST_WIDTH,
+            MOST_VOCAB,
+            MOST_CONTEXT,
+        ];
+        if let Some(((key, n), most)) = sizes.into_iter().zip(most).find(|((_, n), most)| n > most) {
+            return Err(Error::Config(format!("{key} is {n}; more than {most} is no model that can be run")));
+        }
+        if self.q_dim() > MOST_WIDTH {
+            return Err(Error::Config(format!(
+                "num_attention_heads {} of head_dim {} are more than {MOST_WIDTH} numbers",
+                self.heads, self.head_dim
+            )));
+        }
+        if !(self.rms_eps.is_finite() && self.rms_eps >= 0.0) {
+            return Err(Error::Config(format!("rms_norm_eps {} must be 0 or above", self.rms_eps)));
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::Config(format!(
                 "num_attention_heads {} is not a multiple of num_key_value_heads {}",
@@ -211,6 +328,14 @@ impl ModelConfig {
         }
         if self.window == Some(0) {
             return Err(Error::Config("sliding_window must be at least 1".into()));
+        }
+        if let Some(e) = self.experts
+            && e.count > MOST_EXPERTS
+        {
+            return Err(Error::Config(format!(
+                "num_local_experts is {}; more than {MOST_EXPERTS} is no model that can be run",
+                e.count
+            )));
         }
         if let Some(e) = self.experts
             && (e.count == 0 || e.used == 0 || e.used > e.count)
@@ -259,6 +384,12 @@ impl ModelConfig {
             all.push(("lm_head.weight".to_owned(), vec![self.vocab, self.hidden]));
         }
         all
+    }
+
+    /// A number of tensors that the weights have to hold at the least, found without naming them.
+    pub(crate) fn least_tensors(&self) -> usize {
+        let experts = self.experts.map_or(0, |e| e.count.saturating_mul(3));
+        self.layers.saturating_mul(experts.saturating_add(5))
     }
 
     /// The tensors of one layer, by Hugging Face name, with their shapes.
@@ -322,21 +453,30 @@ fn window_from_json(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Op
         None if family == Family::Mistral => return Err(keys.missing("sliding_window")),
         _ => keys.size("sliding_window")?,
     };
+    let sliding = match keys.get("layer_types") {
+        None => None,
+        Some(types) => Some(sliding_layers(types, layers)?),
+    };
     let enabled = match family {
         Family::Llama => false,
         Family::Qwen2 => keys.flag("use_sliding_window")?.unwrap_or(false),
         Family::Mistral | Family::Mixtral | Family::Phi3 => true,
     };
-    let Some(window) = window.filter(|_| enabled) else { return Ok(None) };
+    let Some(window) = window.filter(|_| enabled) else {
+        return match sliding {
+            None | Some(0) => Ok(None),
+            Some(n) => {
+                Err(Error::Config(format!("layer_types names {n} layers with a sliding window without one")))
+            }
+        };
+    };
     // Qwen2 lets only the layers from `max_window_layers` on slide; newer files list every layer.
-    let sliding = match keys.map.get("layer_types") {
-        Some(Value::Array(types)) if family == Family::Qwen2 => {
-            types.iter().filter(|t| t.as_str() == Some("sliding_attention")).count()
-        }
-        _ if family == Family::Qwen2 => {
+    let sliding = match sliding {
+        Some(n) => n,
+        None if family == Family::Qwen2 => {
             layers.saturating_sub(keys.size("max_window_layers")?.unwrap_or(layers))
         }
-        _ => layers,
+        None => layers,
     };
     match sliding {
         0 => Ok(None),
@@ -345,6 +485,27 @@ fn window_from_json(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Op
             "{n} of {layers} layers have a sliding window; models that mix both kinds of layers are not supported"
         ))),
     }
+}
+
+/// How many layers of `layer_types` have a sliding window.
+fn sliding_layers(types: &Value, layers: usize) -> Result<usize> {
+    let types = types.as_array().filter(|types| types.len() == layers).ok_or_else(|| {
+        Error::Config(format!("layer_types must be a list of {layers} words, one for each layer"))
+    })?;
+    let mut sliding = 0;
+    for kind in types {
+        match kind.as_str() {
+            Some("full_attention") => {}
+            Some("sliding_attention") => sliding += 1,
+            _ => {
+                let kind = shown(&kind.to_string());
+                return Err(Error::Config(format!(
+                    "layer_types: {kind} is not supported; supported are full_attention and sliding_attention"
+                )));
+            }
+        }
+    }
+    Ok(sliding)
 }
 
 /// RoPE in either form.
@@ -359,14 +520,21 @@ fn rope_from_json(
         match keys.map.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Keys { map, of: name })),
-            Some(other) => Err(Error::Config(format!("{name} must be an object, got {other}"))),
+            Some(other) => {
+                let other = shown(&other.to_string());
+                Err(Error::Config(format!("{name} must be an object, got {other}")))
+            }
         }
     };
     let rope = match (section("rope_parameters")?, section("rope_scaling")?) {
+        (Some(new), Some(old)) if new.map != old.map && !old.map.is_empty() => {
+            return Err(Error::Config("rope_parameters and rope_scaling are both given and differ".into()));
+        }
         (Some(new), _) => new,
         (None, Some(old)) => old,
         (None, None) => Keys { map: &empty, of: "rope_parameters" },
     };
+    rope.check_rope()?;
     let theta = match rope.number("rope_theta")? {
         Some(theta) => theta,
         None => keys.number("rope_theta")?.unwrap_or(match family {
@@ -384,6 +552,9 @@ fn rope_from_json(
         Some(n) => n,
         None => rope.size("original_max_position_embeddings")?.unwrap_or(max_position),
     };
+    if original == 0 {
+        return Err(Error::Config("original_max_position_embeddings must be at least 1".into()));
+    }
     let kind = match rope.text("rope_type")? {
         Some(kind) => kind,
         None => rope.text("type")?.unwrap_or("default"),
@@ -434,8 +605,9 @@ fn rope_from_json(
         }
         other => {
             return Err(Error::Config(format!(
-                "{}: rope_type {other:?} is not supported; supported are default, linear, dynamic, yarn, longrope (su), llama3",
-                rope.of
+                "{}: rope_type \"{}\" is not supported; supported are default, linear, dynamic, yarn, longrope (su), llama3",
+                rope.of,
+                shown(other)
             )));
         }
     };
@@ -458,6 +630,66 @@ impl<'a> Keys<'a> {
         Error::Config(format!("key {:?} is missing", self.path(key)))
     }
 
+    /// # Errors
+    /// Names a key of a rotary section that is not understood.
+    fn check_rope(&self) -> Result<()> {
+        const KNOWN: [&str; 18] = [
+            "attention_factor",
+            "attn_factor",
+            "beta_fast",
+            "beta_slow",
+            "factor",
+            "finetuned",
+            "high_freq_factor",
+            "long_factor",
+            "low_freq_factor",
+            "mscale",
+            "mscale_all_dim",
+            "original_max_position_embeddings",
+            "partial_rotary_factor",
+            "rope_theta",
+            "rope_type",
+            "short_factor",
+            "truncate",
+            "type",
+        ];
+        match self.map.iter().find(|(key, value)| !value.is_null() && !KNOWN.contains(&key.as_str())) {
+            None => Ok(()),
+            Some((key, value)) => {
+                let (key, value) = (shown(&self.path(key)), shown(&value.to_string()));
+                Err(Error::Config(format!("key \"{key}\" is {value}; it is not understood")))
+            }
+        }
+    }
+
+    /// # Errors
+    /// Names a key of [`FOREIGN`] that is not off.
+    fn check_foreign(&self) -> Result<()> {
+        for (key, neutral) in FOREIGN {
+            let Some(value) = self.get(key) else { continue };
+            let off = match value {
+                Value::Bool(on) => !on,
+                Value::Array(values) => values.is_empty(),
+                value => python_json::as_f64(value).is_some_and(|x| x == 0.0 || Some(x) == neutral),
+            };
+            // What these say of heads they may say of heads as they are.
+            let head_dim =
+                || Some(self.size("hidden_size").ok()?? / self.size("num_attention_heads").ok()??.max(1));
+            let plain = |key: &str| {
+                matches!(key, "head_dim_v" | "v_head_dim" | "query_pre_attn_scalar")
+                    && value.as_u64().map(|n| n as usize)
+                        == self.size("head_dim").ok().flatten().or_else(head_dim)
+            };
+            if !off && !plain(key) {
+                let value = shown(&value.to_string());
+                return Err(Error::Config(format!(
+                    "key {key:?} is {value}; models that compute with it are not supported"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The value of `key`; `null` counts as absent.
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
@@ -472,7 +704,10 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match read(value) {
             Some(value) => Ok(Some(value)),
-            None => Err(Error::Config(format!("key {:?} must be {wanted}, got {value}", self.path(key)))),
+            None => {
+                let value = shown(&value.to_string());
+                Err(Error::Config(format!("key {:?} must be {wanted}, got {value}", self.path(key))))
+            }
         }
     }
 
@@ -485,7 +720,7 @@ impl<'a> Keys<'a> {
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", Value::as_f64)
+        self.typed(key, "a number", |v| python_json::as_f64(v).filter(|x| x.is_finite()))
     }
 
     fn numbers(&self, key: &str) -> Result<Vec<f64>> {

@@ -1,40 +1,46 @@
 //! GGUF files: memory-mapped weights, metadata, and their translation to Hugging Face terms.
 //!
-//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. The header is parsed by candle; this module
-//! checks that every tensor lies inside the file before anything is read, joins split files, and gives tensors by
-//! their Hugging Face names (`names`) in the row order that transformers uses.
+//! The header (`header`) is read strictly and says for every tensor where it lies inside the file; this module joins
+//! split files, and gives tensors by their Hugging Face names (`names`) in the row order that transformers uses, and
+//! metadata as a configuration (`config`).
 
 mod config;
+mod header;
+mod keys;
 mod names;
+mod types;
 mod weights;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Cursor;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::Value;
 use memmap2::Mmap;
+use minicache_config::shown;
 
 use crate::{Error, Result};
+use header::{Entry, Header};
 use names::Place;
+use types::WeightType;
 
 const DOWNLOAD_AGAIN: &str = "download it again (the default model: scripts/fetch-model smollm2-135m)";
-const TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+/// Files of a split model, at most.
+const MOST_PARTS: u64 = 10_000;
 
 /// One file of a (possibly split) model.
 struct Part {
     path: PathBuf,
     map: Mmap,
-    content: Content,
+    metadata: HashMap<String, Value>,
 }
 
 /// Where one tensor's bytes lie.
 struct Stored {
     part: usize,
-    start: usize,
-    dtype: GgmlDType,
+    bytes: Range<usize>,
+    kind: WeightType,
     /// Outermost first, as in Hugging Face files.
     dims: Vec<usize>,
 }
@@ -65,15 +71,16 @@ impl Gguf {
     /// # Errors
     /// A file that is missing, not GGUF, truncated, or of an unknown architecture or weight type.
     pub fn open(path: &Path) -> Result<Self> {
-        let first = Part::open(path)?;
-        let mut parts = vec![first];
-        let count = parts[0].content.metadata.get("split.count").and_then(as_u64).unwrap_or(1);
-        for other in split_siblings(path, count)? {
-            parts.push(Part::open(&other)?);
-        }
         let mut tensors = HashMap::new();
-        for (index, part) in parts.iter().enumerate() {
-            part.collect(index, &mut tensors)?;
+        let mut parts = vec![Part::open(path, 0, &mut tensors)?];
+        let count = match parts[0].metadata.get("split.count") {
+            None => 1,
+            Some(count) => as_u64(count).filter(|n| *n <= MOST_PARTS).ok_or_else(|| {
+                Error::file(path, format!("metadata split.count is not 1 to {MOST_PARTS}; {DOWNLOAD_AGAIN}"))
+            })?,
+        };
+        for other in split_siblings(path, count)? {
+            parts.push(Part::open(&other, parts.len(), &mut tensors)?);
         }
         let mut gguf = Self { parts, architecture: String::new(), tensors, places: HashMap::new() };
         gguf.architecture = gguf
@@ -81,7 +88,7 @@ impl Gguf {
             .ok_or_else(|| gguf.error(format!("no general.architecture in its metadata; {DOWNLOAD_AGAIN}")))?
             .to_string();
         config::check_architecture(&gguf)?;
-        gguf.places = names::places(&gguf);
+        gguf.places = names::places(&gguf)?;
         Ok(gguf)
     }
 
@@ -139,7 +146,7 @@ impl Gguf {
     }
 
     fn value(&self, key: &str) -> Option<&Value> {
-        self.parts[0].content.metadata.get(key)
+        self.parts[0].metadata.get(key)
     }
 
     pub(crate) fn error(&self, message: impl Into<String>) -> Error {
@@ -147,91 +154,29 @@ impl Gguf {
     }
 
     fn bytes(&self, stored: &Stored) -> &[u8] {
-        let size =
-            stored.dims.iter().product::<usize>() / stored.dtype.block_size() * stored.dtype.type_size();
-        &self.parts[stored.part].map[stored.start..stored.start + size]
+        &self.parts[stored.part].map[stored.bytes.clone()]
     }
 }
 
 impl Part {
-    fn open(path: &Path) -> Result<Self> {
+    /// Opens file number `part` of a model and adds its tensors.
+    fn open(path: &Path, part: usize, tensors: &mut HashMap<String, Stored>) -> Result<Self> {
         let fail = |message: String| Error::file(path, message);
         let file = File::open(path).map_err(|e| fail(format!("cannot be opened: {e}")))?;
         // SAFETY: the map is read-only and private to this process. A file that another process shortens while it is
         // mapped would fault; model files are written once and then only read.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| fail(format!("cannot be mapped: {e}")))?;
-        check_start(&map).map_err(fail)?;
-        let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| {
-            let reason = e.to_string().lines().next().unwrap_or_default().to_string();
-            if reason.contains("unknown dtype") {
-                fail(format!("a weight type that is not supported ({reason}); supported are {TYPES}"))
-            } else {
-                fail(format!("truncated or damaged ({reason}); {DOWNLOAD_AGAIN}"))
-            }
-        })?;
-        Ok(Self { path: path.to_path_buf(), map, content })
-    }
-
-    fn collect(&self, part: usize, tensors: &mut HashMap<String, Stored>) -> Result<()> {
-        for (name, info) in &self.content.tensor_infos {
-            let dims = info.shape.dims().to_vec();
-            let fail = |message: String| Error::file(&self.path, format!("tensor {name}: {message}"));
-            if matches!(info.ggml_dtype, GgmlDType::Q8_1 | GgmlDType::Q8K) {
-                let message =
-                    format!("weight type {:?} is not supported; supported are {TYPES}", info.ggml_dtype);
-                return Err(fail(message));
-            }
-            let block = info.ggml_dtype.block_size();
-            if dims.last().is_some_and(|row| row % block != 0) {
+        let Header { metadata, tensors: entries } = header::read(&map).map_err(fail)?;
+        for Entry { name, dims, kind, bytes } in entries {
+            let shown = shown(&name);
+            if tensors.insert(name, Stored { part, bytes, kind, dims }).is_some() {
                 return Err(fail(format!(
-                    "rows of {dims:?} are not whole blocks of {block}; {DOWNLOAD_AGAIN}"
+                    "tensor {shown} is in another part of the model too; {DOWNLOAD_AGAIN}"
                 )));
             }
-            let elements = dims.iter().try_fold(1usize, |a, &b| a.checked_mul(b));
-            let bytes = elements.and_then(|e| (e / block).checked_mul(info.ggml_dtype.type_size()));
-            let start = self
-                .content
-                .tensor_data_offset
-                .checked_add(info.offset)
-                .and_then(|s| usize::try_from(s).ok());
-            let end = start.zip(bytes).and_then(|(s, b)| s.checked_add(b));
-            let Some(start) = start.filter(|_| end.is_some_and(|end| end <= self.map.len())) else {
-                let have = self.map.len();
-                let need = end.map_or_else(|| "more".to_string(), |e| e.to_string());
-                return Err(fail(format!(
-                    "truncated: needs {need} bytes, the file has {have}; {DOWNLOAD_AGAIN}"
-                )));
-            };
-            tensors.insert(name.clone(), Stored { part, start, dtype: info.ggml_dtype, dims });
         }
-        Ok(())
+        Ok(Self { path: path.to_path_buf(), map, metadata })
     }
-}
-
-/// What candle's parser takes for granted: magic, version, and an alignment that is not zero.
-fn check_start(map: &[u8]) -> std::result::Result<(), String> {
-    if map.len() < 24 {
-        return Err(format!("too short to be a GGUF file ({} bytes); {DOWNLOAD_AGAIN}", map.len()));
-    }
-    if &map[..4] != b"GGUF" {
-        return Err(
-            "not a GGUF file (it does not start with GGUF); give a .gguf file or a directory".to_string()
-        );
-    }
-    let version = u32::from_le_bytes([map[4], map[5], map[6], map[7]]);
-    if !(2..=3).contains(&version) {
-        return Err(format!("GGUF version {version}; versions 2 and 3 are read: convert the model again"));
-    }
-    const KEY: &[u8] = b"general.alignment";
-    // Writers put it among the first keys, long before the tokenizer's arrays.
-    let head = &map[..map.len().min(1 << 20)];
-    if let Some(at) = head.windows(KEY.len()).position(|w| w == KEY)
-        && let Some(bytes) = head.get(at + KEY.len() + 4..at + KEY.len() + 8)
-        && bytes == [0; 4]
-    {
-        return Err(format!("general.alignment is 0; {DOWNLOAD_AGAIN}"));
-    }
-    Ok(())
 }
 
 /// The other files of a split model of `count` parts, given its first.

@@ -52,7 +52,7 @@ impl Latents {
             return Ok(plan.clone());
         }
         let basis = match &spec.basis {
-            Some(path) => Arc::new(calibrate::load(Path::new(path), fingerprint)?.0),
+            Some(path) => Arc::new(calibrate::load(Path::new(path), fingerprint, shape)?.0),
             None => {
                 let bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
                 let found = bases.iter().find(|(c, _)| *c == spec.calibration).map(|(_, b)| b.clone());

@@ -55,11 +55,22 @@ impl Source {
             Source::Gguf(gguf) => gguf,
         }
     }
+
+    /// See [`Safetensors::tie`]; what a GGUF file holds says whether it is tied.
+    pub(crate) fn tie(&mut self, config: &mut ModelConfig) -> Result<()> {
+        match self {
+            Source::Folder(files) => files.tie(config),
+            Source::Gguf(_) => Ok(()),
+        }
+    }
 }
 
 /// Opens a directory with safetensors or a `.gguf` file.
 pub(crate) fn source(path: &Path) -> Result<Source> {
-    Ok(if path.is_dir() { Source::Folder(Safetensors::open(path)?) } else { Source::Gguf(Gguf::open(path)?) })
+    if !path.is_dir() {
+        return Ok(Source::Gguf(Gguf::open(path)?));
+    }
+    Ok(Source::Folder(Safetensors::open(path)?))
 }
 
 /// The parts of a model that are not its weights.
@@ -117,7 +128,8 @@ impl Model {
 
     /// The weights as the decoder has them.
     fn with_weights<T>(&self, work: impl FnOnce(&dyn WeightSource) -> Result<T>) -> Result<T> {
-        let source = source(&self.path)?;
+        let mut source = source(&self.path)?;
+        source.tie(&mut self.config.clone())?;
         match &self.alignment {
             None => work(source.weights()),
             Some(alignment) => work(&Aligned::new(source.weights(), &self.config, alignment)),
@@ -139,12 +151,13 @@ impl Model {
         options: &LoadOptions,
         alignment: Option<&Alignment>,
     ) -> Result<Self> {
-        let source = source(path)?;
+        let mut source = source(path)?;
         let (parts, mut fingerprint) = match &source {
             Source::Folder(_) => (Parts::of_dir(path)?, fingerprint_of(&files_of(path)?)?),
             Source::Gguf(gguf) => (Parts::of_gguf(gguf)?, fingerprint_of(&gguf.files())?),
         };
-        let Parts { config, tokenizer, chat, stop } = parts;
+        let Parts { mut config, tokenizer, chat, stop } = parts;
+        source.tie(&mut config)?;
         let decoder = match alignment {
             None => Decoder::load(&config, source.weights(), options)?,
             Some(alignment) => {
@@ -239,39 +252,31 @@ pub struct Description {
 pub fn describe(what: &str) -> Result<Description> {
     let (path, _) = locate(what)?;
     if path.is_dir() {
-        let shape = Parts::of_dir(&path)?.config.shape();
+        let shape = ModelConfig::from_dir(&path)?.shape();
         return Ok(Description { fingerprint: fingerprint_of(&files_of(&path)?)?, shape });
     }
     let gguf = Gguf::open(&path)?;
-    let config = ModelConfig::from_json(&gguf.hf_config()?.to_string()).map_err(in_file(gguf.path()))?;
-    Ok(Description { fingerprint: fingerprint_of(&gguf.files())?, shape: config.shape() })
+    Ok(Description { fingerprint: fingerprint_of(&gguf.files())?, shape: gguf.config()?.shape() })
 }
 
 impl Parts {
     fn of_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        if !path.is_file() {
-            let message =
-                "has no config.json; give a directory with config.json and safetensors, or a .gguf file";
-            return Err(Error::file(dir, message));
-        }
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let config = ModelConfig::from_json(&text).map_err(in_file(&path))?;
+        let config = ModelConfig::from_file(dir)?;
         let defaults = dir.join("generation_config.json");
         let stop = if defaults.is_file() { ids(&read_json(&defaults)?["eos_token_id"]) } else { Vec::new() };
         let tokenizer = Tokenizer::from_dir(dir)?;
         if let Some(tokenizer) = &tokenizer {
-            tokenizer.check_vocab(config.vocab).map_err(in_file(&dir.join("tokenizer.json")))?;
+            warn(&dir.join("tokenizer.json"), tokenizer.vocabulary_warning(config.vocab));
         }
         let chat = ChatTemplate::from_dir(dir).map_err(in_file(dir))?;
         Ok(Self { config, tokenizer, chat, stop })
     }
 
     fn of_gguf(gguf: &Gguf) -> Result<Self> {
-        let config = ModelConfig::from_json(&gguf.hf_config()?.to_string()).map_err(in_file(gguf.path()))?;
+        let config = gguf.config()?;
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         if let Some(tokenizer) = &tokenizer {
-            tokenizer.check_vocab(config.vocab).map_err(in_file(gguf.path()))?;
+            warn(gguf.path(), tokenizer.vocabulary_warning(config.vocab));
         }
         let chat = ChatTemplate::from_gguf(gguf, tokenizer.as_ref()).map_err(in_file(gguf.path()))?;
         Ok(Self { config, tokenizer, chat, stop: Vec::new() })
@@ -322,6 +327,13 @@ fn locate(what: &str) -> Result<(PathBuf, String)> {
             Err(Error::file(path, "no such file or directory"))
         }
         _ => Err(registry.get(what).err().unwrap_or_else(|| Error::Registry(what.to_string()))),
+    }
+}
+
+/// Says on stderr what is odd about a file.
+fn warn(path: &Path, warning: Option<String>) {
+    if let Some(warning) = warning {
+        eprintln!("{}: warning: {warning}", path.display());
     }
 }
 

@@ -97,7 +97,9 @@ impl RopeConfig {
     /// Longest sequence. Linear and dynamic files give the pretrained context, the others the stretched one (YaRN
     /// files either).
     pub fn context(&self) -> usize {
-        let stretched = |n: usize, factor: f64| (n as f64 * factor.max(1.0)) as usize;
+        // A factor may be any number; no sequence is longer than what positions are counted in.
+        let stretched =
+            |n: usize, factor: f64| (n as f64 * factor.max(1.0)).min(f64::from(u32::MAX)) as usize;
         match self.scaling {
             RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => {
                 stretched(self.max_position, factor)
@@ -126,6 +128,9 @@ impl RopeConfig {
         let positive = |name: &str, x: f64| {
             if x.is_finite() && x > 0.0 { Ok(()) } else { bad(format!("{name} {x} must be above 0")) }
         };
+        let original = |n: usize| {
+            if n > 0 { Ok(()) } else { bad("original_max_position_embeddings must be at least 1".into()) }
+        };
         let half = self.rotary_dim / 2;
         let list = |name: &str, factors: &[f64]| {
             if factors.len() != half {
@@ -142,18 +147,21 @@ impl RopeConfig {
                 }
                 positive("rope factor", *factor)
             }
-            RopeScaling::Yarn { factor, attention, beta_fast, beta_slow, .. } => {
+            RopeScaling::Yarn { factor, attention, beta_fast, beta_slow, original: n, .. } => {
+                original(*n)?;
                 positive("rope factor", *factor)?;
                 positive("beta_fast", *beta_fast)?;
                 positive("beta_slow", *beta_slow)?;
                 positive("attention_factor", *attention)
             }
-            RopeScaling::Llama3 { factor, low, high, .. } => {
+            RopeScaling::Llama3 { factor, low, high, original: n } => {
+                original(*n)?;
                 positive("rope factor", *factor)?;
                 positive("low_freq_factor", *low)?;
                 if high > low { Ok(()) } else { bad("high_freq_factor must exceed low_freq_factor".into()) }
             }
-            RopeScaling::LongRope { short, long, attention, .. } => {
+            RopeScaling::LongRope { short, long, attention, original: n } => {
+                original(*n)?;
                 list("short_factor", short)?;
                 list("long_factor", long)?;
                 positive("attention_factor", *attention)

@@ -171,21 +171,21 @@ impl Tokenizer {
         self.stop.iter().copied().collect()
     }
 
-    /// Checks that the tokenizer belongs to a model with `model_vocab` embedding rows. A model may have a few more rows
-    /// than its tokenizer has ids, padding to a round number (Phi-3: 32,064 for 32,011; Qwen2-72B: 152,064 for 151,646).
-    ///
-    /// # Errors
-    /// A vocabulary of another size.
-    pub fn check_vocab(&self, model_vocab: usize) -> Result<()> {
-        let padding = model_vocab.checked_sub(self.size);
-        if padding.is_some_and(|p| p <= 512 && p * 16 <= model_vocab) {
-            return Ok(());
+    /// What is odd about this tokenizer beside a model with `rows` embedding rows, for a warning. A model may have a few
+    /// more rows than its tokenizer has ids, padding to a round number (Phi-3: 32,064 for 32,011; Qwen2-72B: 152,064 for
+    /// 151,646), and a tokenizer a few ids that are never used; a sequence with an id beyond the rows is refused.
+    pub fn vocabulary_warning(&self, rows: usize) -> Option<String> {
+        match rows.checked_sub(self.size) {
+            Some(padding) if padding <= 512 && padding * 16 <= rows => None,
+            Some(_) => Some(format!(
+                "the tokenizer has {} tokens and the model {rows} embedding rows; do they belong together?",
+                self.size
+            )),
+            None => Some(format!(
+                "the tokenizer has {} tokens but the model only {rows} embedding rows: the ids from {rows} on cannot be used",
+                self.size
+            )),
         }
-        Err(Error::Tokenizer(format!(
-            "has {} tokens but the model's vocabulary {model_vocab}: they belong to different models; put \
-             the tokenizer.json of the model beside its weights",
-            self.size
-        )))
     }
 }
 

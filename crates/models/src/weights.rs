@@ -1,6 +1,6 @@
 //! Where weights come from: the [`WeightSource`] seam, and safetensors files behind it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
+use minicache_config::{guard, lfs_pointer, not_text, python_json, shown};
 use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
 
 use crate::{Error, ModelConfig, Result};
@@ -56,6 +57,17 @@ pub trait WeightSource: Send + Sync {
 /// # Errors
 /// One line that names missing, unexpected and misshaped tensors.
 pub fn check(config: &ModelConfig, source: &dyn WeightSource) -> Result<()> {
+    let held = source.names();
+    // Before anything is made of each layer: a configuration may say any number.
+    if config.least_tensors() > 2 * held.len() + 1000 {
+        let experts = config.experts.map_or(String::new(), |e| format!(" of {} experts", e.count));
+        return Err(Error::Weights(format!(
+            "{} holds {} tensors, far fewer than the {} layers{experts} of its configuration",
+            source.origin(),
+            held.len(),
+            config.layers
+        )));
+    }
     let wanted: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
     let mut missing = Vec::new();
     let mut misshaped = Vec::new();
@@ -73,7 +85,7 @@ pub fn check(config: &ModelConfig, source: &dyn WeightSource) -> Result<()> {
             || name.ends_with("attn.masked_bias")
             || (config.tied && name == "lm_head.weight")
     };
-    let mut unexpected: Vec<String> = source.names();
+    let mut unexpected = held;
     unexpected.retain(|name| !wanted.contains_key(name) && !tolerated(name));
     unexpected.sort_unstable();
 
@@ -97,7 +109,8 @@ pub fn check(config: &ModelConfig, source: &dyn WeightSource) -> Result<()> {
 /// The first few names, and how many more there are.
 fn listed(names: &[String]) -> String {
     const SHOWN: usize = 4;
-    let mut text = names[..names.len().min(SHOWN)].join(", ");
+    let first: Vec<String> = names.iter().take(SHOWN).map(|name| shown(name)).collect();
+    let mut text = first.join(", ");
     if names.len() > SHOWN {
         text.push_str(&format!(" and {} more", names.len() - SHOWN));
     }
@@ -109,8 +122,8 @@ fn listed(names: &[String]) -> String {
 pub struct Safetensors {
     origin: PathBuf,
     shards: Vec<Shard>,
-    /// Tensor name to index of its shard.
-    places: HashMap<String, usize>,
+    /// Tensor name to index of its shard and its name there.
+    places: HashMap<String, (usize, String)>,
 }
 
 #[derive(Debug)]
@@ -124,6 +137,10 @@ struct Shard {
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+/// How names begin in files of a model without its head.
+const BARE: [&str; 3] = ["embed_tokens.", "layers.", "norm."];
 
 impl Safetensors {
     /// Opens a `.safetensors` file, an index, or a folder with either.
@@ -145,44 +162,76 @@ impl Safetensors {
         } else if single.is_file() {
             Self::open_single(&single)
         } else {
-            Err(Error::file(path, format!("holds neither {SINGLE} nor {INDEX}")))
+            Err(Error::file(path, format!("holds neither {SINGLE} nor {INDEX}{}", other_weights(path))))
         }
+    }
+
+    /// Lets a model with tied embeddings find its one matrix under either name; `config` is untied where a file holds
+    /// both and they differ, as transformers does it.
+    ///
+    /// # Errors
+    /// As [`WeightSource::dense`].
+    pub(crate) fn tie(&mut self, config: &mut ModelConfig) -> Result<()> {
+        if !config.tied {
+            return Ok(());
+        }
+        match (self.places.get(EMBEDDING), self.places.get(HEAD)) {
+            (None, Some(head)) => {
+                let head = head.clone();
+                self.places.insert(EMBEDDING.to_string(), head);
+            }
+            (Some(_), Some(_)) => {
+                let shape = [config.vocab, config.hidden];
+                let (embedding, head) = (self.bytes(EMBEDDING, &shape)?, self.bytes(HEAD, &shape)?);
+                config.tied = embedding.1 == head.1 && embedding.0 == head.0;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn new(origin: &Path, shards: Vec<Shard>, places: HashMap<String, usize>) -> Self {
+        let known: BTreeSet<String> = places.keys().cloned().collect();
+        // A decoder that was saved without its head has names without the prefix.
+        let full = |name: String| match format!("model.{name}") {
+            full if BARE.iter().any(|bare| name.starts_with(bare)) && !known.contains(&full) => full,
+            _ => name,
+        };
+        let places = places.into_iter().map(|(name, shard)| (full(name.clone()), (shard, name))).collect();
+        Self { origin: origin.to_owned(), shards, places }
     }
 
     fn open_single(path: &Path) -> Result<Self> {
         let shard = Shard::open(path)?;
         let places = shard.tensors.keys().map(|name| (name.clone(), 0)).collect();
-        Ok(Self { origin: path.to_owned(), shards: vec![shard], places })
+        Ok(Self::new(path, vec![shard], places))
     }
 
     fn open_index(path: &Path) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let index: Index = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))?;
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let not = |e: &str| Error::file(path, format!("not an index of safetensors shards: {e}"));
+        let index = python_json::from_slice(&bytes).map_err(|e| not(&e.to_string()))?;
+        let map = index.get("weight_map").and_then(serde_json::Value::as_object);
+        let map = map.ok_or_else(|| not("it has no weight_map"))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut shards: Vec<Shard> = Vec::new();
         let mut numbers: HashMap<&str, usize> = HashMap::new();
         let mut places = HashMap::new();
-        for (tensor, file) in &index.weight_map {
-            let number = match numbers.get(file.as_str()) {
+        for (tensor, file) in map {
+            let file = file.as_str().ok_or_else(|| not("its weight_map holds something else than names"))?;
+            let number = match numbers.get(file) {
                 Some(number) => *number,
                 None => {
-                    if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
-                        return Err(Error::file(
-                            path,
-                            format!("{file:?} is not the name of a shard beside it"),
-                        ));
+                    if Path::new(file).file_name().is_none_or(|name| name != file) {
+                        let message = format!("\"{}\" is not the name of a shard beside it", shown(file));
+                        return Err(Error::file(path, message));
                     }
                     let shard = folder.join(file);
                     if !shard.is_file() {
-                        return Err(Error::file(
-                            path,
-                            format!("names the shard {file}, which is not beside it; download it again"),
-                        ));
+                        let file = shown(file);
+                        let message =
+                            format!("names the shard {file}, which is not beside it; download it again");
+                        return Err(Error::file(path, message));
                     }
                     shards.push(Shard::open(&shard)?);
                     numbers.insert(file, shards.len() - 1);
@@ -190,18 +239,20 @@ impl Safetensors {
                 }
             };
             if !shards[number].tensors.contains_key(tensor) {
+                let (tensor, file) = (shown(tensor), shown(file));
                 return Err(Error::file(path, format!("places {tensor} in {file}, which does not hold it")));
             }
             places.insert(tensor.clone(), number);
         }
-        Ok(Self { origin: path.to_owned(), shards, places })
+        Ok(Self::new(path, shards, places))
     }
 
     /// Bytes, type and file of a tensor after the checks of [`WeightSource::dense`].
     fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], Dtype, &Path)> {
         let missing = || Error::file(&self.origin, format!("holds no tensor {name}"));
-        let shard = &self.shards[*self.places.get(name).ok_or_else(missing)?];
-        let info = shard.tensors.get(name).ok_or_else(missing)?;
+        let (shard, stored) = self.places.get(name).ok_or_else(missing)?;
+        let shard = &self.shards[*shard];
+        let info = shard.tensors.get(stored).ok_or_else(missing)?;
         if info.shape != shape {
             let message = format!("{name} is {:?} where {shape:?} is needed", info.shape);
             return Err(Error::file(&shard.path, message));
@@ -258,7 +309,8 @@ impl WeightSource for Safetensors {
     }
 
     fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.shards[*self.places.get(name)?].tensors.get(name)?.shape.clone())
+        let (shard, stored) = self.places.get(name)?;
+        Some(self.shards[*shard].tensors.get(stored)?.shape.clone())
     }
 
     fn dense(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
@@ -290,28 +342,59 @@ impl Shard {
     }
 }
 
+/// Says which other weights a folder holds, for a message.
+pub(crate) fn other_weights(folder: &Path) -> String {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut files: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    files.sort_unstable();
+    let with = |ending: &str| files.iter().filter(|f| f.ends_with(ending)).cloned().collect::<Vec<_>>();
+    let ggufs = with(".gguf");
+    if let [one] = &ggufs[..] {
+        return format!("; it holds a GGUF file: give {}", folder.join(one).display());
+    }
+    if !ggufs.is_empty() {
+        return format!("; it holds GGUF files, give one of them: {}", listed(&ggufs));
+    }
+    if files.iter().any(|f| f.starts_with("pytorch_model") && f.contains(".bin")) {
+        return "; the pickled weights in it (pytorch_model.bin) are not read: convert them to safetensors"
+            .into();
+    }
+    let others = with(".safetensors");
+    if others.is_empty() { String::new() } else { format!("; {} has another name", listed(&others)) }
+}
+
 /// Where data starts, how many bytes of it there are to be, and the tensors.
 fn header(map: &[u8]) -> std::result::Result<(usize, usize, HashMap<String, TensorInfo>), String> {
     const PREFIX: usize = 8;
     let not = "is not a safetensors file";
+    if map.is_empty() {
+        return Err("is empty; download it again".into());
+    }
+    if let Some(what) = lfs_pointer(map) {
+        return Err(what.into());
+    }
     let prefix = map.first_chunk::<PREFIX>().ok_or_else(|| format!("is truncated, or {not}"))?;
     let length = u64::from_le_bytes(*prefix);
     // The library refuses larger headers too; more is a sign of another format.
+    let other = || not_text(&map[..map.len().min(16)]).map(|what| format!("{not}: it {what}"));
     if length > 100_000_000 {
-        return Err(not.into());
+        return Err(other().unwrap_or_else(|| not.to_string()));
     }
     let start = PREFIX + length as usize;
     if map.len() < start {
-        return Err("is truncated within its header; download it again".into());
+        return Err(other().unwrap_or_else(|| "is truncated within its header; download it again".into()));
     }
-    // Reading the header alone lets a truncated file be told from a wrong one.
-    let metadata: safetensors::tensor::Metadata =
-        serde_json::from_slice(&map[PREFIX..start]).map_err(|e| format!("{not}: {e}"))?;
-    let data = metadata.data_len();
-    if map.len() - start == data {
-        SafeTensors::read_metadata(map).map_err(|e| format!("{not}: {e}"))?;
-    }
-    Ok((start, data, metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect()))
+    guard("the safetensors reader", || {
+        // Reading the header alone lets a truncated file be told from a wrong one.
+        let metadata: safetensors::tensor::Metadata = serde_json::from_slice(&map[PREFIX..start])
+            .map_err(|e| format!("{not}: {}", shown(&e.to_string())))?;
+        let data = metadata.data_len();
+        if map.len() - start == data {
+            SafeTensors::read_metadata(map).map_err(|e| format!("{not}: {}", shown(&e.to_string())))?;
+        }
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone()));
+        Ok((start, data, tensors.collect()))
+    })?
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod files {
+    pub(crate) mod cases;
     pub(crate) mod chat;
     pub(crate) mod default_model;
     pub(crate) mod gguf;

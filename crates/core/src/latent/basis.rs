@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
 use crate::store::{Scheme, Side, Store};
-use crate::{Precision, Rotary};
+use crate::{ModelShape, Precision, Rotary};
 
 /// How many layers and KV heads share a latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -129,6 +129,95 @@ impl Basis {
     }
 }
 
+impl Basis {
+    /// Checks that the basis is one of a model of `shape`: every grouping whole, every array of the length that its span
+    /// asks for, and numbers that can be computed with.
+    ///
+    /// # Errors
+    /// The first thing that is not so.
+    pub fn check(&self, shape: &ModelShape) -> Result<(), String> {
+        check_side("keys", &self.keys, shape, |b| b.span, |b| key_lengths(b, shape.head_dim))?;
+        check_side("values", &self.values, shape, |b| b.span, |b| value_lengths(b, shape.head_dim))?;
+        for basis in self.keys.iter().flat_map(|(_, spans)| spans) {
+            if !basis.weights.iter().all(|w| *w > 0.0) {
+                return Err(broken("keys", basis.span, "weights that are not above 0"));
+            }
+            if !basis.variances.chunks(basis.span.members()).all(descends) {
+                return Err(broken("keys", basis.span, "variances that do not descend to 0"));
+            }
+        }
+        for basis in self.values.iter().flat_map(|(_, spans)| spans) {
+            if !descends(&basis.variances) {
+                return Err(broken("values", basis.span, "variances that do not descend to 0"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An array of a basis, and how long it has to be.
+type Length<'a> = (&'a [f32], usize);
+
+fn key_lengths(basis: &KeyBasis, head_dim: usize) -> [Length<'_>; 4] {
+    let (m, half) = (basis.span.members(), head_dim / 2);
+    [
+        (&basis.mean, m.saturating_mul(head_dim)),
+        (&basis.weights, m.saturating_mul(half)),
+        (&basis.vectors, m.saturating_mul(m).saturating_mul(2 * half)),
+        (&basis.variances, m.saturating_mul(half)),
+    ]
+}
+
+fn value_lengths(basis: &ValueBasis, head_dim: usize) -> [Length<'_>; 5] {
+    let n = basis.span.members().saturating_mul(head_dim);
+    [
+        (&basis.mean, n),
+        (&basis.weights, n.saturating_mul(head_dim)),
+        (&basis.inverse, n.saturating_mul(head_dim)),
+        (&basis.vectors, n.saturating_mul(n)),
+        (&basis.variances, n),
+    ]
+}
+
+/// Checks one side: its groupings' spans, and their arrays.
+fn check_side<'a, T, const N: usize>(
+    side: &str,
+    groupings: &'a [(Grouping, Vec<T>)],
+    shape: &ModelShape,
+    span: impl Fn(&T) -> Span,
+    lengths: impl Fn(&'a T) -> [Length<'a>; N],
+) -> Result<(), String> {
+    for (grouping, bases) in groupings {
+        let Grouping { layers, heads } = *grouping;
+        if !grouping.spans(shape.layers, shape.kv_heads).eq(bases.iter().map(&span)) {
+            return Err(format!(
+                "its {side} of {layers} layers and {heads} KV heads are not those of a model of {} layers and {} KV heads",
+                shape.layers, shape.kv_heads
+            ));
+        }
+        for basis in bases {
+            for (array, wanted) in lengths(basis) {
+                if array.len() != wanted {
+                    let wrong = format!("an array of {} numbers where {wanted} are needed", array.len());
+                    return Err(broken(side, span(basis), &wrong));
+                }
+                if !array.iter().all(|x| x.is_finite()) {
+                    return Err(broken(side, span(basis), "NaN or infinity"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn broken(side: &str, span: Span, what: &str) -> String {
+    format!("its {side} from layer {}, KV head {} on have {what}", span.first, span.head)
+}
+
+fn descends(variances: &[f32]) -> bool {
+    variances.is_sorted_by(|a, b| a >= b) && variances.last().is_none_or(|least| *least >= 0.0)
+}
+
 /// The phases (cos w_j p, sin w_j p) of all positions so far, from the first that has a latent, shared by every cache of
 /// a model: the row of position p is the rotation of (1, .., 1, 0, .., 0) to p.
 pub(crate) struct Phases {
@@ -179,5 +268,74 @@ impl Phases {
     /// The row of a position, which [`Phases::extend`] has made.
     pub(crate) fn row(&self, position: usize, out: &mut [f32]) {
         self.read(|table| table.read(0, position - self.first, out));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SHAPE: ModelShape =
+        ModelShape { layers: 3, heads: 2, kv_heads: 2, head_dim: 4, window: None, scale: 0.5 };
+
+    fn basis() -> Basis {
+        let grouping = Grouping { layers: 2, heads: 1 };
+        let key = |span: Span| {
+            let m = span.members();
+            KeyBasis {
+                span,
+                mean: vec![0.0; m * 4],
+                weights: vec![1.0; m * 2],
+                vectors: vec![0.5; 4 * m * m],
+                variances: vec![1.0; m * 2],
+            }
+        };
+        let value = |span: Span| {
+            let n = span.members() * 4;
+            ValueBasis {
+                span,
+                mean: vec![0.0; n],
+                weights: vec![1.0; n * 4],
+                inverse: vec![1.0; n * 4],
+                vectors: vec![0.5; n * n],
+                variances: vec![1.0; n],
+            }
+        };
+        let spans = || grouping.spans(3, 2);
+        Basis {
+            keys: vec![(grouping, spans().map(key).collect())],
+            values: vec![(grouping, spans().map(value).collect())],
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_the_model_is_named() {
+        assert_eq!(basis().check(&SHAPE), Ok(()));
+        type Damage = fn(&mut Basis);
+        let cases: [(Damage, &str); 9] = [
+            (|b| drop(b.keys[0].1.remove(1)), "its keys of 2 layers and 1 KV heads are not those"),
+            (|b| b.values[0].1[0].span.head = 1, "its values of 2 layers and 1 KV heads are not those"),
+            (|b| b.values[0].0.layers = usize::MAX, "layers and 1 KV heads are not those"),
+            (
+                |b| {
+                    let _ = b.keys[0].1[0].vectors.pop();
+                },
+                "have an array of 15 numbers where 16 are needed",
+            ),
+            (|b| b.values[0].1[2].inverse.push(0.0), "layer 2, KV head 0 on have an array of 17 numbers"),
+            (|b| b.values[0].1[0].mean[3] = f32::NAN, "have NaN or infinity"),
+            (|b| b.keys[0].1[0].weights[0] = 0.0, "weights that are not above 0"),
+            (|b| b.keys[0].1[0].variances[1] = 2.0, "variances that do not descend"),
+            (|b| *b.values[0].1[0].variances.last_mut().unwrap() = -1.0, "variances that do not descend"),
+        ];
+        for (damage, wanted) in cases {
+            let mut damaged = basis();
+            damage(&mut damaged);
+            let message = damaged.check(&SHAPE).unwrap_err();
+            assert!(message.contains(wanted), "{wanted}: {message}");
+        }
+        let other = ModelShape { layers: 4, ..SHAPE };
+        assert!(basis().check(&other).is_err());
     }
 }

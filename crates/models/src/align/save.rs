@@ -42,7 +42,8 @@ pub fn save(model: &Model, alignment: &Alignment, out: &Path) -> Result<()> {
     if std::fs::read_dir(out).map_err(Error::io(out))?.next().is_some() {
         return Err(Error::file(out, "is not empty; give a new folder for the aligned model"));
     }
-    let source = source(&model.path)?;
+    let mut source = source(&model.path)?;
+    source.tie(&mut model.config.clone())?;
     let aligned = Aligned::new(source.weights(), &model.config, alignment);
     write_weights(&aligned, model, alignment, out)?;
     match &source {

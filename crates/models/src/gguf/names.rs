@@ -2,13 +2,28 @@
 //!
 //! Source of the table: `gguf-py/gguf/tensor_mapping.py` and `convert_hf_to_gguf.py` of llama.cpp.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+use minicache_config::shown;
 
 use super::Gguf;
+use crate::Result;
 
-/// How a Hugging Face tensor is found in the file.
+/// Names of experts' tensors that a file may have, several times those of the largest models.
+const MOST_NAMES: usize = 1 << 18;
+
+/// How a Hugging Face tensor is found.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Place {
+pub(super) enum Place {
+    /// In the file.
+    Stored(Location),
+    /// A bias that a layer does not have while others do: so many zeros.
+    Zeros(usize),
+}
+
+/// Where in the file.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Location {
     /// The GGUF tensor.
     pub(super) tensor: String,
     /// The expert inside a tensor that stacks all of them.
@@ -18,32 +33,89 @@ pub(super) struct Place {
 }
 
 /// Every tensor of `gguf` by its Hugging Face name; names without one keep their own.
-pub(super) fn places(gguf: &Gguf) -> HashMap<String, Place> {
+///
+/// # Errors
+/// Two tensors of one name; stacked experts that are not as many as the metadata says.
+pub(super) fn places(gguf: &Gguf) -> Result<HashMap<String, Place>> {
     let arch = &gguf.architecture;
-    let heads = gguf.integer(&format!("{arch}.attention.head_count")).map(|h| h as usize);
-    let kv_heads = gguf.integer(&format!("{arch}.attention.head_count_kv")).map(|h| h as usize).or(heads);
+    let heads = gguf.per_layer("attention.head_count")?;
+    let kv_heads = gguf.per_layer("attention.head_count_kv")?.or(heads);
+    let experts = gguf.size("expert_count")?.unwrap_or(0);
     let mut places = HashMap::new();
     for (name, stored) in &gguf.tensors {
+        // Only the llama converter permutes: its RoPE turns neighbouring numbers, the others' turns halves.
+        let interleaved_heads = match name.rsplit('.').nth(1) {
+            Some("attn_q") if arch == "llama" => heads,
+            Some("attn_k") if arch == "llama" => kv_heads,
+            _ => None,
+        };
         let mut put = |hf: String, expert: Option<usize>| {
-            // Only the llama converter permutes: its RoPE turns neighbouring numbers, the others' turns halves.
-            let interleaved_heads = match name.rsplit('.').nth(1) {
-                Some("attn_q") if arch == "llama" => heads,
-                Some("attn_k") if arch == "llama" => kv_heads,
-                _ => None,
-            };
-            places.insert(hf, Place { tensor: name.clone(), expert, interleaved_heads });
+            let place = Place::Stored(Location { tensor: name.clone(), expert, interleaved_heads });
+            match places.insert(hf, place) {
+                Some(Place::Stored(other)) => {
+                    let (a, b) = (shown(name), shown(&other.tensor));
+                    Err(gguf.error(format!("tensors {a} and {b} are the same weights; the file is damaged")))
+                }
+                _ if places.len() > MOST_NAMES => {
+                    Err(gguf.error(format!("names more than {MOST_NAMES} tensors, more than any model has")))
+                }
+                _ => Ok(()),
+            }
         };
         match translate(arch, name) {
-            Some(Translated::One(hf)) => put(hf, None),
+            Some(Translated::One(hf)) => put(hf, None)?,
             Some(Translated::Stacked { layer, weight }) => {
-                for expert in 0..stored.dims.first().copied().unwrap_or(0) {
-                    put(expert_name(layer, expert, weight), Some(expert));
+                if stored.dims.len() != 3 || stored.dims[0] != experts {
+                    let message = format!(
+                        "tensor {} has shape {:?}, its metadata says {experts} experts",
+                        shown(name),
+                        stored.dims
+                    );
+                    return Err(gguf.error(message));
+                }
+                for expert in 0..experts {
+                    put(expert_name(layer, expert, weight), Some(expert))?;
                 }
             }
-            None => put(name.clone(), None),
+            None => put(name.clone(), None)?,
         }
     }
-    places
+    add_zeros(gguf, &mut places);
+    Ok(places)
+}
+
+/// Projections whose biases the decoder takes together.
+pub(super) const BIASED: [&[&str]; 3] = [
+    &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"],
+    &["self_attn.o_proj"],
+    &["mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.down_proj"],
+];
+
+/// llama.cpp takes each bias of each layer where there is one; the decoder those of all layers or of none.
+fn add_zeros(gguf: &Gguf, places: &mut HashMap<String, Place>) {
+    let layers: BTreeSet<usize> = places.keys().filter_map(|name| layer_of(name)).collect();
+    for group in BIASED {
+        let has = |module: &&str, kind: &str| {
+            layers.iter().any(|layer| places.contains_key(&format!("model.layers.{layer}.{module}.{kind}")))
+        };
+        if !group.iter().any(|module| has(module, "bias")) {
+            continue;
+        }
+        for (layer, module) in layers.iter().flat_map(|layer| group.iter().map(move |module| (layer, module)))
+        {
+            let name = |kind: &str| format!("model.layers.{layer}.{module}.{kind}");
+            if let Some(Place::Stored(weight)) = places.get(&name("weight"))
+                && let Some(rows) = gguf.tensors.get(&weight.tensor).and_then(|t| t.dims.first())
+            {
+                places.entry(name("bias")).or_insert(Place::Zeros(*rows));
+            }
+        }
+    }
+}
+
+/// The layer that a Hugging Face name belongs to.
+pub(super) fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
 }
 
 #[derive(Debug, PartialEq)]
@@ -69,11 +141,19 @@ fn translate(arch: &str, name: &str) -> Option<Translated> {
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
     let layer: usize = layer.parse().ok()?;
     let (part, kind) = rest.rsplit_once('.')?;
-    if let Some(weight) = part.strip_suffix("_exps").and_then(expert_weight) {
+    if !matches!(kind, "weight" | "bias") {
+        return None;
+    }
+    // Experts have no biases in these architectures: those are left with names that nothing asks for.
+    if kind == "weight"
+        && let Some(weight) = part.strip_suffix("_exps").and_then(expert_weight)
+    {
         return Some(Translated::Stacked { layer, weight });
     }
     // Older files hold one tensor per expert: ffn_gate.0.weight.
-    if let Some((base, expert)) = part.split_once('.') {
+    if kind == "weight"
+        && let Some((base, expert)) = part.split_once('.')
+    {
         let expert: usize = expert.parse().ok()?;
         return Some(Translated::One(expert_name(layer, expert, expert_weight(base)?)));
     }
@@ -130,6 +210,10 @@ mod tests {
             translate("llama", "blk.0.ffn_gate_inp.weight"),
             one("model.layers.0.block_sparse_moe.gate.weight")
         );
-        assert_eq!(translate("llama", "rope_freqs.weight"), None);
+        for other in
+            ["rope_freqs.weight", "blk.0.ffn_up_exps.bias", "blk.0.ffn_up.1.bias", "blk.0.attn_q.scale"]
+        {
+            assert_eq!(translate("llama", other), None);
+        }
     }
 }

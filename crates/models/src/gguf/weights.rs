@@ -4,8 +4,11 @@ use std::borrow::Cow;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
+use minicache_config::shown;
 
-use super::{Gguf, Place};
+use super::Gguf;
+use super::names::{Location, Place};
+use super::types::{WeightType, decode_iq4_nl, decode_iq4_xs};
 use crate::{Result, WeightSource};
 
 /// Tensors that are rotary factors, not weights.
@@ -14,7 +17,7 @@ const IN_CONFIG: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "
 /// The bytes of one Hugging Face tensor, in its row order.
 struct Found<'a> {
     bytes: Cow<'a, [u8]>,
-    dtype: GgmlDType,
+    kind: WeightType,
     dims: Vec<usize>,
 }
 
@@ -29,7 +32,10 @@ impl WeightSource for Gguf {
     }
 
     fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
-        let place = self.places.get(name)?;
+        let place = match self.places.get(name)? {
+            Place::Zeros(length) => return Some(vec![*length]),
+            Place::Stored(place) => place,
+        };
         let dims = &self.tensors.get(&place.tensor)?.dims;
         Some(if place.expert.is_some() { dims[1..].to_vec() } else { dims.clone() })
     }
@@ -40,82 +46,81 @@ impl WeightSource for Gguf {
 
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let found = self.find(name, shape)?;
-        let dtype = match found.dtype {
-            GgmlDType::F32 => DType::F32,
-            GgmlDType::F16 => DType::F16,
-            GgmlDType::BF16 => DType::BF16,
-            _ => return Ok(found.into_quantized()?.dequantize(&Device::Cpu)?),
+        let floats = |data| Ok(Tensor::from_vec(data, shape, &Device::Cpu)?);
+        let dtype = match found.kind {
+            WeightType::Iq4Nl => return floats(decode_iq4_nl(&found.bytes)),
+            WeightType::Iq4Xs => return floats(decode_iq4_xs(&found.bytes)),
+            WeightType::Ggml(GgmlDType::F32) => DType::F32,
+            WeightType::Ggml(GgmlDType::F16) => DType::F16,
+            WeightType::Ggml(GgmlDType::BF16) => DType::BF16,
+            WeightType::Ggml(kind) => return Ok(found.into_quantized(kind)?.dequantize(&Device::Cpu)?),
         };
         Ok(Tensor::from_raw_buffer(&found.bytes, dtype, shape, &Device::Cpu)?)
     }
 
     fn quantized(&self, name: &str, shape: &[usize]) -> Result<Option<QTensor>> {
         let found = self.find(name, shape)?;
-        if matches!(found.dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16) {
-            return Ok(None);
+        match found.kind {
+            WeightType::Ggml(GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16) => Ok(None),
+            // No kernel computes with these; they are decoded when they are loaded.
+            WeightType::Iq4Nl | WeightType::Iq4Xs => Ok(None),
+            WeightType::Ggml(kind) => Ok(Some(found.into_quantized(kind)?)),
         }
-        Ok(Some(found.into_quantized()?))
     }
 }
 
 impl Gguf {
     fn find(&self, name: &str, shape: &[usize]) -> Result<Found<'_>> {
         let missing =
-            || self.error(format!("tensor {name} is missing; the file does not hold a whole model"));
+            || self.error(format!("tensor {} is missing; the file does not hold a whole model", shown(name)));
         let place = self.places.get(name).ok_or_else(missing)?;
-        let stored = self.tensors.get(&place.tensor).ok_or_else(missing)?;
         let dims = self.shape_of(name).ok_or_else(missing)?;
+        let label = match place {
+            Place::Stored(place) => shown(&place.tensor),
+            Place::Zeros(_) => "absent".to_string(),
+        };
         if dims != shape {
             let message =
-                format!("tensor {name} ({}) has shape {dims:?}, its metadata says {shape:?}", place.tensor);
+                format!("tensor {} ({label}) has shape {dims:?}, its metadata says {shape:?}", shown(name));
             return Err(self.error(message));
         }
+        let place = match place {
+            Place::Stored(place) => place,
+            Place::Zeros(length) => {
+                let bytes = Cow::Owned(vec![0; length * size_of::<f32>()]);
+                return Ok(Found { bytes, kind: WeightType::Ggml(GgmlDType::F32), dims });
+            }
+        };
+        let stored = self.tensors.get(&place.tensor).ok_or_else(missing)?;
         let mut bytes = self.bytes(stored);
         if let Some(expert) = place.expert {
-            let size = bytes.len() / stored.dims[0].max(1);
+            let size = bytes.len() / stored.dims[0];
             bytes = &bytes[expert * size..(expert + 1) * size];
         }
-        if !finite(bytes, stored.dtype) {
-            return Err(
-                self.error(format!("{name} ({}) holds NaN or infinity; the file is broken", place.tensor))
-            );
+        if !stored.kind.is_finite(bytes) {
+            let message = format!("{} ({label}) holds NaN or infinity; the file is broken", shown(name));
+            return Err(self.error(message));
         }
-        let bytes = halves_apart(bytes, &dims, place)
-            .ok_or_else(|| self.error(format!("tensor {name}: {} rows do not divide into heads", dims[0])))?;
-        Ok(Found { bytes, dtype: stored.dtype, dims })
+        let bytes = halves_apart(bytes, &dims, place).ok_or_else(|| {
+            self.error(format!("tensor {}: {} rows do not divide into heads", shown(name), dims[0]))
+        })?;
+        Ok(Found { bytes, kind: stored.kind, dims })
     }
 }
 
 impl Found<'_> {
-    fn into_quantized(self) -> Result<QTensor> {
+    fn into_quantized(self, kind: GgmlDType) -> Result<QTensor> {
         // candle reads blocks in place and insists on their alignment; a copy on the heap has it.
         let misaligned = self.bytes.as_ptr().align_offset(8) != 0;
         let bytes = if misaligned { Cow::Owned(self.bytes.into_owned()) } else { self.bytes };
-        let storage = QStorage::from_data(bytes, &Device::Cpu, self.dtype)?;
+        let storage = QStorage::from_data(bytes, &Device::Cpu, kind)?;
         Ok(QTensor::new(storage, self.dims)?)
     }
 }
 
-/// Whether all numbers are finite: of quantised weights the f16 scales of each block, whose codes always are.
-fn finite(bytes: &[u8], dtype: GgmlDType) -> bool {
-    let f16 = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 != 0x7c00;
-    let scales: &[usize] = match dtype {
-        GgmlDType::F32 => return bytes.as_chunks().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
-        GgmlDType::F16 => return bytes.chunks_exact(2).all(f16),
-        GgmlDType::BF16 => return bytes.chunks_exact(2).all(|b| b[1] & 0x7f != 0x7f || b[0] & 0x80 == 0),
-        GgmlDType::Q4_0 | GgmlDType::Q5_0 | GgmlDType::Q8_0 => &[0],
-        GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K => &[0, 2],
-        GgmlDType::Q2K => &[80, 82],
-        GgmlDType::Q3K => &[108],
-        GgmlDType::Q6K => &[208],
-        GgmlDType::Q8_1 | GgmlDType::Q8K => &[],
-    };
-    bytes.chunks_exact(dtype.type_size()).all(|block| scales.iter().all(|&at| f16(&block[at..])))
-}
-
 /// Undoes the permutation of llama.cpp's converter (`LlamaModel.permute`): row 2i + j of a head goes back to row
 /// j * head_dim/2 + i. Whole rows move, so blocks of quantised ones stay intact. `None` if rows are not whole heads.
-fn halves_apart<'a>(bytes: &'a [u8], dims: &[usize], place: &Place) -> Option<Cow<'a, [u8]>> {
+fn halves_apart<'a>(bytes: &'a [u8], dims: &[usize], place: &Location) -> Option<Cow<'a, [u8]>> {
     let Some(heads) = place.interleaved_heads else { return Some(Cow::Borrowed(bytes)) };
     let rows = *dims.first()?;
     if heads == 0 || rows == 0 || rows % (2 * heads) != 0 {
@@ -138,34 +143,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broken_scales_are_seen() {
-        for (dtype, at) in
-            [(GgmlDType::Q8_0, 0), (GgmlDType::Q4_1, 2), (GgmlDType::Q2K, 82), (GgmlDType::Q6K, 208)]
-        {
-            let mut bytes = vec![0xffu8; 3 * dtype.type_size()];
-            // Codes may be any bits; scales of one.
-            for block in bytes.chunks_exact_mut(dtype.type_size()) {
-                let last = block.len() - 2;
-                for scale in [0, 2, 80, 82, 108, 208].into_iter().filter(|&s| s <= last) {
-                    block[scale..scale + 2].copy_from_slice(&[0, 0x3c]);
-                }
-            }
-            assert!(finite(&bytes, dtype), "{dtype:?}");
-            let block = dtype.type_size();
-            bytes[2 * block + at..2 * block + at + 2].copy_from_slice(&[1, 0x7c]);
-            assert!(!finite(&bytes, dtype), "{dtype:?}");
-        }
-        assert!(!finite(&f32::INFINITY.to_le_bytes(), GgmlDType::F32));
-        assert!(finite(&[0x7f, 0x7f], GgmlDType::BF16) && !finite(&[0x80, 0x7f], GgmlDType::BF16));
-    }
-
-    #[test]
     fn rows_go_back_to_half_split_order() {
         // Two heads of six rows, one byte a row; the stored order is 0 3 1 4 2 5 within a head.
-        let place = Place { tensor: String::new(), expert: None, interleaved_heads: Some(2) };
+        let place = Location { tensor: String::new(), expert: None, interleaved_heads: Some(2) };
         let stored = [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11];
         let rows = halves_apart(&stored, &[12, 1], &place);
         assert_eq!(rows.as_deref(), Some(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..]));
-        assert_eq!(halves_apart(&stored, &[12, 1], &Place { interleaved_heads: Some(5), ..place }), None);
+        assert_eq!(halves_apart(&stored, &[12, 1], &Location { interleaved_heads: Some(5), ..place }), None);
     }
 }

@@ -198,7 +198,7 @@ fn damaged_files_say_what_is_wrong() {
     let cases: [(Vec<u8>, &str); 10] = [
         (b"GGUF".to_vec(), "too short to be a GGUF file"),
         (b"<html>this is not the file you asked for</html>".to_vec(), "not a GGUF file"),
-        (whole[..whole.len() - 5000].to_vec(), "truncated: needs"),
+        (whole[..whole.len() - 5000].to_vec(), "truncated: tensor"),
         (whole[..200].to_vec(), "truncated or damaged"),
         (version, "GGUF version 9"),
         (replaced(b"llama.block_count", b"llama.block_coun_"), "llama.block_count is missing"),
@@ -207,7 +207,7 @@ fn damaged_files_say_what_is_wrong() {
             replaced(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0bloom"),
             "architecture \"bloom\" is not supported",
         ),
-        (kind(20), "weight type that is not supported"),
+        (kind(16), "has the type IQ2_XXS"),
         (nan, "holds NaN or infinity"),
     ];
     for (bytes, wanted) in cases {

@@ -131,10 +131,11 @@ fn directory(files: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
 #[test]
 fn directories_with_all_that_belongs_to_a_model() {
     let json = std::fs::read_to_string(fixture("gguf/tokenizer.json")).unwrap();
-    // The fixture's tokens do not fit the tiny model's vocabulary of 200.
+    // The fixture has more tokens than the tiny model has embedding rows: that is warned of, and an error where one of
+    // them is used.
     let (_kept, path) = directory(&[("tokenizer.json", &json)]);
-    let message = Model::from_path(&path, "m", &LoadOptions::default()).unwrap_err().to_string();
-    assert!(message.contains("tokenizer.json: ") && message.contains("vocabulary 200"), "{message}");
+    let loaded = Model::from_path(&path, "m", &LoadOptions::default()).map(|m| m.config.vocab);
+    assert_eq!(loaded.map_err(|e| e.to_string()), Ok(200));
 
     let (_kept, path) = directory(&[
         ("generation_config.json", r#"{"eos_token_id": [5, 3]}"#),
@@ -159,11 +160,11 @@ fn directories_with_all_that_belongs_to_a_model() {
 }
 
 #[test]
-fn vocabularies_may_be_padded_but_not_differ() {
+fn vocabularies_that_differ_are_warned_of() {
     let tokenizer = tokenizer("sentencepiece.gguf");
     let size = tokenizer.vocab_size();
-    assert!(tokenizer.check_vocab(size).is_ok() && tokenizer.check_vocab(size + 12).is_ok());
+    assert_eq!((tokenizer.vocabulary_warning(size), tokenizer.vocabulary_warning(size + 12)), (None, None));
     for other in [size - 1, size + 200, 32_000] {
-        assert!(tokenizer.check_vocab(other).unwrap_err().to_string().contains(&other.to_string()));
+        assert!(tokenizer.vocabulary_warning(other).unwrap().contains(&other.to_string()));
     }
 }
