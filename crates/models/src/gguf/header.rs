@@ -175,7 +175,7 @@ fn place(infos: Vec<Info>, data: u64, alignment: u32, length: usize) -> Result<V
     // Tensors that share bytes could name more weights than the file is large.
     let mut order: Vec<&Entry> = entries.iter().collect();
     order.sort_unstable_by_key(|e| e.bytes.start);
-    if let Some([a, b]) = order.array_windows().find(|[a, b]| b.bytes.start < a.bytes.end) {
+    if let Some([a, b]) = order.windows(2).find(|pair| pair[1].bytes.start < pair[0].bytes.end) {
         let (a, b) = (shown(&a.name), shown(&b.name));
         return Err(format!("tensors {a} and {b} overlap; the file is damaged"));
     }

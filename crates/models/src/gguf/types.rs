@@ -171,6 +171,7 @@ pub(super) fn decode_iq4_xs(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[cfg(test)]
+#[allow(clippy::excessive_precision)] // the reference's digits, all of them exact
 mod tests {
     use super::*;
 
