@@ -457,7 +457,7 @@ mod tests {
         text(&mut words, "ab");
         let whole = file(
             &[("general.alignment", 4, 32u32.to_le_bytes().to_vec()), ("y", 9, array(8, 1, &words))],
-            &[("w", &[4, 2], 0, 32), ("v", &[32], 8, 0)],
+            &[("w", &[4, 2], 0, 64), ("v", &[32], 8, 0)],
             96,
         );
         read(&whole).unwrap();
