@@ -33,12 +33,12 @@ use indexmap::IndexMap;
 use minicache_config::{CacheSpec, Calibration, Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo};
 use minicache_models::{Description, LoadOptions, Model, Registry};
 
+pub use crate::store::SAMPLE;
 pub use calibration::{CalibrationText, Corpus, prepare as prepare_latents};
 pub use choose::resolve;
 pub use error::{Result, RunError};
 use input::Input;
 pub use key::cache_json;
-pub use plan::SAMPLE;
 use plan::{Plan, Planned};
 pub use progress::Overall;
 use progress::Progress;

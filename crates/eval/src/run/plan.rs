@@ -9,11 +9,8 @@ use minicache_models::{Description, Registry, Tokenizer};
 use super::calibration::Measured;
 use super::input::Input;
 use super::{Context, Result, accuracy, fidelity, key, memory, overhead, previous, similarity, throughput};
-use crate::store::{Row, Store};
+use crate::store::{Row, SAMPLE, Store};
 use crate::tasks::texts;
-
-/// Folder below the results folder for rows measured on the bundled sample.
-pub const SAMPLE: &str = "sample";
 
 /// A cell with what names it in results.
 #[derive(Debug, Clone)]

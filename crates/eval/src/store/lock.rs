@@ -13,7 +13,7 @@ use minicache_config::atomic::{self, Transient};
 use serde::{Deserialize, Serialize};
 
 use super::made::moment;
-use super::{Result, StoreError, reading, writing};
+use super::{Result, SAMPLE, StoreError, reading, writing};
 
 const LOCK: &str = ".lock";
 const CLONE: &str = ".clone";
@@ -53,6 +53,8 @@ pub struct Owner {
     lock: File,
     /// The folder, where it was made for this.
     made: Option<PathBuf>,
+    /// Of a folder for runs on the bundled sample: the results folder that it is in.
+    _above: Option<Box<Owner>>,
 }
 
 impl Owner {
@@ -64,6 +66,9 @@ impl Owner {
     /// made or written to.
     pub fn of(results: &Path, command: &str) -> Result<Self> {
         check_folder(results)?;
+        // A run in the folder above works in its `sample` too.
+        let above = results.parent().filter(|p| results.ends_with(SAMPLE) && p.join(LOCK).exists());
+        let above = above.map(|p| Self::of(p, command).map(Box::new)).transpose()?;
         let made = (!results.is_dir()).then(|| results.to_path_buf());
         let path = results.join(LOCK);
         let mut tries = 0;
@@ -97,7 +102,7 @@ impl Owner {
                 }
             }
         };
-        let owner = Self { name: Some(Transient::new(&path)), lock, made };
+        let owner = Self { name: Some(Transient::new(&path)), lock, made, _above: above };
         owner.say(command).map_err(writing(&path))?;
         tidy(results)?;
         Ok(owner)
@@ -163,7 +168,7 @@ fn tidy(results: &Path) -> Result<()> {
         }
         clear(&experiment)?;
         clear(&experiment.join(super::samples::FOLDER))?;
-        if experiment.file_name().is_some_and(|n| n == "sample") {
+        if experiment.ends_with(SAMPLE) {
             for experiment in folders(&experiment)? {
                 clear(&experiment)?;
                 clear(&experiment.join(super::samples::FOLDER))?;
@@ -231,6 +236,9 @@ mod tests {
         let pid = std::process::id().to_string();
         assert!(said.contains(&pid) && said.contains("run a.toml") && said.lines().count() == 1, "{said}");
         let other = Owner::of(&dir.path().join("other"), "").unwrap();
+        let sample = results.join("sample");
+        let e = Owner::of(&sample, "").unwrap_err();
+        assert!(matches!(e, StoreError::Held { folder, .. } if folder == results) && !sample.exists());
         drop(owner);
         assert!(!results.exists(), "made for the lock, and empty");
         // What a killed process left is no obstacle.

@@ -22,6 +22,9 @@ pub use samples::{Samples, digest};
 
 use error::{Result, reading, writing};
 
+/// The folder below a results folder for rows measured on the bundled sample.
+pub const SAMPLE: &str = "sample";
+
 /// The column with a cell's key.
 pub const KEY: &str = "key";
 
