@@ -145,7 +145,7 @@ fn similarity_beside_the_paper() {
     assert_eq!((one.id.as_str(), one.figures, one.complete), ("fig1a", 1, true));
     assert!(!one.notes.iter().any(|n| n.contains("bundled sample")), "{:?}", one.notes);
     assert!(
-        one.notes[1].contains("`absent`") && one.notes[1].contains("`no_such_column`"),
+        one.notes[0].contains("`absent`") && one.notes[0].contains("`no_such_column`"),
         "{:?}",
         one.notes
     );
