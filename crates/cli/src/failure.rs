@@ -12,6 +12,9 @@ pub(crate) const FAILED: u8 = 1;
 /// The call, or a file that it names, is wrong.
 pub(crate) const WRONG: u8 = 2;
 
+/// Characters of a line of an error.
+const LONGEST_LINE: usize = 600;
+
 /// Marks an error as a wrong call or file (exit code 2).
 #[derive(Debug)]
 pub(crate) struct Usage(String);
@@ -40,7 +43,6 @@ pub(crate) fn usage(message: impl Into<String>) -> Error {
 }
 
 /// Turns any error into one about the call or a file that it names.
-#[allow(dead_code)] // for the commands that read files of their own
 pub(crate) trait OrUsage<T> {
     /// Exit code 2 for whatever went wrong here, `what` (the file or option) named first.
     fn or_usage(self, what: impl std::fmt::Display) -> anyhow::Result<T>;
@@ -128,8 +130,20 @@ pub(crate) fn describe(error: &Error) -> String {
     // Errors of candle carry a backtrace below their first line when RUST_BACKTRACE is set.
     // Whatever a file put into the message, it does not steer the terminal.
     let lines = text.lines().map(str::trim).filter(|l| !l.is_empty()).take(2);
-    let lines: Vec<_> = lines.map(minicache_config::escaped).collect();
+    let lines: Vec<_> = lines.map(|line| shortened(&minicache_config::escaped(line))).collect();
     lines.join("\n  ")
+}
+
+/// A line without its middle, where it is longer than anybody reads: the beginning names the thing, the end the mend.
+fn shortened(line: &str) -> String {
+    let length = line.chars().count();
+    if length <= LONGEST_LINE {
+        return line.to_string();
+    }
+    let (first, last) = (LONGEST_LINE * 2 / 3, LONGEST_LINE / 3);
+    let head: String = line.chars().take(first).collect();
+    let tail: String = line.chars().skip(length - last).collect();
+    format!("{head} … {tail}")
 }
 
 fn is_broken_pipe(e: &(dyn std::error::Error + 'static)) -> bool {
@@ -205,6 +219,8 @@ mod tests {
         let e = e.context("cannot write cells.csv: disk full").context("fig1a");
         let e = e.expect_err("an error");
         assert_eq!(describe(&e), "fig1a: cannot write cells.csv: disk full");
+        let long = describe(&anyhow::anyhow!("name {} mend", "x".repeat(10_000)));
+        assert!(long.starts_with("name xx") && long.ends_with("xx mend") && long.len() < 700, "{long}");
         assert_eq!(describe(&anyhow::anyhow!("x\u{1b}[2J\ny\nz")), "x\\u{1b}[2J\n  y");
     }
 }

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod global;
 mod output;
+mod prompt;
 mod shape;
 mod signals;
 mod source;

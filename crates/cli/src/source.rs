@@ -1,6 +1,6 @@
 //! Which model, which weights, which tokens: options of the commands that run a model.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -85,7 +85,7 @@ impl ModelArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct TokensArgs {
-    /// A text file; the model's tokenizer adds the special tokens that the model expects around a text.
+    /// A text file, or - for stdin; the model's tokenizer adds the special tokens that the model expects around a text.
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// Token ids, separated by spaces or commas.
@@ -97,6 +97,8 @@ impl TokensArgs {
     /// Looks at what can be looked at before the model is loaded.
     pub(crate) fn check(&self) -> Result<()> {
         match (&self.prompt_file, &self.tokens) {
+            // What stdin has can be read only once.
+            (Some(path), _) if path == Path::new("-") => Ok(()),
             (Some(path), _) => read_text(path).map(|_| ()),
             (_, Some(text)) => ids(text).map(|_| ()),
             _ => Ok(()),
@@ -117,9 +119,14 @@ impl TokensArgs {
     }
 }
 
-/// Reads a prompt.
+/// Reads a prompt; `-` is stdin. A byte order mark is no part of the text.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).or_usage(format!("--prompt-file: {}", path.display()))
+    if path != Path::new("-") {
+        return minicache_config::read_text(path).or_usage("--prompt-file");
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).or_usage("--prompt-file: stdin")?;
+    Ok(minicache_config::utf8(&bytes).or_usage("--prompt-file: stdin")?.to_string())
 }
 
 fn ids(text: &str) -> Result<Vec<u32>> {

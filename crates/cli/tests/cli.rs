@@ -11,6 +11,8 @@ mod commands;
 mod disturbed;
 #[path = "cli/model_files.rs"]
 mod model_files;
+#[path = "cli/prompts.rs"]
+mod prompts;
 #[path = "cli/same_numbers.rs"]
 mod same_numbers;
 

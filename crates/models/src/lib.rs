@@ -27,7 +27,7 @@ pub use devices::{DeviceMap, parse_devices, split_layers};
 pub use error::{Error, Result};
 pub use gguf::Gguf;
 pub use hub::{Hub, HubId};
-pub use model::{Description, Model, describe};
+pub use model::{Description, Model, PromptFormat, describe};
 pub use registry::{Entry, Registry};
 pub use rope::{Frequencies, RopeConfig, RopeScaling};
 pub use save::save_tensors;

@@ -227,13 +227,36 @@ impl Model {
     /// # Errors
     /// The model has none.
     pub fn need_tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            Error::file(
-                &self.path,
-                "has no tokenizer; put the model's tokenizer.json there, or give token ids",
-            )
-        })
+        self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(&self.path))
     }
+}
+
+/// What turns words into a model's tokens, without its weights.
+#[derive(Debug)]
+pub struct PromptFormat {
+    /// As [`Model::name`].
+    pub name: String,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The chat template; `None` for a base model.
+    pub chat: Option<ChatTemplate>,
+}
+
+impl PromptFormat {
+    /// Reads that of the model that `what` names, as [`Model::load`] takes it.
+    ///
+    /// # Errors
+    /// As [`Model::load`], as far as it shows there; a model without a tokenizer.
+    pub fn load(what: &str) -> Result<Self> {
+        let (path, name) = locate(what)?;
+        let parts = if path.is_dir() { Parts::of_dir(&path)? } else { Parts::of_gguf(&Gguf::open(&path)?)? };
+        let tokenizer = parts.tokenizer.ok_or_else(|| no_tokenizer(&path))?;
+        Ok(Self { name, tokenizer, chat: parts.chat })
+    }
+}
+
+fn no_tokenizer(path: &Path) -> Error {
+    Error::file(path, "has no tokenizer; put the model's tokenizer.json there, or give token ids")
 }
 
 /// What a model is, without its weights in memory.

@@ -1,7 +1,6 @@
 //! `minicache generate`: continues a prompt with any cache.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -9,12 +8,13 @@ use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use minicache_config::WeightMode;
 use minicache_core::{CacheSpec, KvCache};
-use minicache_models::{LogitsFor, Message, Model, Step};
+use minicache_models::{LogitsFor, Model, Step};
 
 use crate::failure::{OrUsage, usage};
 use crate::global::Global;
+use crate::prompt::{PromptArgs, Rendered, need_chat};
 use crate::shape::at_least_one;
-use crate::source::{ModelArgs, new_cache, prepare, read_text};
+use crate::source::{ModelArgs, new_cache, prepare};
 
 /// Options of `minicache generate`.
 #[derive(Debug, clap::Args)]
@@ -49,27 +49,12 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-struct PromptArgs {
-    /// The prompt.
-    #[arg(long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// A file with the prompt.
-    #[arg(long, value_name = "FILE")]
-    prompt_file: Option<PathBuf>,
-}
-
 /// Generates, streaming to stdout; says on stderr what it took.
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let spec = CacheSpec::parse(&args.cache).or_usage("--cache")?;
     at_least_one("--max-new-tokens", args.max_new_tokens)?;
     let sampling = sampling(args)?;
-    let prompt = match (&args.prompt.prompt, &args.prompt.prompt_file) {
-        (Some(text), _) => text.clone(),
-        (_, Some(path)) => read_text(path)?,
-        _ => String::new(),
-    };
+    let prompt = args.prompt.read()?;
     let model = args.model.load(global, WeightMode::Auto)?;
     let tokens = encode(args, &model, &prompt)?;
     let room = model.config.context.saturating_sub(tokens.len());
@@ -94,10 +79,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let start = Instant::now();
     let mut steps = 0;
     let mut made = 0;
+    let mut full = false;
     while !model.stop_ids().contains(&next) {
         say(&stream.push(next)?)?;
         made += 1;
         if tokens.len() + made == planned_len {
+            full = made < args.max_new_tokens;
             break;
         }
         next = forward(&model, &mut *cache, &[next], planned_len, &mut sampler)?;
@@ -106,6 +93,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     say(&stream.finish()?)?;
     say("\n")?;
     let decode = start.elapsed();
+    if full {
+        eprintln!("stopped after {made} tokens: the model's context of {planned_len} tokens is full");
+    }
     eprintln!("{}", summary(&model, spec, &*cache, (tokens.len(), prefill), (steps, decode)));
     Ok(())
 }
@@ -141,19 +131,15 @@ fn sampling(args: &Args) -> Result<Sampling> {
 /// The prompt's tokens: as a chat where the model has a template, unless told otherwise.
 fn encode(args: &Args, model: &Model, prompt: &str) -> Result<Vec<u32>> {
     let tokenizer = model.need_tokenizer()?;
-    let tokens = match &model.chat {
-        Some(template) if !args.raw => {
-            let system = args.system.iter().map(|text| Message::new("system", text));
-            let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
-            tokenizer.encode(&template.render(&messages, true)?, false)?
-        }
-        None if args.chat || args.system.is_some() => {
-            let message = "has no chat template, which --chat and --system need; leave them out";
-            return Err(usage(format!("{}: {message}", model.name)));
-        }
-        _ => tokenizer.encode(prompt, true)?,
+    let template = match &model.chat {
+        template if args.chat || args.system.is_some() => Some(need_chat(template.as_ref(), &model.name)?),
+        template => template.as_ref().filter(|_| !args.raw),
     };
-    if tokens.is_empty() { Err(usage("the prompt is empty")) } else { Ok(tokens) }
+    let rendered = match template {
+        Some(template) => Rendered::chat(tokenizer, template, prompt, args.system.as_deref())?,
+        None => Rendered::plain(tokenizer, prompt)?,
+    };
+    Ok(rendered.tokens)
 }
 
 fn summary(

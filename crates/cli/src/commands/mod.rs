@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod score;
 mod tasks;
+mod tokens;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Tasks(tasks::Args),
     /// Continue a prompt, with any cache.
     Generate(generate::Args),
+    /// Print a prompt as a model reads it: its text and its token ids.
+    Tokens(tokens::Args),
     /// Write a model's logits for given tokens, with any cache.
     Logits(logits::Args),
     /// Write a prompt's keys and values as attention sees them.
@@ -63,6 +66,7 @@ impl Command {
             Command::Score(args) => score::run(args, global),
             Command::Tasks(args) => tasks::run(args, global),
             Command::Generate(args) => generate::run(args, global),
+            Command::Tokens(args) => tokens::run(args, global),
             Command::Logits(args) => logits::run(args, global),
             Command::DumpKv(args) => dump_kv::run(args, global),
             Command::Bench(args) => bench::run(args, global),

@@ -25,11 +25,16 @@ impl Room {
         self.0.path().join(name)
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_minicache"));
         command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
         command.env_remove("MINICACHE_DATA").env_remove("MINICACHE_MODELS").env("HF_HUB_OFFLINE", "1");
-        command.env("RUST_BACKTRACE", "1").output().unwrap()
+        command.env("RUST_BACKTRACE", "1");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
     }
 
     /// A call that has to succeed: its stdout.
@@ -56,7 +61,7 @@ impl Room {
     }
 
     /// The tiny LLaMA-3 model with a tokenizer of words `w0`, `w1`, ... and, if asked, a chat template.
-    fn model(&self, chat: bool) -> String {
+    pub(crate) fn model(&self, chat: bool) -> String {
         let dir = self.path("model");
         fs::create_dir_all(&dir).unwrap();
         for name in ["config.json", "model.safetensors"] {
@@ -82,7 +87,7 @@ impl Room {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
