@@ -151,8 +151,9 @@ pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Re
     let data = global.data_source();
     let corpus = Corpus::all(&data);
     calibrate(model, specs, &corpus)?;
+    let mut choices = minicache_eval::run::Choices::default();
     let chosen = specs.iter().map(|spec| {
-        let chosen = minicache_eval::run::resolve(model, spec, &corpus)?;
+        let chosen = choices.resolve(model, spec, &corpus)?;
         if *spec != chosen {
             let json = minicache_eval::run::cache_json(&chosen, model.decoder.shape().layers);
             eprintln!("chosen for {}: {json}", spec.label());

@@ -14,10 +14,7 @@ fn a_prompt_is_shown_as_the_model_reads_it() {
     let said = |more: &[&str]| room.done(&[&args[..], more].concat());
     assert_eq!(said(&["--prompt", "w5 w9"]), "w5 w9\n5 9\n");
     assert_eq!(said(&["--prompt", "w9", "--chat"]), "w1 w3 w9 w4\n1 3 9 4\n");
-    assert_eq!(
-        said(&["--prompt", "w9", "--chat", "--system", "w8"]).lines().last(),
-        Some("1 2 8 1 3 9 4")
-    );
+    assert_eq!(said(&["--prompt", "w9", "--chat", "--system", "w8"]).lines().last(), Some("1 2 8 1 3 9 4"));
     let json: serde_json::Value = serde_json::from_str(&said(&["--prompt", "w5 no", "--json"])).unwrap();
     assert_eq!(json, serde_json::json!({ "text": "w5 no", "ids": [5, 0], "tokens": ["w5", "?"] }));
 

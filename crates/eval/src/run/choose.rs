@@ -36,29 +36,40 @@ struct Measured {
     bytes: f64,
 }
 
-/// `spec` with what it leaves to choice chosen for `model`, on text of `corpus`. Latents must have their bases (see [`super::prepare_latents`]).
-///
-/// # Errors
-/// Calibration text that is not there or too short; what the model and its caches meet.
-pub fn resolve(model: &Model, spec: &CacheSpec, corpus: &Corpus<'_>) -> Result<CacheSpec> {
-    if !spec.is_auto() {
-        return Ok(spec.clone());
+/// What has been measured for the choices of one model on one corpus.
+#[derive(Debug, Default)]
+pub struct Choices {
+    /// By specification without its budget, on which no candidate depends.
+    measured: Vec<(CacheSpec, Vec<Measured>)>,
+}
+
+impl Choices {
+    /// `spec` with what it leaves to choice chosen for `model`, on text of `corpus`; both the same in every call.
+    /// Latents must have their bases (see [`super::prepare_latents`]).
+    ///
+    /// # Errors
+    /// Calibration text that is not there or too short; what the model and its caches meet.
+    pub fn resolve(&mut self, model: &Model, spec: &CacheSpec, corpus: &Corpus<'_>) -> Result<CacheSpec> {
+        if !spec.is_auto() {
+            return Ok(spec.clone());
+        }
+        let text = CalibrationText::read(&spec.calibration, model.need_tokenizer()?, corpus)?;
+        let windows: Vec<&[u32]> = text.chunks().filter(|c| c.len() >= SHORTEST).take(WINDOWS).collect();
+        if windows.is_empty() {
+            let message =
+                format!("calibration: no stretch of {SHORTEST} tokens to choose on; give a longer text");
+            return Err(RunError::Asked(message));
+        }
+        let mut chooser = Chooser { model, spec, windows, known: self };
+        if spec.method == Method::Latent { chooser.groups() } else { chooser.pairs() }
     }
-    let text = CalibrationText::read(&spec.calibration, model.need_tokenizer()?, corpus)?;
-    let windows: Vec<&[u32]> = text.chunks().filter(|c| c.len() >= SHORTEST).take(WINDOWS).collect();
-    if windows.is_empty() {
-        let message =
-            format!("calibration: no stretch of {SHORTEST} tokens to choose on; give a longer text");
-        return Err(RunError::Asked(message));
-    }
-    let chooser = Chooser { model, spec, windows };
-    if spec.method == Method::Latent { chooser.groups() } else { chooser.pairs() }
 }
 
 struct Chooser<'a> {
     model: &'a Model,
     spec: &'a CacheSpec,
     windows: Vec<&'a [u32]>,
+    known: &'a mut Choices,
 }
 
 impl Chooser<'_> {
@@ -70,7 +81,7 @@ impl Chooser<'_> {
     }
 
     /// Pairs of least loss per byte, until the budget is met or nothing is left to merge.
-    fn pairs(&self) -> Result<CacheSpec> {
+    fn pairs(&mut self) -> Result<CacheSpec> {
         let layers = self.model.decoder.shape().layers;
         let with = |pairs: ChosenPairs| CacheSpec { pairs: Pairs::Chosen(pairs), ..self.spec.clone() };
         let merges = [self.spec.merge.keys(), self.spec.merge.values()];
@@ -85,7 +96,7 @@ impl Chooser<'_> {
             let [keys, values] = lists;
             with(ChosenPairs { keys, values })
         }));
-        let measured = self.measure(&specs)?;
+        let measured = self.known(&specs)?;
         let (none, each) = (measured[0], &measured[1..]);
         let gain = |m: &Measured| (none.bytes - m.bytes).max(1.0);
         let price = |m: &Measured| (m.loss - none.loss).max(0.0) / gain(m);
@@ -110,7 +121,7 @@ impl Chooser<'_> {
 
     /// The size of groups and the rate of each side that lose least together within the budget; what holds fewest bytes
     /// where nothing is within it.
-    fn groups(&self) -> Result<CacheSpec> {
+    fn groups(&mut self) -> Result<CacheSpec> {
         let sides = [&self.spec.k, &self.spec.v].map(|side| self.candidates(side));
         let exact = sides.each_ref().map(|side| LatentSide {
             group: side[0].group,
@@ -124,7 +135,7 @@ impl Chooser<'_> {
         let mut specs = vec![with(&exact[0], &exact[1])];
         specs.extend(sides[0].iter().map(|k| with(k, &exact[1])));
         specs.extend(sides[1].iter().map(|v| with(&exact[0], v)));
-        let measured = self.measure(&specs)?;
+        let measured = self.known(&specs)?;
         let none = measured[0];
         let (of_keys, of_values) = measured[1..].split_at(sides[0].len());
         let budget = self.budget();
@@ -149,6 +160,17 @@ impl Chooser<'_> {
         let groups = GROUPS.into_iter().filter(|g| *g <= layers);
         let with = |group, rate| LatentSide { group: Group::Layers(group), rate: Some(rate), ..side.clone() };
         groups.flat_map(|group| rates.iter().map(move |&rate| with(group, rate))).collect()
+    }
+
+    /// As [`Self::measure`], once for all budgets.
+    fn known(&mut self, specs: &[CacheSpec]) -> Result<Vec<Measured>> {
+        let asked = CacheSpec { budget_ratio: CacheSpec::default().budget_ratio, ..self.spec.clone() };
+        if let Some((_, measured)) = self.known.measured.iter().find(|(spec, _)| *spec == asked) {
+            return Ok(measured.clone());
+        }
+        let measured = self.measure(specs)?;
+        self.known.measured.push((asked, measured.clone()));
+        Ok(measured)
     }
 
     fn measure(&self, specs: &[CacheSpec]) -> Result<Vec<Measured>> {

@@ -35,7 +35,7 @@ use minicache_models::{Description, LoadOptions, Model, Registry};
 
 pub use crate::store::SAMPLE;
 pub use calibration::{CalibrationText, Corpus, prepare as prepare_latents};
-pub use choose::resolve;
+pub use choose::Choices;
 pub use error::{Result, RunError};
 use input::Input;
 pub use key::cache_json;
@@ -358,6 +358,7 @@ impl Run<'_> {
         model: &str,
         corpus: &Corpus<'_>,
     ) -> Result<()> {
+        let mut measured = Choices::default();
         let mut choices: Vec<(CacheSpec, Option<CacheSpec>)> = Vec::new();
         for Planned { cell, .. } in cells.iter().filter(|p| p.cell.cache.is_auto()) {
             if choices.iter().any(|(auto, _)| *auto == cell.cache) {
@@ -366,7 +367,7 @@ impl Run<'_> {
             let place = format!("{}, {model}, choosing for {}", self.plan.experiment.id, cell.variant);
             self.overall.say(place.clone());
             self.context.stop.check()?;
-            let chosen = match resolve(loaded, &cell.cache, corpus) {
+            let chosen = match measured.resolve(loaded, &cell.cache, corpus) {
                 Ok(chosen) => {
                     let json = cache_json(&chosen, loaded.decoder.shape().layers).to_string();
                     self.about.add_chosen(&cell.variant, model, json);
