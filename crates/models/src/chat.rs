@@ -10,7 +10,7 @@ mod python;
 mod source;
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
@@ -44,6 +44,8 @@ pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     bos: String,
     eos: String,
+    /// The file that it came with, to be named where it fails.
+    file: Option<PathBuf>,
 }
 
 const NAME: &str = "chat_template";
@@ -57,7 +59,7 @@ impl ChatTemplate {
         let source = source::translate(source).map_err(Error::Chat)?;
         let environment = limits::bounded(move || environment(source).map_err(|e| described(&e)));
         let environment = Arc::new(environment.map_err(Error::Chat)?);
-        Ok(Self { environment, bos: bos.into(), eos: eos.into() })
+        Ok(Self { environment, bos: bos.into(), eos: eos.into(), file: None })
     }
 
     /// The template of a model directory: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json` (a
@@ -78,8 +80,10 @@ impl ChatTemplate {
         } else {
             (default_template(&config["chat_template"]), path)
         };
-        let template = source.map(|s| Self::new(&s, token("bos_token"), token("eos_token"))).transpose();
-        template.map_err(|e| Error::file(file, e.to_string()))
+        source
+            .map(|s| Self::new(&s, token("bos_token"), token("eos_token")).map(|t| t.of(&file)))
+            .transpose()
+            .map_err(|e| Error::file(&file, e.to_string()))
     }
 
     /// The template in a GGUF file's metadata. `None` if it has none.
@@ -91,7 +95,11 @@ impl ChatTemplate {
         let text =
             |id: Option<u32>| id.zip(tokenizer).and_then(|(id, t)| t.id_to_token(id)).unwrap_or_default();
         let (bos, eos) = (tokenizer.and_then(Tokenizer::bos), tokenizer.and_then(Tokenizer::eos));
-        Self::new(source, text(bos), text(eos)).map(Some)
+        Self::new(source, text(bos), text(eos)).map(|t| Some(t.of(gguf.path())))
+    }
+
+    fn of(self, file: &Path) -> Self {
+        Self { file: Some(file.to_path_buf()), ..self }
     }
 
     /// The conversation as the model was trained to read it; with `add_generation_prompt` the opening of an answer
@@ -129,7 +137,10 @@ impl ChatTemplate {
             let template = environment.get_template(NAME).map_err(|e| described(&e))?;
             template.render(variables).map_err(|e| described(&e))
         };
-        limits::bounded(render).map_err(Error::Chat)
+        limits::bounded(render).map_err(Error::Chat).map_err(|error| match &self.file {
+            Some(file) => Error::file(file, error.to_string()),
+            None => error,
+        })
     }
 }
 
