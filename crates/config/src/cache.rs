@@ -422,8 +422,8 @@ pub struct CacheSpec {
     pub activation_bits: Option<u8>,
     /// SmoothQuant's migration strength, 0..=1.
     pub alpha: f64,
-    /// First tokens kept exact (`sinks`, `latent`).
-    pub sinks: usize,
+    /// First tokens kept exact (`sinks`, `latent`, merging methods); see [`CacheSpec::first_exact`].
+    pub sinks: Option<usize>,
     /// Newest tokens kept (`h2o`, `sinks`).
     pub recent: Budget,
     /// Newest tokens kept exact (`latent`), or not merged yet (merging methods; not in the paper, which merges at once).
@@ -458,7 +458,7 @@ impl Default for CacheSpec {
             quant: None,
             activation_bits: None,
             alpha: 0.5,
-            sinks: 4,
+            sinks: None,
             recent: Budget::Fraction(0.1),
             residual: 0,
             heavy: Budget::Fraction(0.1),
@@ -559,7 +559,7 @@ impl CacheSpec {
                 check_number(key, n, 0..=MOST_TOKENS)?;
             }
         }
-        for (key, tokens) in [("sinks", self.sinks), ("residual", self.residual)] {
+        for (key, tokens) in [("sinks", self.first_exact()), ("residual", self.residual)] {
             check_number(key, tokens, 0..=MOST_TOKENS)?;
         }
         if let Some(q) = &self.quant {
@@ -637,6 +637,15 @@ impl CacheSpec {
         self.merged_pairs(layers).map(|pairs| pairs.len()).into_iter().max().unwrap_or(0)
     }
 
+    /// How many first tokens are kept exact. Unless `sinks` says so, those that the field keeps as attention sinks
+    /// (StreamingLLM's 4) by `sinks` and `latent`, and none by merging methods, as in the paper.
+    pub fn first_exact(&self) -> usize {
+        self.sinks.unwrap_or(match self.method {
+            Method::Sinks | Method::Latent => 4,
+            _ => 0,
+        })
+    }
+
     /// Whether text of [`CacheSpec::calibration`] is needed: for a basis of latents without a file of their own, or for
     /// what is left to choice.
     pub fn is_calibrated(&self) -> bool {
@@ -654,8 +663,8 @@ impl CacheSpec {
 
     /// Whether the dotted key below `cache` makes a difference to this cache.
     pub fn reads(&self, key: &str) -> bool {
-        const MERGE: [&str; 7] =
-            ["start_layer", "pairs", "granularity", "key_space", "merge", "magnitudes", "residual"];
+        const MERGE: [&str; 8] =
+            ["start_layer", "pairs", "granularity", "key_space", "merge", "magnitudes", "residual", "sinks"];
         const QUANT: [&str; 2] = ["quant", "activation_bits"];
         const CHOICE: [&str; 2] = ["calibration", "budget_ratio"];
         let field = key.split('.').next().unwrap_or(key);
@@ -696,7 +705,10 @@ impl CacheSpec {
             )*};
         }
         keep!(start_layer, pairs, t, granularity, key_space, merge, retention, dtype, magnitudes, alpha);
-        keep!(sinks, recent, residual, heavy, k, v, calibration, basis, budget_ratio, activation_bits);
+        keep!(recent, residual, heavy, k, v, calibration, basis, budget_ratio, activation_bits);
+        // What has no first tokens says nothing of them, as before merging methods could have some.
+        out.sinks =
+            out.reads("sinks").then(|| self.first_exact()).filter(|n| *n > 0 || !self.method.merges());
         out.quant = self.quantisation();
         if let (Some(layers), true) = (layers, self.reads("start_layer")) {
             out.start_layer = StartLayer::Layer(self.start_layer.resolve(layers));

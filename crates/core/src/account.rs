@@ -144,7 +144,7 @@ pub fn nominal(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Option<N
             let recent = spec.recent.resolve(context).max(1);
             let (older, what) = match spec.method {
                 Method::H2o => (spec.heavy.resolve(context), "heavy hitters"),
-                _ => (spec.sinks, "first tokens"),
+                _ => (spec.first_exact(), "first tokens"),
             };
             let held = shape.window.map_or(context, |w| context.min(w));
             let kept = (recent + older).min(held);

@@ -56,6 +56,8 @@ pub(crate) struct SideSettings {
     pub(crate) side: Side,
     /// Newest tokens of both layers that are not merged yet; 0: all are.
     pub(crate) residual: usize,
+    /// First tokens, retained whatever their distances; they take no part in the rule.
+    pub(crate) sinks: usize,
     /// The type of those, and of the shared vectors that wait to be quantised.
     pub(crate) exact: StoreType,
     pub(crate) merge: Arc<dyn Merge>,
@@ -68,6 +70,13 @@ pub(crate) struct SideSettings {
     pub(crate) per_head: bool,
     /// Keys are merged before RoPE and rotated whenever they are read.
     pub(crate) rotary: Option<Arc<dyn Rotary>>,
+}
+
+impl SideSettings {
+    /// Whether any token may be kept exact.
+    fn retains(&self) -> bool {
+        self.retention.is_some() || self.sinks > 0
+    }
 }
 
 /// The stored states of one side of a pair.
@@ -138,7 +147,7 @@ impl PairSide {
         let store = Store::new(kv_heads / lanes, head_dim, settings.retained, settings.side);
         let store = store.with_precision(precision).with_waiting(settings.exact).with_blocks(LANES);
         let retained = Retained { positions: Arc::default(), dropped: 0, members: [store.clone(), store] };
-        let retained = if settings.retention.is_some() { vec![retained; lanes] } else { Vec::new() };
+        let retained = if settings.retains() { vec![retained; lanes] } else { Vec::new() };
         let shared = Store::new(kv_heads, head_dim, settings.shared, settings.side)
             .with_precision(precision)
             .with_waiting(settings.exact);
@@ -212,11 +221,13 @@ impl PairSide {
             distances[by_lane] = merged.distance;
             apart[by_lane] = merged.apart;
         }
+        let sinks = self.settings.sinks.saturating_sub(self.shared.len()).min(tokens);
         let per_lane = retained.chunks_exact_mut(tokens).zip(distances.chunks_exact(tokens));
         for ((marks, distances), retainer) in per_lane.zip(&mut self.retainers) {
-            retainer.step(distances, marks);
+            retainer.step(&distances[sinks..], &mut marks[sinks..]);
         }
-        if self.settings.retention.is_some() {
+        retained.chunks_exact_mut(tokens).for_each(|marks| marks[..sinks].fill(true));
+        if self.settings.retains() {
             retained.iter_mut().zip(&*apart).for_each(|(r, a)| *r |= a);
         }
     }

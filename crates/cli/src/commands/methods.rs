@@ -44,6 +44,7 @@ fn reads(method: Method) -> Result<Vec<String>> {
     let whole = CacheSpec {
         quant: Some(Default::default()),
         activation_bits: Some(8),
+        sinks: Some(0),
         basis: Some(String::new()),
         ..spec.clone()
     };

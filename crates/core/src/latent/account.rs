@@ -47,7 +47,8 @@ pub(crate) fn shared_bytes(spec: &CacheSpec, shape: &ModelShape, context: usize)
             }
         }
     }
-    let phases = Phases::new(Arc::new(Still(shape.head_dim)), shape.head_dim, spec.sinks, phase_scheme(spec));
+    let phases =
+        Phases::new(Arc::new(Still(shape.head_dim)), shape.head_dim, spec.first_exact(), phase_scheme(spec));
     phases.extend(context);
     Ok(total + phases.read(|table| table.bytes().total()))
 }
@@ -114,7 +115,7 @@ fn group(
         let tokens = step.min(context - first);
         let rows = vec![1.0; tokens * shape.kv_dim()];
         for layer in 0..layers {
-            held.push(layer, &rows, (spec.sinks, spec.residual), |_, _, _, z| z.fill(1.0));
+            held.push(layer, &rows, (spec.first_exact(), spec.residual), |_, _, _, z| z.fill(1.0));
         }
         if let Some(window) = shape.window {
             held.drop_before((first + tokens + 1).saturating_sub(window));

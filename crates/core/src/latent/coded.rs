@@ -30,7 +30,7 @@ impl Coded {
         let exact = crate::methods::exact(spec.dtype);
         let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
         // A handful of tokens: laid out token by token, because a block of keys takes 16.
-        let sinks = store(Side::Values).with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
+        let sinks = store(Side::Values).with_blocks(spec.first_exact().clamp(1, SINK_BLOCK));
         let recent = store(side).with_blocks(LANES);
         let precision = Precision::of(spec, spec.magnitudes);
         let latents = |s: &Set<T>| s.coding.store(side).with_precision(precision).with_waiting(spec.dtype);

@@ -36,7 +36,7 @@ impl LatentPlan {
         if rotary.rotary_dim() != shape.head_dim {
             return Err(missing("a rotary embedding over the whole head"));
         }
-        let phases = Phases::new(rotary, shape.head_dim, spec.sinks, phase_scheme(spec));
+        let phases = Phases::new(rotary, shape.head_dim, spec.first_exact(), phase_scheme(spec));
         let phases = Arc::new(phases);
         let none = |side: &str, g: Grouping| {
             let Grouping { layers, heads } = g;

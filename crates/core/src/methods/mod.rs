@@ -167,6 +167,7 @@ fn merged(
         side,
         merge: merge.clone(),
         residual: spec.residual,
+        sinks: spec.first_exact(),
         exact: spec.dtype,
         shared,
         retained,

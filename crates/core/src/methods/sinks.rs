@@ -14,7 +14,7 @@ pub(super) struct Sinks {
 }
 
 pub(super) fn policy(spec: &CacheSpec) -> Sinks {
-    Sinks { first: spec.sinks, recent: spec.recent }
+    Sinks { first: spec.first_exact(), recent: spec.recent }
 }
 
 impl Evict for Sinks {

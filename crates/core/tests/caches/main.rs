@@ -207,7 +207,7 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-const SPECS: [&str; 19] = [
+const SPECS: [&str; 21] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -221,6 +221,8 @@ const SPECS: [&str; 19] = [
     "{ method = \"minicache\", start_layer = 0, quant = { bits = 4, group = 32, residual = 32, retained = true } }",
     "{ method = \"minicache\", start_layer = 0, granularity = \"head\", quant = { bits = 2, residual = 0 } }",
     "{ method = \"minicache\", pairs = { keys = [0, 2], values = [1] }, quant = { bits = 4 } }",
+    "{ method = \"mean\", start_layer = 0, sinks = 3 }",
+    "{ method = \"minicache\", start_layer = 1, sinks = 151, quant = { bits = 4 }, retention = { rule = \"top_fraction\" } }",
     "kivi-2",
     "{ method = \"kivi\", quant = { bits = 4, group = 64, residual = 64 } }",
     "rtn-3",
@@ -379,6 +381,46 @@ proptest! {
             }
         }
         prop_assert!(!got.retained_keys[0].is_empty() && got.retained_keys[0].len() < tokens);
+    }
+}
+
+#[test]
+fn first_tokens_of_merging_methods_stay_exact_and_take_no_part_in_the_rule() {
+    let shape = shape(2, 2, 16, None);
+    let mut rng = StdRng::seed_from_u64(3);
+    let steps = [1usize, 2, 30, 1, 1]
+        .map(|tokens| (0..shape.layers).map(|_| random_states(&mut rng, &shape, tokens)).collect::<Vec<_>>());
+    let f32s = "dtype = \"f32\", magnitudes = \"f32\", start_layer = 0";
+    for method in ["mean", "max_norm", "minicache"] {
+        for granularity in ["token", "head"] {
+            let filled = |sinks: usize, rule: &str| {
+                let rule = if method == "minicache" { rule } else { "" };
+                let text = format!(
+                    "{{ method = \"{method}\", {f32s}, granularity = \"{granularity}\", sinks = {sinks}{rule} }}"
+                );
+                let mut cache =
+                    build(&CacheSpec::parse(&text).unwrap(), &shape, &Resources::default()).unwrap();
+                steps.iter().for_each(|s| drop(step(&mut *cache, s)));
+                cache
+            };
+            let none = ", retention = { gamma = 0.0 }";
+            let (with, without) = (filled(5, none), filled(0, none));
+            for layer in 0..shape.layers {
+                let all = |of: fn(&StepStates) -> &Vec<f32>| {
+                    steps.iter().flat_map(|s| of(&s[layer]).clone()).collect::<Vec<f32>>()
+                };
+                let (kept, merged) = (with.restored(layer).unwrap(), without.restored(layer).unwrap());
+                let first = 5 * shape.kv_dim();
+                for (kept, merged, exact) in
+                    [(&kept.keys, &merged.keys, all(|s| &s.k)), (&kept.values, &merged.values, all(|s| &s.v))]
+                {
+                    assert_eq!(kept[..first], exact[..first], "{method} {granularity}");
+                    assert_ne!(merged[..first], exact[..first], "{method} {granularity}");
+                    assert_eq!(kept[first..], merged[first..], "{method} {granularity}");
+                }
+            }
+            assert!(with.footprint().retained > without.footprint().retained);
+        }
     }
 }
 

@@ -127,7 +127,7 @@ pub fn prepare<'a>(
         let (keys, values) = (groupings(|s| &s.k), groupings(|s| &s.v));
         let text = CalibrationText::read(calibration, model.need_tokenizer()?, corpus)?;
         let (basis, _) =
-            model.calibrate(text.chunks(), &keys, &values, spec.sinks, BasisOptions::default())?;
+            model.calibrate(text.chunks(), &keys, &values, spec.first_exact(), BasisOptions::default())?;
         model.add_basis(calibration, basis);
         used.push(text.origin());
     }
