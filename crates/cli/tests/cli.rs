@@ -422,6 +422,13 @@ fn accuracy_runs_score_every_task_and_cache() {
     for of_task in rows[1..].chunks(3) {
         // The full cache, and everything merged.
         assert!(number(&of_task[1], "ratio") > number(&of_task[0], "ratio"), "{of_task:?}");
+        assert_eq!(of(&of_task[0], "diff"), "");
+        for row in &of_task[1..] {
+            let (diff, low, high) = (number(row, "diff"), number(row, "diff_lo"), number(row, "diff_hi"));
+            // Scores are as the field rounds them.
+            let scores = number(row, "score") - number(&of_task[0], "score");
+            assert!((diff - scores).abs() < 0.02 && low <= diff && diff <= high, "{row:?}");
+        }
     }
     assert_eq!(of(&rows[1], "score"), of(&rows[1], "exact_match,strict-match"));
     let samples = [1, 4, 7, 10].map(|i| of(&rows[i], "samples"));

@@ -39,7 +39,8 @@ const KEYS: &[&str] = &[
 ];
 
 /// What is counted about a run rather than measured of the model.
-const COUNTS: &[&str] = &["samples", "tokens", "ratio", "nominal_ratio", "bytes", "joined", "seconds"];
+const COUNTS: &[&str] =
+    &["samples", "tokens", "loops", "ratio", "nominal_ratio", "bytes", "joined", "seconds"];
 
 /// Columns of use to programs only.
 const INTERNAL: &[&str] = &["cache", "cell", "key", "hash", "settings"];
@@ -99,6 +100,8 @@ pub(crate) fn meaning(name: &str) -> Meaning {
         "peak_bytes" => ("peak memory", ""),
         "seconds" => ("time", "s"),
         "memory_bytes" => ("memory with weights", ""),
+        "diff" => ("difference from the full cache", ""),
+        "loops" => ("texts that ended in a loop", ""),
         "joined" => ("requests that joined", ""),
         "ms" => ("time", "ms"),
         "tokens_per_s" => ("throughput", "tokens/s"),

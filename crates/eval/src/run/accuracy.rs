@@ -18,8 +18,9 @@ use super::numbers::{number, seconds};
 use super::plan::{Plan, Planned};
 use super::prompts::Prompter;
 use super::{Result, RunError, Work};
+use crate::metrics::Interval;
 use crate::store::{Row, Samples, Store, digest};
-use crate::tasks::{Document, Output, Overflow, Reference, Request, Suite, Tally};
+use crate::tasks::{Aggregate, Document, Output, Overflow, Reference, Request, Suite, Tally};
 
 /// Characters of a token, for estimates.
 const CHARS_PER_TOKEN: usize = 4;
@@ -37,6 +38,8 @@ struct Sample {
     sequences: usize,
     /// Tokens generated or scored.
     tokens: usize,
+    /// Texts that ended in a loop (see [`engine::LOOP_TOKENS`]).
+    loops: usize,
     /// Footprint of the sequences' caches at their ends.
     bytes: usize,
     /// The full FP16 caches of those lengths.
@@ -45,16 +48,17 @@ struct Sample {
     seconds: f64,
 }
 
-/// The columns of an experiment over `inputs`: the main score of every row with its interval, each metric of each
-/// task, and what it took.
+/// The columns of an experiment over `inputs`: the main score of every row with its interval, its difference from the
+/// full cache's on the same samples with that of the paired bootstrap, each metric of each task, and what it took.
 pub(crate) fn columns<'a>(inputs: impl Iterator<Item = &'a Input>) -> Vec<String> {
-    let mut columns = ["score", "score_lo", "score_hi"].map(str::to_string).to_vec();
+    let first = ["score", "score_lo", "score_hi", "diff", "diff_lo", "diff_hi"];
+    let mut columns = first.map(str::to_string).to_vec();
     for metric in inputs.flat_map(Input::metrics) {
         if !columns.contains(&metric) {
             columns.push(metric);
         }
     }
-    columns.extend(["ratio", "bytes", "samples", "tokens", "seconds"].map(str::to_string));
+    columns.extend(["ratio", "bytes", "samples", "tokens", "loops", "seconds"].map(str::to_string));
     columns
 }
 
@@ -100,8 +104,9 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
     let model = work.model;
     let prompter = Prompter::new(model, work.experiment.accuracy.prompt_tokens)?;
     let mut open: Vec<Cell<'_>> = Vec::new();
+    let of: Vec<String> = documents.iter().map(digest).collect();
     for planned in work.cells {
-        let samples: Samples<Sample> = store.samples(&planned.key, documents.iter().map(digest).collect())?;
+        let samples: Samples<Sample> = store.samples(&planned.key, of.clone())?;
         open.push(Cell { suite, documents, samples, parts: BTreeMap::new() });
     }
     let mut prompts = prompter.all(documents, open.len())?;
@@ -140,9 +145,13 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
         let what = format!("{count} of {of} samples end because the model's context is full");
         work.overall.warn(format_args!("{} {}: {what}", work.cells[0].cell.model, suite.name));
     }
+    let reference: Option<Samples<Sample>> = work.reference.map(|p| store.samples(&p.key, of)).transpose()?;
     let seed = work.experiment.seed;
-    let rows = work.cells.iter().zip(&open);
-    let rows = rows.map(|(p, cell)| (p.key.clone(), vec![row(suite, cell.samples.iter(), seed)]));
+    let rows = work.cells.iter().zip(&open).map(|(p, cell)| {
+        let other = work.reference.filter(|r| r.key != p.key).and(reference.as_ref());
+        let others = other.map_or_else(Vec::new, |r| r.iter().collect());
+        (p.key.clone(), vec![row(suite, &cell.samples.iter().collect::<Vec<_>>(), &others, seed)])
+    });
     store.finish(rows.collect::<Vec<_>>())?;
     Ok(())
 }
@@ -204,6 +213,7 @@ impl Cell<'_> {
             scores,
             sequences: cost.sequences,
             tokens: cost.tokens,
+            loops: cost.loops,
             bytes: cost.bytes,
             full_bytes: cost.full_bytes,
             seconds: cost.seconds,
@@ -211,20 +221,18 @@ impl Cell<'_> {
     }
 }
 
-/// One cell's row over its samples.
-fn row<'a>(suite: &Suite, samples: impl Iterator<Item = &'a Sample>, seed: u64) -> Row {
-    let samples: Vec<&Sample> = samples.collect();
-    let scores: Vec<_> = samples.iter().map(|s| &s.scores).collect();
+/// One cell's row over its samples; `others` are the full cache's.
+fn row(suite: &Suite, samples: &[&Sample], others: &[&Sample], seed: u64) -> Row {
+    let [scores, full] = [samples, others].map(|s| s.iter().map(|s| &s.scores).collect::<Vec<_>>());
     let mut row = Row::new();
     for (metric, aggregate) in suite.aggregate(scores.iter().copied(), seed) {
         row.insert(metric, number(aggregate.printed()));
     }
     if let Some(main) = suite.main_score(&scores, seed) {
-        row.insert("score".into(), number(main.printed()));
-        if let Some(interval) = main.interval {
-            row.insert("score_lo".into(), number(main.scale.round(interval.low)));
-            row.insert("score_hi".into(), number(main.scale.round(interval.high)));
-        }
+        insert(&mut row, "score", &main);
+    }
+    if let Some(difference) = suite.difference(&scores, &full, seed) {
+        insert(&mut row, "diff", &difference);
     }
     let sum = |of: fn(&Sample) -> usize| samples.iter().map(|s| of(s)).sum::<usize>();
     let (bytes, full) = (sum(|s| s.bytes), sum(|s| s.full_bytes));
@@ -232,6 +240,16 @@ fn row<'a>(suite: &Suite, samples: impl Iterator<Item = &'a Sample>, seed: u64) 
     row.insert("bytes".into(), (bytes / sum(|s| s.sequences).max(1)).to_string());
     row.insert("samples".into(), samples.len().to_string());
     row.insert("tokens".into(), sum(|s| s.tokens).to_string());
+    row.insert("loops".into(), sum(|s| s.loops).to_string());
     row.insert("seconds".into(), seconds(samples.iter().map(|s| s.seconds).sum()));
     row
+}
+
+/// Puts a number with its interval into `row`.
+fn insert(row: &mut Row, column: &str, aggregate: &Aggregate) {
+    row.insert(column.into(), number(aggregate.printed()));
+    if let Some(Interval { low, high }) = aggregate.interval {
+        row.insert(format!("{column}_lo"), number(aggregate.scale.round(low)));
+        row.insert(format!("{column}_hi"), number(aggregate.scale.round(high)));
+    }
 }

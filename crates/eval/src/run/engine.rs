@@ -27,6 +27,13 @@ const STEP_ROWS: usize = 48;
 /// Beginnings shorter than this are not worth a prefill of their own.
 const WORTH_SHARING: usize = 64;
 
+/// Tokens at the end of a text that have to be repetitions of a few before it counts as a loop. Greedy decoding hardly
+/// comes out of one that long.
+pub(crate) const LOOP_TOKENS: usize = 96;
+
+/// Tokens of the longest loop that is looked for.
+const LONGEST_LOOP: usize = 24;
+
 /// What is asked about a prompt.
 #[derive(Debug, Clone)]
 pub(crate) enum Ask {
@@ -119,6 +126,8 @@ pub(crate) struct Cost {
     pub(crate) sequences: usize,
     /// Tokens generated or scored.
     pub(crate) tokens: usize,
+    /// Texts that ended in a loop.
+    pub(crate) loops: usize,
     /// Footprints of the sequences' caches at their ends.
     pub(crate) bytes: usize,
     /// Full FP16 caches of those lengths.
@@ -130,7 +139,7 @@ pub(crate) struct Cost {
 impl Cost {
     fn of(model: &Model, cache: &dyn KvCache, tokens: usize) -> Self {
         let full_bytes = model.decoder.shape().full_bytes(cache.len());
-        Self { sequences: 1, tokens, bytes: cache.footprint().total(), full_bytes, seconds: 0.0 }
+        Self { sequences: 1, tokens, bytes: cache.footprint().total(), full_bytes, ..Self::default() }
     }
 }
 
@@ -138,6 +147,7 @@ impl std::ops::AddAssign for Cost {
     fn add_assign(&mut self, other: Self) {
         self.sequences += other.sequences;
         self.tokens += other.tokens;
+        self.loops += other.loops;
         self.bytes += other.bytes;
         self.full_bytes += other.full_bytes;
         self.seconds += other.seconds;
@@ -281,7 +291,8 @@ fn hand_over(
         if s.writer.ran_out() {
             full.insert(s.owner);
         }
-        let cost = Cost { seconds: s.seconds, ..Cost::of(model, s.cache.as_ref(), tokens) };
+        let loops = s.writer.loops.into();
+        let cost = Cost { loops, seconds: s.seconds, ..Cost::of(model, s.cache.as_ref(), tokens) };
         // What it did not come to is done too.
         progress(s.writer.settings.max_new_tokens.saturating_sub(tokens.max(1)));
         let answer = Answer::Text(s.answer.unwrap_or_default());
@@ -440,12 +451,15 @@ struct Writer<'a> {
     text: String,
     /// It came to a stop text or a stop token.
     stopped: bool,
+    /// It came to say the same over and over.
+    loops: bool,
 }
 
 impl<'a> Writer<'a> {
     fn new(tokenizer: &'a Tokenizer, settings: Generation) -> Self {
         let stream = tokenizer.stream(true);
-        Self { tokenizer, stream, settings, tokens: Vec::new(), text: String::new(), stopped: false }
+        let (tokens, text) = (Vec::new(), String::new());
+        Self { tokenizer, stream, settings, tokens, text, stopped: false, loops: false }
     }
 
     /// The most likely token that may come now.
@@ -476,21 +490,31 @@ impl<'a> Writer<'a> {
         let start = floor_boundary(&self.text, from.saturating_sub(longest));
         self.stopped =
             self.settings.until.iter().any(|stop| !stop.is_empty() && self.text[start..].contains(stop));
-        if self.stopped || self.tokens.len() >= self.settings.max_new_tokens {
-            return self.answer().map(Some);
-        }
-        Ok(None)
+        let long = self.tokens.len() >= self.settings.max_new_tokens;
+        self.loops = !self.stopped && !long && period(&self.tokens).is_some();
+        if self.stopped || long || self.loops { self.answer().map(Some) } else { Ok(None) }
     }
 
     /// Whether it is as long as the context allows, and not at its end.
     fn ran_out(&self) -> bool {
-        self.settings.fills_context && !self.stopped
+        self.settings.fills_context && !self.stopped && !self.loops
     }
 
+    /// The whole text. A loop is scored as what it would have become: itself, up to the most tokens that were asked for.
     fn answer(&self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.tokens, true)?;
+        let mut tokens = self.tokens.clone();
+        if let Some(period) = period(&tokens).filter(|_| self.loops) {
+            (tokens.len()..self.settings.max_new_tokens).for_each(|at| tokens.push(tokens[at - period]));
+        }
+        let text = self.tokenizer.decode(&tokens, true)?;
         Ok(cut_at(&text, &self.settings.until).to_string())
     }
+}
+
+/// The number of tokens over and over again at the end of `tokens`, where the last [`LOOP_TOKENS`] are nothing else.
+fn period(tokens: &[u32]) -> Option<usize> {
+    let tail = &tokens[tokens.len().checked_sub(LOOP_TOKENS)?..];
+    (1..=LONGEST_LOOP).find(|&period| tail[period..] == tail[..LOOP_TOKENS - period])
 }
 
 /// `text` up to the first of `stops`, each in turn looked for in what the one before it left, as in the harness.
@@ -510,6 +534,22 @@ fn floor_boundary(text: &str, mut at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loops_are_long_repetitions() {
+        let of = |period: usize, length: usize| -> Vec<u32> {
+            [5, 6, 7].into_iter().chain((0..length).map(|i| (i % period) as u32)).collect()
+        };
+        assert_eq!(period(&of(1, LOOP_TOKENS)), Some(1));
+        assert_eq!(period(&of(LONGEST_LOOP, LOOP_TOKENS)), Some(LONGEST_LOOP));
+        assert_eq!(period(&of(7, LOOP_TOKENS - 1)), None);
+        assert_eq!(period(&of(LONGEST_LOOP + 1, 2 * LOOP_TOKENS)), None);
+        assert_eq!(period(&[]), None);
+        let mut broken = of(3, 2 * LOOP_TOKENS);
+        let last = broken.len() - 40;
+        broken[last] = 9;
+        assert_eq!(period(&broken), None);
+    }
 
     #[test]
     fn text_ends_before_the_first_stop() {

@@ -6,6 +6,7 @@ use minicache_models::Description;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::engine::LOOP_TOKENS;
 use super::input::Input;
 use super::{Result, RunError};
 use crate::data::{DataSource, calibration_texts, hex_digest};
@@ -69,7 +70,7 @@ pub(crate) fn of(
             let Bench { context, similarity, spread, .. } = &experiment.bench;
             json!({ "context": context, "similarity": similarity, "spread": spread })
         }
-        Kind::Accuracy => json!({ "accuracy": experiment.accuracy }),
+        Kind::Accuracy => json!({ "accuracy": experiment.accuracy, "loop": LOOP_TOKENS }),
     };
     let cache = match experiment.kind {
         Kind::Similarity => Value::Null,
@@ -111,11 +112,15 @@ mod tests {
 
     #[test]
     fn only_what_a_method_reads_is_in_its_json() {
-        let full = CacheSpec { t: 0.1, sinks: 9, ..CacheSpec::default() };
+        let full = CacheSpec { t: 0.1, sinks: Some(9), ..CacheSpec::default() };
         assert_eq!(cache_json(&full, 30).to_string(), r#"{"method":"full","dtype":"f16"}"#);
         let merged = cache_json(&CacheSpec::of(Method::Minicache), 30);
         assert_eq!(merged["start_layer"], 15);
         assert!(merged.get("sinks").is_none() && merged.get("quant").is_none());
+        let with = CacheSpec { sinks: Some(1), ..CacheSpec::of(Method::Minicache) };
+        assert_eq!(cache_json(&with, 30)["sinks"], 1);
+        assert_eq!(cache_json(&CacheSpec { sinks: Some(0), ..with }, 30), merged);
+        assert_eq!(cache_json(&CacheSpec::of(Method::Sinks), 30)["sinks"], 4);
         let kivi = cache_json(&CacheSpec::of(Method::Kivi), 30);
         assert_eq!(kivi["quant"]["bits"], 4);
     }

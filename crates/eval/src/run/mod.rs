@@ -232,9 +232,10 @@ impl Run<'_> {
         }
         for (task, input) in &plan.inputs {
             let cells: Vec<Planned> = open.iter().filter(|p| p.cell.task == *task).cloned().collect();
+            let reference = plan.reference(model, task);
             self.each_apart(cells, &format!("{place}, {task}"), |cells, run| {
-                let work =
-                    Work { experiment, model: &loaded, cells, overall: run.overall, stop: &run.context.stop };
+                let (overall, stop) = (run.overall, &run.context.stop);
+                let work = Work { experiment, model: &loaded, cells, reference, overall, stop };
                 match input {
                     Input::Documents(suite, documents) => {
                         accuracy::run(&work, suite, &documents.docs, &mut run.store)
@@ -408,6 +409,8 @@ struct Work<'a> {
     experiment: &'a Experiment,
     model: &'a Model,
     cells: &'a [&'a Planned],
+    /// The full cache's cell of the same model and task, finished or not.
+    reference: Option<&'a Planned>,
     overall: &'a Overall,
     stop: &'a Stop,
 }

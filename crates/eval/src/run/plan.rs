@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
-use minicache_config::{Calibration, Cell, Experiment, Kind, ModelSettings, ModelShape, cells};
+use minicache_config::{Calibration, Cell, Experiment, Kind, Method, ModelSettings, ModelShape, cells};
 use minicache_models::{Description, Registry, Tokenizer};
 
 use super::calibration::Measured;
@@ -177,6 +177,12 @@ impl<'a> Plan<'a> {
             }
         }
         Ok(measured)
+    }
+
+    /// The cell that others of `model` and `task` are compared with: the full cache's, of the model as it is.
+    pub(super) fn reference(&self, model: &str, task: &str) -> Option<&Planned> {
+        let full = |p: &&Planned| p.cell.cache.method == Method::Full && p.cell.settings.align.is_none();
+        self.cells.iter().filter(|p| p.cell.model == model && p.cell.task == task).find(full)
     }
 
     /// Tokens that go through a model for `cells`, at most.

@@ -166,16 +166,40 @@ impl Suite {
     /// metrics of one name it is the mean of theirs over tasks (LongBench's average), of another group its first
     /// task's. `None` without any sample of it.
     pub fn main_score(&self, samples: &[&IndexMap<String, Tally>], seed: u64) -> Option<Aggregate> {
+        let of_task = |column: &String| samples.iter().filter_map(|s| s.get(column).copied()).collect();
+        self.mean_over_tasks(of_task, seed)
+    }
+
+    /// [`Suite::main_score`] of `samples` less that of `others`, which are answers to the same documents in the same
+    /// order. The interval is that of the paired bootstrap: documents are drawn with both answers. `None` where the
+    /// documents are not the same, or without any.
+    pub fn difference(
+        &self,
+        samples: &[&IndexMap<String, Tally>],
+        others: &[&IndexMap<String, Tally>],
+        seed: u64,
+    ) -> Option<Aggregate> {
+        let of_task = |column: &String| -> Vec<Tally> {
+            let pairs = samples.iter().zip(others).filter_map(|(a, b)| a.get(column).zip(b.get(column)));
+            pairs
+                .filter(|(a, b)| a.count == b.count)
+                .map(|(a, b)| Tally { sum: a.sum - b.sum, count: a.count })
+                .collect()
+        };
+        let all = self.main_score(samples, seed)?.samples;
+        self.mean_over_tasks(of_task, seed).filter(|d| samples.len() == others.len() && d.samples == all)
+    }
+
+    /// The mean over tasks of the means over `tallies` of their main columns (see [`Suite::main_score`]).
+    fn mean_over_tasks(&self, tallies: impl Fn(&String) -> Vec<Tally>, seed: u64) -> Option<Aggregate> {
         let first = |task: &dyn Task| task.metrics().first().copied().unwrap_or_default();
         let main = *self.tasks.first()?;
-        let alike = |t: &&&dyn Task| first(**t) == first(main) && t.scale() == main.scale();
-        let all = self.tasks.iter().all(|t| alike(&t));
+        let all = self.tasks.iter().all(|t| first(*t) == first(main) && t.scale() == main.scale());
         let tasks = if all { &self.tasks[..] } else { &self.tasks[..1] };
         let mut parts = Vec::new();
         let mut pairs: Vec<Vec<(f64, f64)>> = Vec::new();
         for task in tasks {
-            let column = self.column(*task, first(*task));
-            let tallies: Vec<Tally> = samples.iter().filter_map(|s| s.get(&column).copied()).collect();
+            let tallies = tallies(&self.column(*task, first(*task)));
             parts.push(Aggregate::new(&tallies, task.scale(), seed)?);
             pairs.push(tallies.iter().map(|t| (t.sum, t.count)).collect());
         }
@@ -251,4 +275,32 @@ fn unknown(name: &str) -> DataError {
         format!("did you mean {}?", near.join(", "))
     };
     DataError::UnknownTask { name: name.to_string(), known }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_of_pairs() {
+        let suite = Suite::find("gsm8k").unwrap();
+        let column = suite.metrics()[0].clone();
+        let of = |right: &[bool]| -> Vec<IndexMap<String, Tally>> {
+            let tally = |r: &bool| Tally::one(f64::from(u8::from(*r)));
+            right.iter().map(|r| IndexMap::from([(column.clone(), tally(r))])).collect()
+        };
+        let right: Vec<bool> = (0..200).map(|i| i % 2 == 0).collect();
+        // One in ten of what was right is wrong now.
+        let less: Vec<bool> = (0..200).map(|i| i % 2 == 0 && i % 20 != 0).collect();
+        let (full, ours) = (of(&right), of(&less));
+        let [full, ours]: [Vec<_>; 2] = [&full, &ours].map(|s| s.iter().collect());
+        let difference = suite.difference(&ours, &full, 1).unwrap();
+        assert!((difference.value + 0.05).abs() < 1e-12 && difference.samples == 200, "{difference:?}");
+        let Interval { low, high } = difference.interval.unwrap();
+        // 1.96 sqrt(0.05 * 0.95 / 200) = 0.030; the scores' own intervals are 0.069 wide each way.
+        assert!((low + 0.08).abs() < 0.01 && (high + 0.02).abs() < 0.01, "{low} {high}");
+        assert_eq!(suite.difference(&ours, &full[1..], 1), None);
+        assert_eq!(suite.difference(&ours, &[], 1), None);
+    }
 }
