@@ -7,10 +7,12 @@ RESULTS ?= results
 CARGO   ?= cargo
 REUSE   ?= own
 BIN     := $(or $(CARGO_TARGET_DIR),target)/release/minicache
-MODEL   := scripts/fetch-model smollm2-135m
+# The models that a profile names and that no hub is needed for.
+FETCH   := $(if $(MODELS),,$(if $(filter default,$(PROFILE)),smollm2-135m,\
+	$(if $(filter small,$(PROFILE)),smollm2-135m qwen2.5-coder-1.5b-instruct)))
 
 # What is quick and tells most comes first; experiments that are not named here follow.
-FIRST = fig1a fig2b fidelity_prompt memory fig2c fig2a fig1b fig4 fig6 table2 tableB tableE tableD table1 tableA tableC \
+FIRST = fig1a fig2b fidelity_prompt memory fig2c fig2a fig1b fig4 fig6 table2 tableB tableE tableD ablation table1 tableA tableC \
 	tableA_time fig5 frontier_speed calibration fidelity frontier
 NAMES = $(FIRST) $(filter-out $(FIRST),$(patsubst experiments/%.toml,%,$(sort $(wildcard experiments/*.toml))))
 # TABLE=fig1a, or several: TABLE="fig1a table1"
@@ -30,7 +32,7 @@ help:
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
 	@echo 'make test-crash                      runs killed, in pairs and on full disks end as undisturbed ones'
-	@echo 'make reproduce PROFILE=small         larger samples; hours'
+	@echo 'make reproduce PROFILE=small         larger samples, and a model of 1.5 billion parameters; hours'
 	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS,'
 	@echo '         REUSE=any (finished rows that came with the repository are not computed again)'
 
@@ -38,9 +40,7 @@ build:
 	$(CARGO) build --release --bin minicache
 
 reproduce: build
-ifeq ($(PROFILE)$(MODELS),default)
-	$(MODEL)
-endif
+	$(foreach model,$(FETCH),scripts/fetch-model $(model) &&) true
 	$(RUN) $(EXPERIMENTS)
 
 sweep: RESULTS := sweeps
