@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bounds::{MOST_BYTES, MOST_SAMPLES, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, check_number};
-use crate::{CacheSpec, Calibration, ConfigError, Result};
+use crate::{CacheSpec, Calibration, Claim, ConfigError, Result};
 
 /// What stands in a results folder beside the experiments.
 const RESERVED: [&str; 3] = ["sample", "index.html", "verdict.md"];
@@ -351,6 +351,9 @@ pub struct Experiment {
     /// The paper's figures.
     #[serde(default)]
     pub paper: Vec<Paper>,
+    /// Claims of the paper that the rows judge.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<Claim>,
     /// Figures of the report.
     #[serde(default)]
     pub plots: Vec<Plot>,

@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
+use crate::claims::Outcome;
 use crate::draw;
 use crate::error::Result;
 use crate::markdown::facts;
 use crate::report::Report;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict;
 use crate::views::{View, of_paper};
 
 const CSS: &str = include_str!("../assets/page.css");
@@ -63,13 +64,23 @@ fn overview(reports: &[Report], problems: &[String]) -> String {
     if reports.is_empty() {
         return out + "<p>No results yet.</p>\n</section>\n";
     }
+    let verdicts = verdict::all(reports);
+    if !verdicts.is_empty() {
+        let _ = writeln!(out, "<p>{}</p>", escaped(&verdict::summary(&verdicts)));
+        table(&mut out, &verdict::table(&verdicts), true);
+        let wanted = verdict::wanted(&verdicts);
+        if !wanted.is_empty() {
+            let items: String = wanted.iter().map(|line| format!("<li>{}</li>", inline(line))).collect();
+            let _ = writeln!(out, "<details><summary>What would tell</summary><ul>{items}</ul></details>");
+        }
+    }
     out += "<div class=\"scroll\"><table>\n<thead><tr><th scope=\"col\">Experiment</th><th scope=\"col\">Shows</th>\
-            <th scope=\"col\">Rows</th><th scope=\"col\">The paper's claim here</th></tr></thead>\n<tbody>\n";
+            <th scope=\"col\">Rows</th><th scope=\"col\">The paper's claims here</th></tr></thead>\n<tbody>\n";
     for report in reports {
         let data = &report.data;
         let state =
             if data.incomplete().is_some() { "<br><span class=\"note\">incomplete</span>" } else { "" };
-        let judged = report.verdict.as_ref().map(badge).unwrap_or_default();
+        let judged = report.verdicts.iter().map(|v| badge(v.outcome())).collect::<Vec<_>>().join(" ");
         let _ = writeln!(
             out,
             "<tr><th scope=\"row\"><a href=\"#{0}\">{0}</a></th><td>{1}{state}</td><td class=\"n\">{2}</td><td>{judged}</td></tr>",
@@ -81,14 +92,14 @@ fn overview(reports: &[Report], problems: &[String]) -> String {
     out + "</tbody></table></div>\n</section>\n"
 }
 
-fn badge(verdict: &Verdict) -> String {
-    let class = match verdict.outcome {
+fn badge(outcome: Outcome) -> String {
+    let class = match outcome {
         Outcome::Reproduced => "good",
         Outcome::Partly => "fair",
         Outcome::NotReproduced => "bad",
-        Outcome::Open => return String::new(),
+        Outcome::Open => "open",
     };
-    format!("<span class=\"badge {class}\">{}</span>", verdict.outcome.label())
+    format!("<span class=\"badge {class}\">{}</span>", outcome.label())
 }
 
 fn section(report: &Report) -> Result<String> {
@@ -110,8 +121,19 @@ fn section(report: &Report) -> Result<String> {
     for paper in data.papers.iter().filter(|p| !p.claim.is_empty()) {
         let _ = writeln!(out, "<p><b>The paper’s claim.</b> {}</p>", inline(&paper.claim));
     }
-    if let Some(verdict) = &report.verdict {
-        let _ = writeln!(out, "<p><b>Measured here.</b> {} {}</p>", inline(&verdict.text), badge(verdict));
+    if !report.verdicts.is_empty() {
+        out += "<p><b>Measured here.</b></p>\n<ul>\n";
+        for verdict in &report.verdicts {
+            let found: Vec<String> =
+                verdict.findings.iter().map(|f| format!("{}: {}", f.model, f.text)).collect();
+            let claim = format!("{} (paper: {})", verdict.claim.text, verdict.claim.paper);
+            let (claim, found) = (inline(&claim), inline(&found.join(". ")));
+            let _ = writeln!(out, "<li>{claim}. {found}. {}</li>", badge(verdict.outcome()));
+        }
+        out += "</ul>\n";
+    }
+    if let Some(front) = &report.front {
+        let _ = writeln!(out, "<p>{}</p>", inline(front));
     }
     for (figure, alt) in &report.figures {
         let svg = themed(&draw::svg(figure)?, alt);

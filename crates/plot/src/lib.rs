@@ -25,12 +25,14 @@
 mod alt;
 mod axis;
 mod build;
+mod claims;
 mod columns;
 mod curves;
 mod data;
 mod draw;
 mod error;
 mod figure;
+mod front;
 mod html;
 mod legend;
 mod markdown;
@@ -137,6 +139,10 @@ pub fn report(results: &Path, paper_dir: Option<&Path>) -> Result<Summary> {
     }
     if reports.is_empty() && summary.problems.is_empty() {
         return Err(PlotError::NoResults(results.to_path_buf()));
+    }
+    if let Some(verdict) = verdict::markdown(&reports) {
+        let path = root.join("verdict.md");
+        atomic::replace(&path, verdict.as_bytes()).map_err(error::io(&path, "write"))?;
     }
     let problems: Vec<String> = summary.problems.iter().map(|p| relative(&p.to_string(), root)).collect();
     let page = html::render(&reports, &problems)?;

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
+use crate::claims::Verdict;
 use crate::data::Data;
 use crate::report::Report;
-use crate::verdict::Outcome;
 use crate::views::{View, of_paper};
 
 /// Tables with more rows than this are folded.
@@ -36,13 +36,11 @@ pub(crate) fn render(report: &Report) -> String {
             paragraph(&format!("**The paper's claim.** {}", paper.claim));
         }
     }
-    if let Some(verdict) = &report.verdict {
-        let judged = match verdict.outcome {
-            Outcome::Open => String::new(),
-            outcome => format!(" **{}**.", capital(outcome.label())),
-        };
-        paragraph(&format!("**Measured here.** {}{judged}", verdict.text));
+    if !report.verdicts.is_empty() {
+        let lines: Vec<String> = report.verdicts.iter().map(judged).collect();
+        paragraph(&format!("**Measured here.**\n\n{}", lines.join("\n")));
     }
+    report.front.iter().for_each(|front| paragraph(front));
     for (figure, alt) in &report.figures {
         paragraph(&format!("![{}]({}.png)", alt.replace(['[', ']'], ""), figure.name));
         paragraph(&figure.notes.iter().map(|n| format!("Note: {n}")).collect::<Vec<_>>().join("\n"));
@@ -61,6 +59,14 @@ pub(crate) fn render(report: &Report) -> String {
         let _ = write!(out, "\n```sh\n{}\n```\n", info.command.trim());
     }
     out
+}
+
+/// A claim with what was found, as a list item.
+fn judged(verdict: &Verdict) -> String {
+    let found: Vec<String> = verdict.findings.iter().map(|f| format!("{}: {}", f.model, f.text)).collect();
+    let claim = &verdict.claim;
+    let label = capital(verdict.outcome().label());
+    format!("* {} (paper: {}). {}. **{label}**.", claim.text, claim.paper, found.join(". "))
 }
 
 fn capital(text: &str) -> String {
@@ -116,7 +122,7 @@ pub(crate) fn facts(data: &Data) -> Vec<(String, String)> {
     out
 }
 
-fn table(out: &mut String, view: &View) {
+pub(crate) fn table(out: &mut String, view: &View) {
     if view.rows.is_empty() {
         return;
     }

@@ -6,12 +6,13 @@ use minicache_config::atomic;
 
 use crate::alt;
 use crate::build;
+use crate::claims::{self, Verdict};
 use crate::data::Data;
 use crate::draw;
 use crate::error::{self, Result};
 use crate::figure::Figure;
+use crate::front;
 use crate::markdown;
-use crate::verdict::{self, Verdict};
 use crate::views::{self, View};
 
 /// Everything that the reports show of one experiment.
@@ -23,8 +24,10 @@ pub(crate) struct Report {
     pub(crate) figures: Vec<(Figure, String)>,
     /// Tables.
     pub(crate) views: Vec<View>,
-    /// What the rows say about the paper's claim.
-    pub(crate) verdict: Option<Verdict>,
+    /// What the rows say about the paper's claims.
+    pub(crate) verdicts: Vec<Verdict>,
+    /// What is lost for what is saved, in a sentence.
+    pub(crate) front: Option<String>,
     /// Figures that could not be made, and why.
     pub(crate) notes: Vec<String>,
 }
@@ -45,8 +48,8 @@ impl Report {
             }
         }
         let views = views::of(&data);
-        let verdict = verdict::of(&data);
-        Ok(Self { data, figures, views, verdict, notes })
+        let (verdicts, front) = (claims::of(&data), front::sentence(&data));
+        Ok(Self { data, figures, views, verdicts, front, notes })
     }
 
     /// Writes figures and `report.md` into `dir`.

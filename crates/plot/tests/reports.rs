@@ -18,6 +18,10 @@ notes = "What adjacent layers share."
 [[paper]]
 csv = "paper_figure_similarity_llama3_70b.csv"
 claim = "Deep layers are alike."
+[[claims]]
+text = "Deep layers are alike"
+paper = "0.77 to 0.90"
+needs = { rule = "similar", least = 0.67 }
 [[plots]]
 name = "cosine"
 x = "depth"
@@ -40,16 +44,24 @@ kind = "accuracy"
 models = ["tiny"]
 tasks = ["gsm8k"]
 variants = [{ name = "full", cache = { method = "full" } }, { cache = { method = "minicache" } }, { cache = { method = "mean" } }]
+[[claims]]
+text = "half of the layers"
+paper = "no loss"
+needs = { rule = "kept", which = { variant = "minicache", at = { merged_share = 0.5 } }, within = 0.05 }
+[[claims]]
+text = "ahead of the mean"
+paper = "0.81 against 0.55"
+needs = { rule = "ahead", which = { variant = "minicache", at = { merged_share = 0.5 } }, of = [{ variant = "mean", at = { merged_share = 0.5 } }] }
 [[plots]]
 name = "merged"
 x = "merged_layers"
-y = "exact_match"
+y = "score"
 series = ["variant"]
 [[plots]]
 name = "bars"
 kind = "bar"
 x = "task"
-y = "exact_match"
+y = "score"
 series = ["variant"]
 "#;
 
@@ -113,7 +125,7 @@ fn similarity_rows(cosine: f64) -> String {
     csv
 }
 
-const SWEEP_ROWS: &str = r#"model,task,variant,cache.start_layer,cache,exact_match,exact_match_lo,exact_match_hi,samples,ratio,bytes,seconds
+const SWEEP_ROWS: &str = r#"model,task,variant,cache.start_layer,cache,score,score_lo,score_hi,samples,ratio,bytes,seconds
 tiny,gsm8k,full,,"{""method"":""full""}",0.40,0.30,0.50,24,1,4096,2
 tiny,gsm8k,minicache,4,"{""method"":""minicache"",""start_layer"":4}",0.39,0.29,0.49,24,1.3,3150,2
 tiny,gsm8k,minicache,6,"{""method"":""minicache"",""start_layer"":6}",0.40,0.30,0.50,24,1.1,3700,2
@@ -158,9 +170,8 @@ fn similarity_beside_the_paper() {
 
     let md = text(&dir, "report.md");
     // deep half: pairs 4, 5, 6
-    assert!(md.contains("Here (Tiny-8): keys 0.05 to 0.06, values 0.05 to 0.06."), "{md}");
     assert!(
-        md.contains("mean cosine of adjacent layers 0.77 to 0.90") && md.contains("**Not reproduced**"),
+        md.contains("* Deep layers are alike (paper: 0.77 to 0.90). Tiny-8: keys 0.05 to 0.06 (linear CKA 0.70); values 0.05 to 0.06 (linear CKA 0.70). **Not reproduced**."),
         "{md}"
     );
     for part in
@@ -179,23 +190,30 @@ fn the_verdict_follows_the_rows() {
     let md = text(&dir, "report.md");
     assert!(md.contains("**Reproduced**") && md.contains("keys 0.90 to 0.91"), "{md}");
 
-    let dir = experiment(root.path(), SWEEP, SWEEP_ROWS, 5, true);
-    report(&dir, Some(&paper())).unwrap();
-    let md = text(&dir, "report.md");
+    // scores of 0..1 are shown in points, and without pairs of samples the scores' own intervals count
+    let judged = |rows: &str| {
+        let dir = experiment(root.path(), SWEEP, rows, 5, true);
+        report(&dir, None).unwrap();
+        text(&dir, "report.md")
+    };
+    let md = judged(SWEEP_ROWS);
+    assert!(md.contains("gsm8k: \u{2212}1 [\u{2212}15.1, 13.1] from 40. **Cannot be told here**"), "{md}");
+    assert!(md.contains("gsm8k: 19 [") && md.contains("against mean. **Reproduced**"), "{md}");
+    let verdict = text(root.path(), "verdict.md");
+    assert!(verdict.contains("Of 3 claims of the paper: 2 reproduced, 1 cannot be told here."), "{verdict}");
     assert!(
-        md.contains("full 0.4, MiniCache 0.39, the mean 0.2 with 50 % of the layers merged. **Reproduced**"),
-        "{md}"
+        verdict.contains("`fig1b`, Tiny-8, half of the layers: about ") && verdict.contains("xKV"),
+        "{verdict}"
     );
-    let worse = SWEEP_ROWS.replace("0.39,0.29,0.49", "0.15,0.10,0.20");
-    let dir = experiment(root.path(), SWEEP, &worse, 5, true);
-    report(&dir, Some(&paper())).unwrap();
-    assert!(text(&dir, "report.md").contains("**Not reproduced**"));
-    // a loss that the samples cannot tell from chance is not judged
-    let unclear = SWEEP_ROWS.replace("0.39,0.29,0.49", "0.33,0.23,0.43");
-    let dir = experiment(root.path(), SWEEP, &unclear, 5, true);
-    report(&dir, Some(&paper())).unwrap();
-    let md = text(&dir, "report.md");
-    assert!(md.contains("a difference within the intervals.") && !md.contains("eproduced**"), "{md}");
+    let md = judged(&SWEEP_ROWS.replace("0.39,0.29,0.49", "0.15,0.10,0.20"));
+    assert!(md.contains("from 40. **Not reproduced**"), "{md}");
+    // differences on the same samples tell what the scores' intervals cannot
+    let paired = SWEEP_ROWS.replace("score_hi,", "score_hi,diff,diff_lo,diff_hi,");
+    let paired = paired.replace("0.40,0.30,0.50", "0.40,0.30,0.50,,,");
+    let paired = paired.replace("0.39,0.29,0.49", "0.39,0.29,0.49,-0.01,-0.015,-0.005");
+    let paired = paired.replace("0.20,0.12,0.30", "0.20,0.12,0.30,-0.2,-0.25,-0.15");
+    let md = judged(&paired.replace("0.30,0.20,0.40", "0.30,0.20,0.40,-0.1,-0.15,-0.05"));
+    assert!(md.contains("gsm8k: \u{2212}1 [\u{2212}1.5, \u{2212}0.5] from 40. **Reproduced**"), "{md}");
 }
 
 #[test]
@@ -362,7 +380,9 @@ fn the_page_needs_nothing_but_itself() {
 fn accuracy(id: &str, plots: &str, variants: &[(&str, &str, f64, f64)]) -> (String, String) {
     let toml = format!(
         "id = \"{id}\"\nkind = \"accuracy\"\nmodels = [\"tiny\"]\ntasks = [\"a\"]\n\
-         [[paper]]\ncsv = \"paper_table_longbench.csv\"\n[[paper]]\ncsv = \"paper_headline.csv\"\n{plots}"
+         [[paper]]\ncsv = \"paper_table_longbench.csv\"\n[[paper]]\ncsv = \"paper_headline.csv\"\n\
+         [[claims]]\ntext = \"kept\"\npaper = \"all\"\n\
+         needs = {{ rule = \"kept\", which = {{ variant = \"minicache-4\" }}, within = 0.042, mean = true }}\n{plots}"
     );
     let mut csv = "model,task,variant,cache,score,score_lo,score_hi,samples,ratio\n".to_string();
     for task in ["set/a", "set/b", "set/c", "set/d"] {
@@ -393,15 +413,14 @@ x = "task"
 y = "score"
 "#;
     let merged = r#"{"method":"minicache","quant":{"bits":4}}"#;
-    for (score, label) in [(39.5, "**Reproduced**"), (30.0, "**Not reproduced**")] {
+    for (score, label) in [(40.0, "**Reproduced**"), (30.0, "**Not reproduced**")] {
         let root = tempfile::tempdir().unwrap();
         let (toml, csv) = accuracy("table1", plots, &[FULL, KIVI, ("minicache-4", merged, score, 5.0)]);
         let dir = experiment(root.path(), &toml, &csv, 12, true);
         let summary = report(root.path(), Some(&paper())).unwrap();
         let md = text(&dir, "report.md");
         assert!(md.contains(label), "{md}");
-        assert!(md.contains("Paper: MiniCache loses 0.3 to 4.2 % of the baseline's average."), "{md}");
-        assert!(md.contains("full 40 ± 1 at 1x, kivi-2 36 ± 1 at 5.3x"), "{md}");
+        assert!(md.contains("mean of 4 tasks: ") && md.contains(" from 40. "), "{md}");
         assert!(md.contains("| full | 40 | 40 | 40 | 40 | 40 | 1 |"), "one column for each task: {md}");
         assert!(summary.experiments[0].notes.iter().any(|n| n.contains("`../up` is left out: its name")));
         let svg = text(&dir, "radar.svg");
@@ -413,7 +432,8 @@ y = "score"
     let dir = experiment(root.path(), &toml, &csv, 8, true);
     report(root.path(), Some(&paper())).unwrap();
     let md = text(&dir, "report.md");
-    assert!(md.contains("not to be judged, the full cache scores 0") && !md.contains("eproduced**"), "{md}");
+    assert!(md.contains("the full cache scores 0. **Cannot be told here**"), "{md}");
+    assert!(text(root.path(), "verdict.md").contains("a model that can do mean of 4 tasks."));
 }
 
 #[test]
@@ -423,18 +443,28 @@ fn best_setting_and_throughput() {
 id = "table2"
 kind = "accuracy"
 models = ["tiny"]
+[[claims]]
+text = "gamma = 0.05 is best"
+paper = "0.05"
+needs = { rule = "best", variant = "minicache", key = "cache.retention.gamma", value = 0.05 }
 [[plots]]
 name = "gamma"
 x = "cache.retention.gamma"
-y = "em"
+y = "score"
 log_x = true
 "#;
-    let csv = "model,task,variant,cache.retention.gamma,cache,em\n\
+    let csv = "model,task,variant,cache.retention.gamma,cache,score\n\
+               t,x,full,,\"{\"\"method\"\":\"\"full\"\"}\",0.4\n\
                t,x,minicache,0.0,{},0.1\nt,x,minicache,0.05,{},0.2\nt,x,minicache,1.0,{},0.3\n";
     let dir = experiment(root.path(), toml, csv, 3, true);
     report(&dir, None).unwrap();
     let md = text(&dir, "report.md");
-    assert!(md.contains("best em 0.3 at gamma = 1, 0.2 at 0.05. **Not reproduced**"), "{md}");
+    assert!(
+        md.contains(
+            "x: \u{2212}20 from full at gamma = 0.05, \u{2212}10 at 1, the best other. **Not reproduced**"
+        ),
+        "{md}"
+    );
     assert!(text(&dir, "gamma.svg").contains("\n0.05\n"), "zero does not push the others off the axis");
     assert!(!md.contains("no place"), "zero has a place left of them: {md}");
 
@@ -442,6 +472,10 @@ log_x = true
 id = "fig5"
 kind = "throughput"
 models = ["tiny"]
+claims = [
+    { text = "faster", paper = "5 times", needs = { rule = "times", column = "tokens_per_s", least = 5.0 } },
+    { text = "smaller", paper = "41 %", needs = { rule = "less", column = "memory_bytes", share = 0.41 } },
+]
 [[paper]]
 csv = "paper_headline.csv"
 [[plots]]
@@ -458,20 +492,18 @@ log_x = true
     let dir = experiment(root.path(), toml, csv, 3, true);
     report(&dir, Some(&paper())).unwrap();
     let md = text(&dir, "report.md");
-    assert!(
-        md.contains("240 tokens/s (mini at batch 32) against 100 (full at batch 8), 2.4 times. Weights"),
-        "{md}"
-    );
-    assert!(
-        md.contains("up to 20 % less memory than with the full cache at batch 8 (paper: 41 %). **Partly"),
-        "{md}"
-    );
+    assert!(md.contains("2.4 times: 240 (mini at batch 32) against 100 (full at batch 8). **Partly"), "{md}");
+    assert!(md.contains("20 % less (mini at batch 8). **Not reproduced**"), "{md}");
     assert!(text(&dir, "memory.svg").contains("peak memory (GiB)"));
 
     let toml = r#"
 id = "memory"
 kind = "memory"
 models = ["llama-2-7b"]
+claims = [
+    { text = "merged", paper = "1.53x", needs = { rule = "ratio", variant = "merged", least = 1.53 } },
+    { text = "packed", paper = "5.02x", needs = { rule = "ratio", variant = "packed", least = 5.02, models = ["llama-2-7b"] } },
+]
 [[paper]]
 csv = "paper_headline.csv"
 "#;
@@ -488,14 +520,8 @@ csv = "paper_headline.csv"
     let dir = experiment(root.path(), toml, &csv, 2, true);
     report(&dir, Some(&paper())).unwrap();
     let md = text(&dir, "report.md");
-    assert!(
-        md.contains("1.53x in the paper, 1.33x by arithmetic, 1.32x of bytes held (merged, 4096"),
-        "{md}"
-    );
-    assert!(
-        md.contains("5.02x by arithmetic, 4.7x of bytes held (packed") && md.contains("**Partly"),
-        "{md}"
-    );
+    assert!(md.contains("1.32x of bytes held, 1.33x by arithmetic. **Not reproduced**"), "{md}");
+    assert!(md.contains("4.7x of bytes held, 5.02x by arithmetic. **Partly reproduced**"), "{md}");
 }
 
 #[test]
@@ -504,6 +530,7 @@ fn bins_of_tokens_beside_all_tokens() {
 id = "fig2b"
 kind = "similarity"
 models = ["tiny"]
+claims = [{ text = "first apart", paper = "0.75", needs = { rule = "first_apart", least = 0.75 } }]
 [[plots]]
 name = "by_position"
 x = "position"
