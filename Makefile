@@ -18,17 +18,19 @@ NAMES = $(FIRST) $(filter-out $(FIRST),$(patsubst experiments/%.toml,%,$(sort $(
 # TABLE=fig1a, or several: TABLE="fig1a table1"
 EXPERIMENTS = $(foreach t,$(or $(TABLE),$(NAMES)),experiments/$(t).toml)
 SWEEPS = $(if $(START),--sweep cache.start_layer=$(START)) $(if $(GAMMA),--sweep cache.retention.gamma=$(GAMMA))
-RUN = $(BIN) run --profile $(PROFILE) --results $(RESULTS) --reuse $(REUSE) \
+INTO = $(RESULTS)
+RUN = $(BIN) run --profile $(PROFILE) --results $(INTO) --reuse $(REUSE) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DATA),--data $(DATA)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(SWEEPS) $(ARGS)
 
-.PHONY: help build reproduce sweep report test test-crash lint bench
+.PHONY: help build reproduce sweep report verify test test-crash lint bench
 
 help:
 	@echo 'make reproduce                       all experiments in small -> results/sample/ (with DATA: results/)'
 	@echo 'make reproduce TABLE=fig1a           one of experiments/*.toml'
 	@echo 'make reproduce PROFILE=paper         the models of the paper (DEVICE=cuda:0)'
 	@echo 'make sweep START=8,16 GAMMA=0,0.05   start layer and retention threshold -> sweeps/ (TABLE=fig4)'
+	@echo 'make verify                          computes rows of results/ a second time and compares (TABLE, DATA)'
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
 	@echo 'make test-crash                      runs killed, in pairs and on full disks end as undisturbed ones'
@@ -46,6 +48,16 @@ reproduce: build
 sweep: RESULTS := sweeps
 sweep: TABLE ?= fig4
 sweep: reproduce
+
+# What stands in RESULTS is not touched: the second rows are in a folder of their own, which goes whatever happens.
+verify: INTO = "$$again"
+verify: build
+ifeq ($(PROFILE)$(MODELS),default)
+	$(MODEL)
+endif
+	@again=$$(mktemp -d) && trap 'rm -rf "$$again"' EXIT && trap 'exit 130' INT && trap 'exit 143' TERM && \
+	$(RUN) --again $(RESULTS) $(EXPERIMENTS) && \
+	$(BIN) compare $(RESULTS) "$$again" $(if $(TABLE),--experiments $(TABLE))
 
 report: build
 	$(BIN) report $(RESULTS)

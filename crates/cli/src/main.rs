@@ -3,6 +3,7 @@
 mod bench;
 mod calibration;
 mod commands;
+mod compare;
 mod failure;
 mod global;
 mod output;

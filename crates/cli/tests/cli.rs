@@ -7,6 +7,8 @@ mod bounds;
 mod calibration;
 #[path = "cli/commands.rs"]
 mod commands;
+#[path = "cli/compare.rs"]
+mod compare;
 #[path = "cli/disturbed.rs"]
 mod disturbed;
 #[path = "cli/model_files.rs"]
@@ -21,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use minicache_plot::Role;
 use tempfile::TempDir;
 
 /// Folder of the tiny model in the fixtures of the models crate.
@@ -96,7 +99,7 @@ fn untimed(path: &Path) -> Vec<Vec<String>> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let headers = reader.headers().unwrap().clone();
     let keep: Vec<usize> =
-        (0..headers.len()).filter(|&i| !minicache_eval::run::is_timing(&headers[i])).collect();
+        (0..headers.len()).filter(|&i| minicache_plot::role(&headers[i]) != Role::Timing).collect();
     let pick = |r: &csv::StringRecord| keep.iter().map(|&i| r[i].to_string()).collect();
     std::iter::once(pick(&headers)).chain(reader.records().map(|r| pick(&r.unwrap()))).collect()
 }

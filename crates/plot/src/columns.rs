@@ -1,5 +1,22 @@
-//! What the columns of `cells.csv` mean: names and units for readers. A column that is not listed is shown under
-//! its own name.
+//! What the columns of `cells.csv` mean: what kind of thing each holds, and its name and unit for readers. A column that
+//! is not listed is a result of the model, and is shown under its own name.
+
+/// What kind of thing a column of `cells.csv` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// What the cell is: its model, task, cache or a swept value.
+    Name,
+    /// Tells the rows of one cell apart: a layer pair, a batch size.
+    Place,
+    /// Of use to programs only.
+    Internal,
+    /// A time or a rate: of the machine and the moment.
+    Timing,
+    /// Counted, or said in words.
+    Count,
+    /// Computed by the model.
+    Metric,
+}
 
 /// A column for readers.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,11 +34,11 @@ impl Meaning {
     }
 }
 
+/// What every cell is named by; swept values stand beside it.
+const NAMES: &[&str] = &["model", "task", "variant"];
+
 /// Names that tell rows apart although they stand after the `cache` column.
-const KEYS: &[&str] = &[
-    "model",
-    "task",
-    "variant",
+const PLACES: &[&str] = &[
     "pair",
     "side",
     "position",
@@ -39,15 +56,54 @@ const KEYS: &[&str] = &[
 ];
 
 /// What is counted about a run rather than measured of the model.
-const COUNTS: &[&str] =
-    &["samples", "tokens", "loops", "ratio", "nominal_ratio", "bytes", "joined", "seconds"];
+const COUNTS: &[&str] = &[
+    "samples",
+    "tokens",
+    "loops",
+    "ratio",
+    "nominal_ratio",
+    "arithmetic",
+    "bytes",
+    "joined",
+    "fits",
+    "seconds",
+];
 
 /// Columns of use to programs only.
 const INTERNAL: &[&str] = &["cache", "cell", "key", "hash", "settings"];
 
+/// What the column `name` holds.
+pub fn role(name: &str) -> Role {
+    if is_name(name) {
+        Role::Name
+    } else if PLACES.contains(&name) {
+        Role::Place
+    } else if is_internal(name) {
+        Role::Internal
+    } else if is_timing(name) {
+        Role::Timing
+    } else if COUNTS.contains(&name) || is_bytes(name) {
+        Role::Count
+    } else {
+        Role::Metric
+    }
+}
+
+/// Whether the column says what the cell is.
+pub(crate) fn is_name(name: &str) -> bool {
+    NAMES.contains(&name) || name.starts_with("cache.") || name.starts_with("model.")
+}
+
 /// Whether the column names what was run rather than what came out.
 pub(crate) fn is_key(name: &str) -> bool {
-    KEYS.contains(&name) || name.starts_with("cache.") || name.starts_with("model.")
+    is_name(name) || PLACES.contains(&name)
+}
+
+/// Whether the column depends on the machine and the moment. All others are the same whenever a run is repeated with
+/// the same instructions.
+fn is_timing(name: &str) -> bool {
+    ["seconds", "ms"].contains(&name)
+        || ["_seconds", "_ms", "_us", "_per_s", "_gb_s"].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// Whether the column is for programs only.
@@ -61,7 +117,7 @@ pub(crate) fn is_metric(name: &str) -> bool {
 }
 
 /// For `x_lo`, `x_hi` and `x_std`: `x`.
-pub(crate) fn spread_of(name: &str) -> Option<&str> {
+pub fn spread_of(name: &str) -> Option<&str> {
     ["_lo", "_hi", "_std"].iter().find_map(|suffix| name.strip_suffix(suffix))
 }
 
@@ -160,5 +216,15 @@ mod tests {
         assert!(is_metric("cka") && !is_metric("cka_std") && !is_metric("ratio") && !is_metric("cache"));
         assert_eq!(spread_of("exact_match_hi"), Some("exact_match"));
         assert!(is_bytes("peak_bytes") && !is_bytes("bytes_per_token"));
+        for (role, columns) in [
+            (Role::Name, ["model", "cache.k.rate"]),
+            (Role::Place, ["side", "step"]),
+            (Role::Internal, ["key", "cache"]),
+            (Role::Timing, ["seconds", "decode_tokens_per_s"]),
+            (Role::Count, ["arithmetic", "states_bytes"]),
+            (Role::Metric, ["exact_match,strict-match", "kl_std"]),
+        ] {
+            assert_eq!(columns.map(super::role), [role; 2]);
+        }
     }
 }

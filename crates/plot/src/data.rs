@@ -5,6 +5,7 @@ use std::path::Path;
 
 use minicache_config::{Kind, Method, RunInfo};
 
+use crate::columns::is_name;
 use crate::error::Result;
 use crate::paper::{self, PaperTable};
 use crate::table::Table;
@@ -162,12 +163,8 @@ fn keys(cells: &Table, planned: &HashSet<&str>) -> Option<usize> {
 /// Leaves out rows of other plans that a reader could not tell from the plan's: of the same model, task, variant and
 /// swept values, with other settings.
 fn leave_out(cells: &mut Table, planned: &HashSet<&str>) {
-    let tells = |name: &String| {
-        ["model", "task", "variant"].contains(&name.as_str())
-            || ["cache.", "model."].iter().any(|table| name.starts_with(table))
-    };
     let telling: Vec<usize> =
-        cells.columns.iter().enumerate().filter(|(_, name)| tells(name)).map(|(c, _)| c).collect();
+        cells.columns.iter().enumerate().filter(|(_, name)| is_name(name)).map(|(c, _)| c).collect();
     let (Some(key), false) = (cells.column("key"), planned.is_empty()) else { return };
     let is_planned = |row: &Vec<String>| planned.contains(row[key].as_str());
     let label = |row: &Vec<String>| -> Vec<String> { telling.iter().map(|&c| row[c].clone()).collect() };

@@ -45,6 +45,7 @@ mod views;
 
 use std::path::{Path, PathBuf};
 
+pub use columns::{Role, role, spread_of};
 pub use error::{PlotError, Result};
 use minicache_config::atomic;
 use report::Report;
@@ -150,6 +151,11 @@ pub fn report(results: &Path, paper_dir: Option<&Path>) -> Result<Summary> {
     Ok(summary)
 }
 
+/// Whether `dir` is the folder of an experiment.
+pub fn is_experiment(dir: &Path) -> bool {
+    data::is_experiment(dir)
+}
+
 /// Whether `results` is the folder of an experiment, or has one in it.
 pub fn has_results(results: &Path) -> bool {
     data::is_experiment(results) || experiments(results).is_ok_and(|found| !found.is_empty())
@@ -182,7 +188,10 @@ fn relative(message: &str, root: &Path) -> String {
 }
 
 /// The experiments' folders below `root`, in the page's order.
-fn experiments(root: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn experiments(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root).map_err(error::io(root, "list"))? {
         let path = entry.map_err(error::io(root, "list"))?.path();

@@ -3,6 +3,7 @@
 mod align;
 mod bench;
 mod calibrate;
+mod compare;
 mod dump_kv;
 mod footprint;
 mod generate;
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Run(run::Args),
     /// Rebuild figures and reports from the CSV of earlier runs.
     Report(report::Args),
+    /// Compare two results folders cell by cell, within what machines may differ by.
+    Compare(compare::Args),
     /// Score a file of predictions, without a model.
     Score(score::Args),
     /// List the tasks and where their data is.
@@ -63,6 +66,7 @@ impl Command {
         match self {
             Command::Run(args) => run::run(args, global),
             Command::Report(args) => report::run(args, global),
+            Command::Compare(args) => compare::run(args, global),
             Command::Score(args) => score::run(args, global),
             Command::Tasks(args) => tasks::run(args, global),
             Command::Generate(args) => generate::run(args, global),

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
 }
 
 /// The folder, and the one below it for runs on the bundled sample, as far as there are results in them.
-fn folders(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn folders(dir: &Path) -> Vec<PathBuf> {
     let sample = dir.join(SAMPLE);
     let both = [dir.to_path_buf(), sample];
     let found: Vec<PathBuf> = both.into_iter().filter(|d| minicache_plot::has_results(d)).collect();

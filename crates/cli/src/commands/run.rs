@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, bail};
 use minicache_config::Experiment;
 use minicache_config::bounds::{MOST_BYTES, MOST_SAMPLES, check_number};
 use minicache_eval::run::{Context, Overall, Preview, Stop, Summary};
@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Which finished cells are taken as they are: any, or only those computed in this checkout (own).
     #[arg(long, default_value = "any", value_name = "any|own", value_parser = reuse)]
     reuse: Reuse,
+    /// Only cells of which the results folder DIR has rows, to compute them a second time: rows without reports.
+    #[arg(long, value_name = "DIR")]
+    again: Option<PathBuf>,
     /// Print what would be run, and run nothing.
     #[arg(long)]
     dry_run: bool,
@@ -73,6 +76,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         load: LoadOptions { devices: global.devices()?, ..LoadOptions::default() },
         fresh: args.fresh,
         command,
+        again: args.again.clone(),
     };
     if args.dry_run {
         return experiments.iter().try_for_each(|e| print_plan(e, &context));
@@ -93,10 +97,17 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         };
         plans.push(plan);
     }
+    if let Some(again) = &args.again
+        && table.is_empty()
+        && plans.iter().flatten().all(|plan| plan.cells.is_empty())
+    {
+        let what = "no rows of these experiments on this model, data and profile, so there is nothing to compute again";
+        bail!("{}: {what}", again.display());
+    }
     output::line(heading(&plans, &context))?;
     let overall = Overall::new(plans.iter().map(|p| p.as_ref().map_or(0.0, |p| p.seconds)).collect());
     for (index, (experiment, plan)) in experiments.iter().zip(&plans).enumerate() {
-        let Some(plan) = plan else { continue };
+        let Some(plan) = plan.as_ref().filter(|plan| !plan.cells.is_empty()) else { continue };
         overall.begin(index);
         table.push(one(experiment, plan, &context, &overall)?);
         if let Some(signal) = context.stop.signal() {
@@ -130,7 +141,9 @@ fn one<'a>(
     };
     let mut made = String::new();
     let nothing = summary.as_ref().is_some_and(|s| s.computed + s.reused == 0);
-    if plan.dir.join("cells.csv").is_file() && !nothing {
+    // Rows that are computed a second time are there to be compared.
+    let reported = context.again.is_none();
+    if reported && plan.dir.join("cells.csv").is_file() && !nothing {
         match super::report::rebuild(&plan.dir) {
             Ok(report) => {
                 super::report::say_problems(&report.problems);

@@ -63,12 +63,8 @@ pub struct Context {
     pub fresh: bool,
     /// The command line, for the report.
     pub command: String,
-}
-
-/// Whether a column of `cells.csv` depends on the machine and the moment: times and rates. All others are the same
-/// whenever a run is repeated.
-pub fn is_timing(column: &str) -> bool {
-    ["seconds", "ms"].contains(&column) || ["_seconds", "_ms", "_per_s"].iter().any(|s| column.ends_with(s))
+    /// Leave out cells of which this results folder has no rows.
+    pub again: Option<PathBuf>,
 }
 
 /// What a run did.

@@ -9,7 +9,7 @@ use minicache_models::{Description, Registry, Tokenizer};
 use super::calibration::Measured;
 use super::input::Input;
 use super::{Context, Result, accuracy, fidelity, key, memory, overhead, previous, similarity, throughput};
-use crate::store::{Row, SAMPLE, Store};
+use crate::store::{Finished, Row, SAMPLE, Store};
 use crate::tasks::texts;
 
 /// A cell with what names it in results.
@@ -82,6 +82,13 @@ impl<'a> Plan<'a> {
                 let names = names(experiment, &cell, model.shape.layers);
                 planned.push(Planned { cell, key, names });
             }
+        }
+        if let Some(results) = &context.again {
+            let there = [results.clone(), results.join(SAMPLE)]
+                .map(|folder| Finished::read(&folder.join(&experiment.id)))
+                .into_iter()
+                .collect::<std::result::Result<Vec<_>, _>>()?;
+            planned.retain(|p| there.iter().any(|of| of.cells.contains_key(&p.key)));
         }
         let shapes = models.into_iter().map(|(name, model)| (name, model.shape)).collect();
         Ok(Self { experiment, cells: planned, inputs, shapes })

@@ -16,9 +16,9 @@ use super::files::{self, Cells};
 use super::samples::{self, FOLDER, Samples};
 use super::{KEY, Made, Result, Row, writing};
 
-const CELLS: &str = "cells.csv";
+pub(super) const CELLS: &str = "cells.csv";
 const ASIDE: &str = "other-cells.jsonl";
-const MADE: &str = "made.json";
+pub(super) const MADE: &str = "made.json";
 
 /// Which finished cells are taken as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -8,6 +8,7 @@
 mod cells;
 mod error;
 mod files;
+mod finished;
 mod lock;
 mod made;
 mod samples;
@@ -16,6 +17,7 @@ use indexmap::IndexMap;
 
 pub use cells::{Provenance, Reuse, Store};
 pub use error::StoreError;
+pub use finished::Finished;
 pub use lock::{Owner, check_folder, clone_id, make_clone_id};
 pub use made::{Made, machine, today};
 pub use samples::{Samples, digest};
