@@ -2,6 +2,7 @@
 
 mod tolerance;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -135,7 +136,7 @@ impl Comparison {
 
     /// Whether all is as it should be; with `all` the second folder has to have every cell of the first.
     pub(crate) fn agrees(&self, all: bool) -> bool {
-        self.different == 0 && !(all && !self.only_a.is_empty())
+        self.different == 0 && (!all || self.only_a.is_empty())
     }
 
     fn cell(
@@ -202,19 +203,19 @@ impl Timing {
     }
 }
 
-/// What tells a row from the others of its cell.
-fn places(row: &Row) -> Vec<(&str, &str)> {
-    named(row, |column| role(column) == Role::Place)
+/// What tells a row from the others of its cell, whatever the order of the columns.
+fn places(row: &Row) -> BTreeSet<(&str, &str)> {
+    named(row, |column| role(column) == Role::Place).collect()
 }
 
-fn named(row: &Row, wanted: impl Fn(&str) -> bool) -> Vec<(&str, &str)> {
+fn named(row: &Row, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, &str)> {
     let columns = row.iter().map(|(column, text)| (column.as_str(), text.as_str()));
-    columns.filter(|(column, text)| !text.is_empty() && wanted(column)).collect()
+    columns.filter(move |(column, text)| !text.is_empty() && wanted(column))
 }
 
 /// Swept values and places of a row, for readers.
 fn described(row: &Row) -> String {
     let is_swept = |column: &str| role(column) == Role::Name && column.contains('.');
     let parts = named(row, |column| is_swept(column) || role(column) == Role::Place);
-    parts.into_iter().map(|(column, text)| format!("{column} {text}")).collect::<Vec<_>>().join(", ")
+    parts.map(|(column, text)| format!("{column} {text}")).collect::<Vec<_>>().join(", ")
 }
