@@ -99,8 +99,14 @@ pub(crate) fn points<B: DrawingBackend>(
                     hue(key.hue),
                 )?;
             }
-            let radius = if panel.front.contains(&(s, p)) { 5.6 } else { 4.4 };
+            let on_front = panel.front.iter().position(|&f| f == (s, p)).filter(|_| panel.front.len() > 1);
+            let radius = if on_front.is_some() { 5.6 } else { 4.4 };
             canvas.marker(at, key.marker, radius, hue(key.hue), key.paper)?;
+            if let Some(index) = on_front {
+                // The caption says which cache each number is.
+                let look = Lettering::new(VALUE, INK).held(HPos::Left, VPos::Center);
+                canvas.text(&(index + 1).to_string(), (at.0 + 8.0, at.1 - 8.0), look)?;
+            }
         }
     }
     Ok(())
