@@ -41,6 +41,7 @@ pub(crate) fn build(plot: &Plot, data: &Data) -> Result<Figure, String> {
         kind: plot.kind,
         panels: Vec::new(),
         legend: Vec::new(),
+        captions: Vec::new(),
         notes: Vec::new(),
     };
     for (place, members) in panels {
@@ -256,7 +257,7 @@ fn panel(
         });
         let place = if title.is_empty() { String::new() } else { format!(", {title}") };
         let named = named.collect::<Vec<_>>().join("; ");
-        figure.notes.push(format!("On the front{place}: {named}."));
+        figure.captions.push(format!("On the front{place}: {named}."));
     }
     Ok(Some(Panel { title, x, y, series, front }))
 }

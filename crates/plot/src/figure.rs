@@ -19,6 +19,8 @@ pub(crate) struct Figure {
     pub(crate) panels: Vec<Panel>,
     /// Every series once, in order of appearance.
     pub(crate) legend: Vec<Key>,
+    /// What stands below it: the names of the numbered points.
+    pub(crate) captions: Vec<String>,
     /// What a reader has to know: averaged rows, points left out.
     pub(crate) notes: Vec<String>,
 }

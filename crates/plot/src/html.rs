@@ -138,7 +138,8 @@ fn section(report: &Report) -> Result<String> {
     for (figure, alt) in &report.figures {
         let svg = themed(&draw::svg(figure)?, alt);
         let width = draw::width(figure);
-        let notes = figure.notes.iter().map(|n| inline(n)).collect::<Vec<_>>().join(" ");
+        let notes =
+            figure.captions.iter().chain(&figure.notes).map(|n| inline(n)).collect::<Vec<_>>().join(" ");
         let caption =
             if notes.is_empty() { String::new() } else { format!("<figcaption>{notes}</figcaption>") };
         let _ = writeln!(out, "<figure style=\"max-width:{width}px\">{svg}{caption}</figure>");

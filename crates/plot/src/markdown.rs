@@ -43,6 +43,7 @@ pub(crate) fn render(report: &Report) -> String {
     report.front.iter().for_each(|front| paragraph(front));
     for (figure, alt) in &report.figures {
         paragraph(&format!("![{}]({}.png)", alt.replace(['[', ']'], ""), figure.name));
+        paragraph(&figure.captions.join("\n\n"));
         paragraph(&figure.notes.iter().map(|n| format!("Note: {n}")).collect::<Vec<_>>().join("\n"));
     }
     for view in &report.views {

@@ -32,7 +32,7 @@ fn a_prompt_comes_from_a_file_or_from_stdin() {
     let room = Room::new();
     let model = room.model(false);
     fs::write(room.path("marked.txt"), "\u{feff}w5 w9").unwrap();
-    fs::write(room.path("wide.txt"), b"\xff\xfew\05\0").unwrap();
+    fs::write(room.path("wide.txt"), b"\xff\xfew\x005\x00").unwrap();
     let args = ["tokens", "--model", &model, "--prompt-file"];
     assert_eq!(room.done(&[&args[..], &["marked.txt"]].concat()), "w5 w9\n5 9\n");
     room.wrong(&[&args[..], &["wide.txt"]].concat(), &["wide.txt", "UTF-16"]);
