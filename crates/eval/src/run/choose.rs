@@ -2,8 +2,8 @@
 //! loss per byte on calibration text.
 //!
 //! Every candidate compresses one thing only: the keys or the values of one pair of layers, or one side in groups of
-//! one size at one rate. Its loss is the mean KL divergence from the full cache over the last quarter of a stretch of
-//! text whose first three quarters it has compressed; its gain is the bytes that it holds less. Losses are taken to add
+//! one size at one rate. Its loss is the mean KL divergence from the full cache over the last eighth of a stretch of
+//! text the rest of which it has compressed; its gain is the bytes that it holds less. Losses are taken to add
 //! up, which they nearly do where they are small, that is, where the choice is.
 
 use std::collections::BTreeSet;
@@ -177,7 +177,7 @@ impl Chooser<'_> {
         let mut out = vec![Measured::default(); specs.len()];
         let mut predictions = 0;
         for tokens in &self.windows {
-            let prompt = tokens.len() * 3 / 4;
+            let prompt = tokens.len() * 7 / 8;
             let fed = prompt..tokens.len() - 1;
             predictions += fed.len();
             let prefill = Prefill::new(self.model, &tokens[..prompt], tokens.len(), None)?;
