@@ -327,9 +327,12 @@ fn find(bytes: &[u8], words: &[u8]) -> Option<usize> {
 /// Changes what stands behind a key or a tensor's name, or the name itself together with its length.
 fn gguf(bytes: &mut Vec<u8>, seeds: &Seeds, dice: &mut Dice) {
     const HEADER: usize = 3 << 12;
-    let known: Vec<_> =
-        seeds.words.iter().filter_map(|w| Some((find(bytes, w.as_bytes())?, w.len()))).collect();
-    match (known.choose(dice), dice.random_range(0..9)) {
+    let header = &bytes[..bytes.len().min(HEADER)];
+    let known = (0..16).find_map(|_| {
+        let word = pick(seeds.words, dice);
+        Some((find(header, word.as_bytes())?, word.len()))
+    });
+    match (known, dice.random_range(0..9)) {
         (Some((at, length)), 0..=4) => {
             // Most values are of four bytes, and what follows is to stay as it is.
             let mut number = number(dice);
@@ -338,7 +341,7 @@ fn gguf(bytes: &mut Vec<u8>, seeds: &Seeds, dice: &mut Dice) {
             }
             put(bytes, at + length + 4 * dice.random_range(0..8), &number);
         }
-        (Some(&(at, length)), 5) if at >= 8 => {
+        (Some((at, length)), 5) if at >= 8 => {
             let new = pick(seeds.words, dice);
             bytes.splice(at..at + length, new.bytes());
             put(bytes, at - 8, &(new.len() as u64).to_le_bytes());
