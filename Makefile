@@ -23,7 +23,7 @@ RUN = $(BIN) run --profile $(PROFILE) --results $(INTO) --reuse $(REUSE) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DATA),--data $(DATA)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(SWEEPS) $(ARGS)
 
-.PHONY: help build reproduce sweep report verify test test-crash lint bench
+.PHONY: help build reproduce sweep report verify test test-crash fuzz lint bench
 
 help:
 	@echo 'make reproduce                       all experiments in small -> results/sample/ (with DATA: results/)'
@@ -34,7 +34,12 @@ help:
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
 	@echo 'make test-crash                      runs killed, in pairs and on full disks end as undisturbed ones'
+<<<<<<< HEAD
 	@echo 'make reproduce PROFILE=small         larger samples, and a model of 1.5 billion parameters; hours'
+=======
+	@echo 'make fuzz                            100,000 damaged files of every format; an hour or two'
+	@echo 'make reproduce PROFILE=small         larger samples; hours'
+>>>>>>> h-a
 	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS,'
 	@echo '         REUSE=any (finished rows that came with the repository are not computed again)'
 
@@ -68,6 +73,10 @@ test:
 test-crash:
 	$(CARGO) build --bin minicache
 	scripts/crash-test
+
+# The test profile: optimised, with checks of overflows and assertions that a release build lacks.
+fuzz:
+	MINICACHE_FUZZ=$(or $(MINICACHE_FUZZ),100000) $(CARGO) test --workspace --test fuzz -- --nocapture
 
 lint:
 	$(CARGO) fmt --all --check

@@ -2,6 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::text::escaped;
+
+/// Characters of an error, at most: keys and values of a file have no such bound.
+const LONGEST: usize = 1500;
+
 /// What is wrong with a configuration, and where.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{}", self.line_text())]
@@ -52,7 +57,12 @@ impl ConfigError {
             place.push_str(&self.key);
             place.push_str(": ");
         }
-        place + &self.message
+        let mut line = escaped(&(place + &self.message));
+        if let Some((cut, _)) = line.char_indices().nth(LONGEST) {
+            line.truncate(cut);
+            line.push('…');
+        }
+        line
     }
 }
 

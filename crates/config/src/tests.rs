@@ -277,3 +277,12 @@ fn how_much_goes_side_by_side_is_no_part_of_what_is_measured() {
     let json = |e: &Experiment| serde_json::to_string(&(&e.accuracy, &e.fidelity)).expect("json");
     assert_eq!(json(&e), json(&plain));
 }
+
+#[test]
+fn errors_are_one_line_of_bounded_length() {
+    let long = "x".repeat(1 << 20);
+    for text in ["a\nb", "a\r\u{1b}[2J", &long, &format!("{{ method = \"full\", \"{long}\\n\" = 1 }}")] {
+        let error = CacheSpec::parse(text).unwrap_err().to_string();
+        assert!(!error.contains(char::is_control) && error.chars().count() <= 1501, "{error}");
+    }
+}

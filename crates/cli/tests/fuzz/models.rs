@@ -1,0 +1,517 @@
+//! Model files: a model that still loads also takes a step.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use minicache_core::latent::{Grouping, LatentPlan};
+use minicache_core::{CacheSpec, KvCache, Resources, build};
+use minicache_models::calibrate::{self, BasisOptions, CalibrationInfo};
+use minicache_models::{
+    ChatTemplate, Gguf, LoadOptions, LogitsFor, Message, Model, Registry, Safetensors, Step, Tokenizer,
+};
+
+use crate::mutate::{Seeds, Shape};
+use crate::{Format, Outcome, line};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures");
+const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.json");
+
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(FIXTURES).join(name)
+}
+
+fn load(path: &Path) -> Result<Model, String> {
+    Model::from_path(path, "m", &LoadOptions::default()).map_err(line)
+}
+
+/// The model that caches are tried on.
+pub(crate) fn tiny() -> Model {
+    load(&fixture("llama3")).unwrap()
+}
+
+/// Runs two tokens of a sequence that is going to be as long as the model lets it.
+pub(crate) fn step(model: &Model, cache: &mut dyn KvCache) -> Outcome {
+    let step = Step { tokens: &[1, 2], cache, planned_len: model.config.context, logits: LogitsFor::Last };
+    model.decoder.forward(&mut [step]).map(drop).map_err(line)
+}
+
+fn whole(path: &Path) -> Outcome {
+    let model = load(path)?;
+    let mut cache =
+        model.new_cache_for(&CacheSpec::parse("full").map_err(line)?, model.config.context).map_err(line)?;
+    step(&model, &mut *cache)?;
+    if let Some(tokenizer) = &model.tokenizer {
+        speak(tokenizer)?;
+    }
+    model.chat.as_ref().map_or(Ok(()), talk)
+}
+
+fn speak(tokenizer: &Tokenizer) -> Outcome {
+    let ids = tokenizer.encode("Hello  wörld, it's 1234\n<mark> 中", true).map_err(line)?;
+    tokenizer.decode(&ids, false).map_err(line)?;
+    tokenizer.decode(&[0, 1, 2, u32::MAX], true).map(drop).map_err(line)
+}
+
+fn talk(template: &ChatTemplate) -> Outcome {
+    let turns = [("system", " be brief "), ("user", "hi"), ("assistant", "yo\n"), ("user", "中 <b>")];
+    let turns = turns.map(|(role, content)| Message::new(role, content));
+    template.render(&turns, true).map(drop).map_err(line)
+}
+
+/// Keys and names in GGUF files.
+const GGUF_WORDS: &[&str] = &[
+    "general.architecture",
+    "general.alignment",
+    "split.count",
+    "llama.block_count",
+    "llama.context_length",
+    "llama.embedding_length",
+    "llama.feed_forward_length",
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.rope.freq_base",
+    "llama.rope.dimension_count",
+    "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.attention.key_length",
+    "llama.vocab_size",
+    "llama.expert_count",
+    "llama.expert_used_count",
+    "qwen2.block_count",
+    "qwen2.attention.head_count",
+    "qwen2.rope.freq_base",
+    "phi3.attention.sliding_window",
+    "phi3.rope.scaling.original_context_length",
+    "phi3.context_length",
+    "phi3.rope.scaling.attn_factor",
+    "phi3.attention.head_count_kv",
+    "tokenizer.ggml.model",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.token_type",
+    "tokenizer.ggml.scores",
+    "tokenizer.ggml.merges",
+    "tokenizer.ggml.bos_token_id",
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.add_bos_token",
+    "tokenizer.ggml.add_space_prefix",
+    "tokenizer.chat_template",
+    "token_embd.weight",
+    "output.weight",
+    "output_norm.weight",
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+    "blk.0.attn_q.weight",
+    "blk.0.attn_k.weight",
+    "blk.0.attn_v.bias",
+    "blk.0.attn_qkv.weight",
+    "blk.1.attn_output.weight",
+    "blk.0.ffn_up.weight",
+    "blk.0.ffn_down.weight",
+    "blk.0.ffn_gate_exps.weight",
+    "blk.0.ffn_gate.1.weight",
+    "blk.0.ffn_gate_inp.weight",
+    "blk.0.attn_norm.weight",
+    "blk.1.ffn_norm.weight",
+];
+
+pub(crate) fn gguf(dir: &Path) -> Format {
+    let names = [
+        "gguf/llama-tied.q8_0.gguf",
+        "gguf/llama3.q8_0.gguf",
+        "gguf/qwen2.q8_0.gguf",
+        "gguf/phi3-longrope.q8_0.gguf",
+        "gguf/mixtral.q8_0.gguf",
+        "gguf/mixtral-per-expert.q8_0.gguf",
+        "gguf/llama-bpe.gguf",
+        "gguf/qwen2.gguf",
+        "gguf/sentencepiece.gguf",
+        "gguf/types.gguf",
+        "cases/rope_scale_linear.gguf",
+    ];
+    let files = names.map(|name| fs::read(fixture(name)).unwrap()).to_vec();
+    let path = dir.join("m.gguf");
+    let read = move |_, bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let gguf = Gguf::open(&path).map_err(line)?;
+        let spoken = Tokenizer::from_gguf(&gguf).map_err(line)?.map_or(Ok(()), |tokenizer| speak(&tokenizer));
+        whole(&path).and(spoken)
+    };
+    Format::new(Seeds { shape: Shape::Gguf, files, words: GGUF_WORDS }, read)
+}
+
+const FOLDERS: [&str; 7] =
+    ["llama-tied", "llama3", "qwen2", "phi3", "phi3-longrope", "mistral-sliding", "mixtral"];
+
+/// Copies of the tiny models in folders of their own.
+fn folders(dir: &Path, names: &[&str]) -> Vec<PathBuf> {
+    let copy = |name: &&str| {
+        let folder = dir.join(name);
+        fs::create_dir(&folder).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(fixture(name).join(file), folder.join(file)).unwrap();
+        }
+        folder
+    };
+    names.iter().map(copy).collect()
+}
+
+/// `file` of every folder is what is damaged.
+fn in_folders(
+    folders: Vec<PathBuf>,
+    file: &'static str,
+    shape: Shape,
+    words: &'static [&'static str],
+) -> Format {
+    let files = folders.iter().map(|folder| fs::read(folder.join(file)).unwrap()).collect();
+    let read = move |seed: usize, bytes: &[u8]| {
+        fs::write(folders[seed].join(file), bytes).unwrap();
+        whole(&folders[seed])
+    };
+    Format::new(Seeds { shape, files, words }, read)
+}
+
+pub(crate) fn config(dir: &Path) -> Format {
+    const WORDS: &[&str] = &[
+        "\"num_hidden_layers\":",
+        "\"num_attention_heads\":",
+        "\"num_key_value_heads\":",
+        "\"head_dim\":",
+        "\"sliding_window\":",
+        "\"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 1e30},",
+        "\"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 0},",
+        "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4.0},",
+        "\"partial_rotary_factor\":",
+        "\"llama3\"",
+        "\"dynamic\"",
+        "\"longrope\"",
+        "\"tie_word_embeddings\":",
+        "\"num_local_experts\":",
+        "\"num_experts_per_tok\":",
+        "\"max_position_embeddings\":",
+        "\"original_max_position_embeddings\":",
+        "\"rms_norm_eps\":",
+        "\"rope_theta\":",
+        "\"vocab_size\":",
+        "\"quantization_config\": {},",
+        "\"attention_bias\": true,",
+        "\"eos_token_id\": [1, -1],",
+    ];
+    in_folders(folders(dir, &FOLDERS), "config.json", Shape::Text, WORDS)
+}
+
+pub(crate) fn weights(dir: &Path) -> Format {
+    const WORDS: &[&str] = &[
+        "\"dtype\":\"F32\"",
+        "\"dtype\":\"F16\"",
+        "\"dtype\":\"BF16\"",
+        "\"dtype\":\"F64\"",
+        "\"dtype\":\"I8\"",
+        "\"dtype\":\"F8_E4M3\"",
+        "\"dtype\":\"F4\"",
+        "\"shape\":[]",
+        "\"shape\":[0]",
+        "\"shape\":[0,18446744073709551615]",
+        "\"data_offsets\":[0,0]",
+        "\"data_offsets\":",
+        "\"__metadata__\":{\"format\":\"pt\"},",
+        "\"lm_head.weight\":",
+        "\"model.norm.weight\":",
+        "model.",
+        ".weight",
+    ];
+    in_folders(
+        folders(dir, &["llama-tied", "qwen2", "phi3-longrope"]),
+        "model.safetensors",
+        Shape::Safetensors,
+        WORDS,
+    )
+}
+
+/// The files beside: an index of shards and generation defaults.
+pub(crate) fn index(dir: &Path) -> Format {
+    let indexed = folders(&dir.join("."), &["qwen2"]).remove(0);
+    let shard = "model-00001-of-00001.safetensors";
+    fs::rename(indexed.join("model.safetensors"), indexed.join(shard)).unwrap();
+    let weights = Safetensors::open(indexed.join(shard)).unwrap();
+    let names = minicache_models::WeightSource::names(&weights);
+    let map: serde_json::Map<_, _> = names.into_iter().map(|name| (name, shard.into())).collect();
+    let index = serde_json::json!({ "metadata": { "total_size": 1 }, "weight_map": map });
+    let other = folders(dir, &["llama-tied"]).remove(0);
+    let files = vec![
+        serde_json::to_vec(&index).unwrap(),
+        b"{\"eos_token_id\": [128001, 2], \"bos_token_id\": 1, \"temperature\": 0.6}".to_vec(),
+    ];
+    let paths = [indexed.join("model.safetensors.index.json"), other.join("generation_config.json")];
+    let read = move |seed: usize, bytes: &[u8]| {
+        fs::write(&paths[seed], bytes).unwrap();
+        whole(paths[seed].parent().unwrap())
+    };
+    let words =
+        &["\"../qwen2/model.safetensors\"", "\"/dev/zero\"", "\"config.json\"", "\"weight_map\":", "\".\""];
+    Format::new(Seeds { shape: Shape::Text, files, words }, read)
+}
+
+pub(crate) fn tokenizer(dir: &Path) -> Format {
+    const WORDS: &[&str] = &[
+        "\"type\":\"BPE\"",
+        "\"type\":\"WordPiece\"",
+        "\"type\":\"Unigram\"",
+        "\"type\":\"WordLevel\"",
+        "\"type\":\"ByteLevel\"",
+        "\"type\":\"Sequence\"",
+        "\"type\":\"Metaspace\"",
+        "\"type\":\"Split\"",
+        "\"type\":\"Replace\"",
+        "\"type\":\"Prepend\"",
+        "\"type\":\"TemplateProcessing\"",
+        "\"type\":\"Digits\"",
+        "\"type\":\"FixedLength\",\"length\":0",
+        "\"type\":\"NFKC\"",
+        "\"type\":\"BertNormalizer\"",
+        "\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"",
+        "\"type\":\"Strip\"",
+        "\"type\":\"Fuse\"",
+        "\"type\":\"ByteFallback\"",
+        "\"type\":\"CTC\"",
+        "\"byte_fallback\":true",
+        "\"unk_id\":",
+        "\"unk_token\":\"<unk>\"",
+        "\"fuse_unk\":true",
+        "\"ignore_merges\":true",
+        "\"max_input_chars_per_word\":",
+        "\"id\":",
+        "\"truncation\":{\"max_length\":0,\"stride\":9,\"strategy\":\"LongestFirst\",\"direction\":\"Right\"}",
+        "\"padding\":{\"strategy\":{\"Fixed\":1000000000},\"direction\":\"Left\",\"pad_to_multiple_of\":0,\"pad_id\":0,\"pad_type_id\":0,\"pad_token\":\"\"}",
+        "\"Regex\":\"(a*)*b\"",
+        "\"Regex\":\"(?<x>\\\\g<x>)\"",
+        "\"Regex\":\"\"",
+        "\"String\":\"\"",
+        "\"dropout\":1.0",
+        "\"dropout\":0.5",
+        "\"cache_capacity\":",
+        "\"merges\":[\"a b\",[\"b\",\"c\"]]",
+        "\"added_tokens\":[]",
+        "\"continuing_subword_prefix\":\"##\"",
+    ];
+    let mut files = vec![fs::read(TOKENIZER).unwrap(), fs::read(fixture("gguf/tokenizer.json")).unwrap()];
+    files.extend(
+        [
+            r###"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":0,"content":"[UNK]","single_word":true,"lstrip":true,"rstrip":true,"normalized":true,"special":true}],"normalizer":{"type":"BertNormalizer","clean_text":true,"handle_chinese_chars":true,"strip_accents":null,"lowercase":true},"pre_tokenizer":{"type":"BertPreTokenizer"},"post_processor":{"type":"BertProcessing","sep":["[SEP]",2],"cls":["[CLS]",1]},"decoder":{"type":"WordPiece","prefix":"##","cleanup":true},"model":{"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##","max_input_chars_per_word":100,"vocab":{"[UNK]":0,"[CLS]":1,"[SEP]":2,"h":3,"##e":4,"##l":5,"##o":6}}}"###,
+            r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"},{"type":"Replace","pattern":{"Regex":" {2,}"},"content":"▁"}]},"pre_tokenizer":null,"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":1}}],"special_tokens":{"<s>":{"id":"<s>","ids":[1],"tokens":["<s>"]}}},"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},"model":{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["<s>",-1.0],["▁",-2.0],["h",-2.5],["el",-3.0],["<0x0A>",-9.0]],"byte_fallback":true}}"#,
+            r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":true},{"type":"Digits","individual_digits":true},{"type":"Punctuation","behavior":"Isolated"},{"type":"WhitespaceSplit"}]},"post_processor":null,"decoder":{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":true},"model":{"type":"WordLevel","vocab":{"▁Hello":0,"<unk>":1,"1":2},"unk_token":"<unk>"}}"#,
+        ]
+        .map(|text| text.as_bytes().to_vec()),
+    );
+    let path = dir.join("tokenizer.json");
+    let read = move |_, bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let tokenizer = Tokenizer::from_file(&path, &serde_json::Value::Null).map_err(line)?;
+        speak(&tokenizer)
+    };
+    Format::new(Seeds { shape: Shape::Text, files, words: WORDS }, read)
+}
+
+/// Words and signs of Jinja.
+const JINJA: &[&str] = &[
+    "{% for",
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{% if",
+    "{% endif %}",
+    "{% else %}",
+    "{% elif",
+    "{% set x =",
+    "{% set",
+    "{%- macro f(x) -%}",
+    "{% endmacro %}",
+    "{{ f(",
+    "{% generation %}",
+    "{% raw %}",
+    "{% include 'x' %}",
+    "{% call",
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "range(10**9)",
+    "range(99999999)",
+    "*",
+    "**",
+    "//",
+    "%",
+    "~",
+    "|",
+    "| tojson",
+    "| join",
+    "| length",
+    "| sort",
+    "| batch(0)",
+    "| indent(1000000000)",
+    "| tojson(indent=99999999)",
+    "| center(10**9)",
+    "| slice(0)",
+    "| map(attribute='x')",
+    ".split('')",
+    ".replace('', 'aaaaaaaa')",
+    ".format(",
+    "'%99999999d' % 1",
+    "namespace(a=1)",
+    "ns.a = ns",
+    "recursive",
+    "loop(",
+    "loop.cycle()",
+    "loop.previtem",
+    "messages",
+    "message['content']",
+    "[::0]",
+    "[-1:]",
+    "[:-9223372036854775808]",
+    "[0]",
+    "not",
+    "is defined",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{'a':",
+    "'",
+    "raise_exception(",
+    "strftime_now('%",
+    "strftime_now('%Q')",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "{% break %}",
+    "{% continue %}",
+    "bos_token",
+    "lower()",
+    ".strip('",
+    "self",
+    "caller()",
+    "{% block x %}",
+    "dict(a=1).items()",
+];
+
+fn templates() -> Vec<Vec<u8>> {
+    let table: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture("chat/jinja.json")).unwrap()).unwrap();
+    let mut all: Vec<Vec<u8>> =
+        table["cases"].as_array().unwrap().iter().map(|c| c["source"].as_str().unwrap().into()).collect();
+    // As often as the snippets together.
+    for _ in 0..all.len() / 3 {
+        all.extend(
+            [
+                "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+                "{%- set ns = namespace(n=0) %}{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}{%- else %}{%- set system_message = '' %}{%- endif %}{%- for m in messages %}{%- set ns.n = ns.n + m.content|length %}{{- bos_token if loop.first }}{{- '<|start|>' + m.role + '\\n\\n' + m.content | trim + eos_token }}{%- endfor %}{{ ns.n }}",
+                "{%- macro show(x, depth=0) -%}{%- if x is mapping -%}{%- for k, v in x.items() -%}{{ k }}={{ show(v, depth + 1) }};{%- endfor -%}{%- else -%}{{ x | tojson(indent=2) }}{%- endif -%}{%- endmacro -%}{% for m in messages recursive %}{{ show(m) }}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}",
+            ]
+            .map(|text| text.as_bytes().to_vec()),
+        );
+    }
+    all
+}
+
+pub(crate) fn chat(_: &Path) -> Format {
+    let read = |_, bytes: &[u8]| {
+        let source = String::from_utf8_lossy(bytes);
+        talk(&ChatTemplate::new(&source, "<s>", "</s>").map_err(line)?)
+    };
+    Format::new(Seeds { shape: Shape::Text, files: templates(), words: JINJA }, read)
+}
+
+pub(crate) fn tokenizer_config(dir: &Path) -> Format {
+    fs::copy(TOKENIZER, dir.join("tokenizer.json")).unwrap();
+    let files = vec![
+        br#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "chat_template": "{% for m in messages %}{{ m['role'] + bos_token }}{% endfor %}", "model_max_length": 1000000000000000019884624838656}"#.to_vec(),
+        br#"{"eos_token": "<|im_end|>", "chat_template": [{"name": "default", "template": "{{ messages[0].content.split('e') }}"}, {"name": "tool_use", "template": "{{ tools | tojson }}"}], "added_tokens_decoder": {"0": {"content": "a", "special": true}}}"#.to_vec(),
+    ];
+    let dir = dir.to_path_buf();
+    let read = move |_, bytes: &[u8]| {
+        fs::write(dir.join("tokenizer_config.json"), bytes).unwrap();
+        Tokenizer::from_dir(&dir).map_err(line)?.map_or(Ok(()), |tokenizer| speak(&tokenizer))?;
+        ChatTemplate::from_dir(&dir).map_err(line)?.as_ref().map_or(Ok(()), talk)
+    };
+    Format::new(Seeds { shape: Shape::Text, files, words: JINJA }, read)
+}
+
+pub(crate) fn registry(dir: &Path) -> Format {
+    let files = vec![
+        fs::read(Path::new(FIXTURES).join("../../registry.toml")).unwrap(),
+        b"[[model]]\nname = \"m\"\nfamily = \"llama\"\nfile = \"m.gguf\"\nlayers = 4\nheads = 4\nkv_heads = 2\nhead_dim = 8\nhidden = 32\ncontext = 64\n".to_vec(),
+    ];
+    let path = dir.join("models.toml");
+    let read = move |_, bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let mut registry = Registry::built_in().map_err(line)?;
+        registry.extend_from(&path).map_err(line)?;
+        registry.entries().iter().for_each(|entry| drop((entry.shape(), entry.local())));
+        Ok(())
+    };
+    let words = &[
+        "[[model]]\n",
+        "[model]\n",
+        "window = ",
+        "layers = ",
+        "head_dim = ",
+        "kv_heads = ",
+        "aliases = ",
+        "file = ",
+    ];
+    Format::new(Seeds { shape: Shape::Text, files, words }, read)
+}
+
+pub(crate) fn basis(dir: &Path) -> Format {
+    let model = tiny();
+    let tokens: Vec<u32> = (0..200).collect();
+    let spec = CacheSpec::parse(
+        r#"{ method = "latent", k = { group = 2, rate = 2.0 }, v = { group = 2, rate = 2.0 } }"#,
+    );
+    let spec = spec.unwrap();
+    let groupings = [1, 2].map(|heads| Grouping { layers: 2, heads });
+    let path = dir.join("basis.safetensors");
+    let file = |groupings: &[Grouping], centre| {
+        let options = BasisOptions { centre, ..BasisOptions::default() };
+        let (basis, tokens) =
+            model.calibrate([&tokens[..]].into_iter(), groupings, groupings, 4, options).unwrap();
+        let info = CalibrationInfo {
+            model: model.fingerprint.clone(),
+            text: "text".into(),
+            tokens,
+            sinks: 4,
+            options,
+        };
+        calibrate::save(&basis, &info, &path).unwrap();
+        fs::read(&path).unwrap()
+    };
+    let files = vec![file(&groupings[1..], true), file(&groupings, false)];
+    let read = move |_, bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let (basis, _) = calibrate::load(&path, &model.fingerprint, model.decoder.shape()).map_err(line)?;
+        let (shape, rotary) = (model.decoder.shape(), model.decoder.rotary(0));
+        let plan = LatentPlan::new(&spec, shape, &basis, rotary.clone()).map_err(line)?;
+        let resources = Resources { rotary: Some(rotary), latent: Some(Arc::new(plan)) };
+        step(&model, &mut *build(&spec, shape, &resources).map_err(line)?)
+    };
+    let words = &[
+        "key.",
+        "value.",
+        ".mean",
+        ".weights",
+        ".vectors",
+        ".variances",
+        ".inverse",
+        "\"dtype\":\"F16\"",
+        "\"shape\":[0]",
+        "\"shape\":[",
+        "\"data_offsets\":[0,0]",
+        "\"calibration\":",
+        "\\\"tokens\\\":",
+        "\\\"sinks\\\":",
+    ];
+    Format::new(Seeds { shape: Shape::Safetensors, files, words }, read)
+}
