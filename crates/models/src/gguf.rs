@@ -11,7 +11,7 @@ mod names;
 mod types;
 mod weights;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -49,8 +49,8 @@ struct Stored {
 pub struct Gguf {
     parts: Vec<Part>,
     architecture: String,
-    /// By GGUF name.
-    tensors: HashMap<String, Stored>,
+    /// By GGUF name, in order: of several mistakes the same one is named every time.
+    tensors: BTreeMap<String, Stored>,
     /// By Hugging Face name.
     places: HashMap<String, Place>,
 }
@@ -71,7 +71,7 @@ impl Gguf {
     /// # Errors
     /// A file that is missing, not GGUF, truncated, or of an unknown architecture or weight type.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut tensors = HashMap::new();
+        let mut tensors = BTreeMap::new();
         let mut parts = vec![Part::open(path, 0, &mut tensors)?];
         let count = match parts[0].metadata.get("split.count") {
             None => 1,
@@ -160,7 +160,7 @@ impl Gguf {
 
 impl Part {
     /// Opens file number `part` of a model and adds its tensors.
-    fn open(path: &Path, part: usize, tensors: &mut HashMap<String, Stored>) -> Result<Self> {
+    fn open(path: &Path, part: usize, tensors: &mut BTreeMap<String, Stored>) -> Result<Self> {
         let fail = |message: String| Error::file(path, message);
         let file = File::open(path).map_err(|e| fail(format!("cannot be opened: {e}")))?;
         // SAFETY: the map is read-only and private to this process. A file that another process shortens while it is

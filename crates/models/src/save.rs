@@ -45,6 +45,11 @@ pub(crate) fn write_tensors<S: AsRef<str> + Ord + Display, V: View>(
         (name.to_string(), TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
     let header = Metadata::new(about, described.collect()).map_err(io::Error::other)?;
+    let mut header = serde_json::to_value(&header)?;
+    // The library keeps it in no order; the same content is to give the same bytes.
+    if let Some(about) = header.get_mut("__metadata__").and_then(serde_json::Value::as_object_mut) {
+        about.sort_keys();
+    }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut out = BufWriter::with_capacity(1 << 20, out);
@@ -82,5 +87,18 @@ mod tests {
         assert_eq!(std::fs::read(path).unwrap(), ours);
         let e = save_tensors(&dir.path().join("absent/x"), tensors(), None).unwrap_err().to_string();
         assert!(e.starts_with("cannot write ") && e.contains("absent/x"), "{e}");
+    }
+
+    #[test]
+    fn the_same_content_gives_the_same_bytes() {
+        let bytes = || {
+            let about = ["d", "a", "c", "b"].map(|key| (key.to_string(), "x".to_string()));
+            let mut bytes = Vec::new();
+            let tensor = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+            write_tensors(&mut bytes, [("t", tensor)], Some(about.into())).unwrap();
+            bytes
+        };
+        assert!((0..20).all(|_| bytes() == bytes()));
+        assert!(String::from_utf8_lossy(&bytes()).contains(r#"{"a":"x","b":"x","c":"x","d":"x"}"#));
     }
 }

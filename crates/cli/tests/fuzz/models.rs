@@ -237,7 +237,8 @@ pub(crate) fn index(dir: &Path) -> Format {
     let shard = "model-00001-of-00001.safetensors";
     fs::rename(indexed.join("model.safetensors"), indexed.join(shard)).unwrap();
     let weights = Safetensors::open(indexed.join(shard)).unwrap();
-    let names = minicache_models::WeightSource::names(&weights);
+    let mut names = minicache_models::WeightSource::names(&weights);
+    names.sort_unstable();
     let map: serde_json::Map<_, _> = names.into_iter().map(|name| (name, shard.into())).collect();
     let index = serde_json::json!({ "metadata": { "total_size": 1 }, "weight_map": map });
     let other = folders(dir, &["llama-tied"]).remove(0);
