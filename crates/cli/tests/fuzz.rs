@@ -38,11 +38,13 @@ use process::{Job, Tally};
 /// `Ok` for a file that was taken, the message for one that was refused.
 type Outcome = Result<(), String>;
 
+/// Takes the number of the seed and the damaged bytes.
+type Read = dyn Fn(usize, &[u8]) -> Outcome;
+
 /// One kind of file, and what reads it.
 struct Format {
     seeds: Seeds,
-    /// Takes the number of the seed and the damaged bytes.
-    read: Box<dyn Fn(usize, &[u8]) -> Outcome>,
+    read: Box<Read>,
 }
 
 impl Format {
