@@ -6,6 +6,7 @@
 pub mod atomic;
 pub mod bounds;
 mod cache;
+mod depth;
 mod error;
 mod experiment;
 mod foreign;
@@ -23,6 +24,7 @@ pub use cache::{
     Axis, Budget, CacheSpec, ChosenPairs, Granularity, KeySpace, MergeSides, Method, ModelShape, Pairs,
     Quant, Retention, RetentionRule, StartLayer, StoreType,
 };
+pub use depth::toml_from_str;
 pub use error::{ConfigError, Result};
 pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
