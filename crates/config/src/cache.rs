@@ -489,7 +489,7 @@ impl CacheSpec {
                 cache: CacheSpec,
             }
             let toml = format!("cache = {text}");
-            let wrapper: Wrapper = toml::from_str(&toml)
+            let wrapper: Wrapper = crate::toml_from_str(&toml)
                 .map_err(|e| ConfigError { line: None, ..crate::error::from_toml(&e, &toml) })?;
             wrapper.cache
         } else {
@@ -596,8 +596,8 @@ impl CacheSpec {
         }
         if let Pairs::Chosen(chosen) = &self.pairs {
             for (side, first) in [("keys", &chosen.keys), ("values", &chosen.values)] {
-                let apart = first.windows(2).all(|w| w[0] + 1 < w[1]);
-                if !apart || first.last().is_some_and(|a| a + 1 >= shape.layers) {
+                let apart = first.windows(2).all(|w| w[0] < w[1] && w[1] - w[0] > 1);
+                if !apart || first.last().is_some_and(|a| shape.layers.saturating_sub(1) <= *a) {
                     let message = format!(
                         "must be the first layers of pairs that do not overlap, ascending, below {}",
                         shape.layers.saturating_sub(1)

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::depth::is_deep;
 use crate::text::escaped;
 
 /// Characters of an error, at most: keys and values of a file have no such bound.
@@ -68,6 +69,9 @@ impl ConfigError {
 
 /// The 1-based line on which the longest known prefix of the dotted `key` stands in the TOML `text`.
 fn line_of(text: &str, key: &str) -> Option<usize> {
+    if is_deep(text) {
+        return None;
+    }
     let doc = toml_edit::Document::parse(text).ok()?;
     let mut item = doc.as_item();
     let mut span = None;

@@ -381,9 +381,9 @@ impl Experiment {
     pub fn from_toml(text: &str, overrides: &[String], profile: Option<&str>) -> Result<Self> {
         let locate = |e: &toml::de::Error| crate::error::from_toml(e, text);
         let mut experiment: Self = if overrides.is_empty() {
-            toml::from_str(text).map_err(|e| locate(&e))?
+            crate::toml_from_str(text).map_err(|e| locate(&e))?
         } else {
-            let mut table: toml::Table = toml::from_str(text).map_err(|e| locate(&e))?;
+            let mut table: toml::Table = crate::toml_from_str(text).map_err(|e| locate(&e))?;
             for assignment in overrides {
                 apply(&mut table, assignment)?;
             }
@@ -559,7 +559,7 @@ fn apply(table: &mut toml::Table, assignment: &str) -> Result<()> {
 
 /// A TOML value, or the text itself as a string.
 fn parse_value(text: &str) -> toml::Value {
-    toml::from_str::<toml::Table>(&format!("v = {text}"))
+    crate::toml_from_str::<toml::Table>(&format!("v = {text}"))
         .ok()
         .and_then(|mut t| t.remove("v"))
         .unwrap_or_else(|| toml::Value::String(text.to_string()))

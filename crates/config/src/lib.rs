@@ -7,6 +7,7 @@ pub mod atomic;
 pub mod bounds;
 mod cache;
 mod claim;
+mod depth;
 mod error;
 mod experiment;
 mod foreign;
@@ -25,6 +26,7 @@ pub use cache::{
     Quant, Retention, RetentionRule, StartLayer, StoreType,
 };
 pub use claim::{Claim, Needs, Which};
+pub use depth::toml_from_str;
 pub use error::{ConfigError, Result};
 pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,

@@ -286,3 +286,16 @@ fn errors_are_one_line_of_bounded_length() {
         assert!(!error.contains(char::is_control) && error.chars().count() <= 1501, "{error}");
     }
 }
+
+#[test]
+fn chosen_pairs_are_layers_of_the_model() {
+    let shape = ModelShape { layers: 8, heads: 4, kv_heads: 2, head_dim: 64, window: None, scale: 0.125 };
+    let check = |first: &str| {
+        let spec = format!("{{ method = \"minicache\", pairs = {{ keys = [{first}], values = [0] }} }}");
+        CacheSpec::parse(&spec).and_then(|spec| spec.validate_for(&shape))
+    };
+    assert!(check("0, 2, 6").is_ok());
+    for first in ["7", "8", "0, 1", "2, 0", "3, 3", "9223372036854775807", "9223372036854775807, 0"] {
+        assert!(check(first).unwrap_err().to_string().contains("pairs.keys"), "{first}");
+    }
+}

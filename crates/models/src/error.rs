@@ -80,11 +80,22 @@ impl Error {
         move |source| Error::Write { path, source }
     }
 
-    /// A file that can be read but not understood.
+    /// A file that can be read but not understood. The message may quote it.
     pub(crate) fn file(path: impl Into<PathBuf>, message: impl Into<String>) -> Error {
-        Error::File { path: path.into(), message: message.into() }
+        Error::File { path: path.into(), message: minicache_config::escaped(&message.into()) }
     }
 }
 
 /// Result with [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_says_is_quoted_in_one_line() {
+        let error = Error::file("m.gguf", "Token `\nt\u{1b}[2J` out of vocabulary").to_string();
+        assert_eq!(error, "m.gguf: Token `\\nt\\u{1b}[2J` out of vocabulary");
+    }
+}

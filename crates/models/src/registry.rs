@@ -178,7 +178,7 @@ impl Registry {
 
     /// Gives the indices of entries that were replaced.
     fn extend(&mut self, text: &str, path: &Path) -> Result<Vec<usize>> {
-        let document: Document = toml::from_str(text).map_err(|e| {
+        let document: Document = minicache_config::toml_from_str(text).map_err(|e| {
             let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
             let message = e.message().lines().map(str::trim).collect::<Vec<_>>().join("; ");
             ConfigError { file: Some(path.to_path_buf()), line, key: String::new(), message }

@@ -39,7 +39,11 @@ impl Report {
         let mut figures = Vec::new();
         let mut notes = Vec::new();
         for plot in data.info.iter().flat_map(|i| &i.experiment.plots) {
-            match build::build(plot, &data) {
+            let built = build::build(plot, &data).and_then(|figure| {
+                draw::check_size(&figure)?;
+                Ok(figure)
+            });
+            match built {
                 Ok(figure) => {
                     let alt = alt::describe(&figure);
                     figures.push((figure, alt));

@@ -343,6 +343,21 @@ fn bad_files_are_one_clear_line() {
 }
 
 #[test]
+fn a_figure_of_thousands_of_series_is_left_out() {
+    let root = tempfile::tempdir().unwrap();
+    let mut csv = SWEEP_ROWS.lines().next().unwrap().to_string() + "\n";
+    for i in 0..5000 {
+        writeln!(csv, "tiny,gsm8k,v{i},{},{{}},0.4,0.3,0.5,24,1,4096,2", i % 8).unwrap();
+    }
+    let dir = experiment(root.path(), SWEEP, &csv, 5, true);
+    let summary = report(root.path(), None).unwrap();
+    let notes = &summary.experiments[0].notes;
+    assert!(notes.iter().any(|n| n.contains("figure `bars`") && n.contains("pixels")), "{notes:?}");
+    assert!(text(&dir, "report.md").contains("`bars` is left out") && !dir.join("bars.png").exists());
+    assert!(summary.problems.is_empty());
+}
+
+#[test]
 fn rows_without_run_json_are_still_tables() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("mine");

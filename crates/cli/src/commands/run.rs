@@ -296,8 +296,9 @@ fn parse_sweep(text: &str) -> Result<(String, Vec<toml::Value>)> {
     let wrong = || usage(format!("--sweep: `{text}` is not KEY=V1,V2,.. such as cache.start_layer=8,16"));
     let (key, values) = text.split_once('=').ok_or_else(wrong)?;
     let value = |text: &str| {
-        let parsed =
-            toml::from_str::<toml::Table>(&format!("v = {text}")).ok().and_then(|mut t| t.remove("v"));
+        let parsed = minicache_config::toml_from_str::<toml::Table>(&format!("v = {text}"))
+            .ok()
+            .and_then(|mut t| t.remove("v"));
         parsed.unwrap_or_else(|| toml::Value::String(text.to_string()))
     };
     let values: Vec<toml::Value> =

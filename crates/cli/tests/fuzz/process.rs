@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MEMORY: usize = 1 << 30;
 /// Findings per format after which it is given up.
 const ENOUGH: usize = 20;
-/// The longest message that an error has.
+/// Characters of an error, at most.
 const LONGEST: usize = 2000;
 
 /// What came of a format's inputs.
@@ -121,7 +121,9 @@ impl Job {
                 _ if panic.is_some() => panic,
                 None => Some("panics where nobody sees it".to_string()),
                 Some(Err(e)) if e.contains(['\n', '\r']) => Some(format!("an error of several lines! {e:?}")),
-                Some(Err(e)) if e.len() > LONGEST => Some(format!("an error of {} bytes! {e:.200}", e.len())),
+                Some(Err(e)) if e.chars().count() > LONGEST => {
+                    Some(format!("an error without end! {e:.200}"))
+                }
                 Some(Err(e)) if e.trim().is_empty() => Some("an empty error".to_string()),
                 _ if peak > MEMORY => Some(format!("holds {} MiB", peak >> 20)),
                 _ => None,

@@ -25,6 +25,22 @@ const SVG_SCALE: f64 = 10.0;
 /// Pixels of the PNG per pixel of the layout, for sharp text on dense screens.
 const PNG_SCALE: usize = 2;
 
+/// Pixels of a figure's layout, at most: each takes 48 bytes while the PNG is drawn, and nobody looks at more.
+const MOST_PIXELS: f64 = 4e6;
+
+/// Why the figure is not to be drawn, if it is too large: of rows that tell thousands of series or panels apart.
+pub(crate) fn check_size(figure: &Figure) -> std::result::Result<(), String> {
+    let Layout { width, height, .. } = layout::of(figure);
+    if width * height <= MOST_PIXELS {
+        return Ok(());
+    }
+    let panels = figure.panels.len();
+    let plural = if panels == 1 { "" } else { "s" };
+    Err(format!(
+        "its series and {panels} panel{plural} would take {width:.0} x {height:.0} pixels; set a `filter` in its plot"
+    ))
+}
+
 /// The figure as SVG.
 pub(crate) fn svg(figure: &Figure) -> Result<String> {
     let layout = layout::of(figure);
