@@ -34,12 +34,8 @@ help:
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
 	@echo 'make test-crash                      runs killed, in pairs and on full disks end as undisturbed ones'
-<<<<<<< HEAD
-	@echo 'make reproduce PROFILE=small         larger samples, and a model of 1.5 billion parameters; hours'
-=======
 	@echo 'make fuzz                            100,000 damaged files of every format; an hour or two'
-	@echo 'make reproduce PROFILE=small         larger samples; hours'
->>>>>>> h-a
+	@echo 'make reproduce PROFILE=small         larger samples, and a model of 1.5 billion parameters; hours'
 	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS,'
 	@echo '         REUSE=any (finished rows that came with the repository are not computed again)'
 
