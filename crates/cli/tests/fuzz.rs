@@ -26,6 +26,8 @@ mod process;
 mod results;
 #[path = "fuzz/texts.rs"]
 mod texts;
+#[path = "fuzz/tokenizers.rs"]
+mod tokenizers;
 
 use std::fmt::{Display, Write as _};
 use std::path::Path;
@@ -38,7 +40,7 @@ use process::{Job, Tally};
 /// `Ok` for a file that was taken, the message for one that was refused.
 type Outcome = Result<(), String>;
 
-/// Takes the number of the seed and the damaged bytes.
+/// Reads a damaged file, given the number of the seed that it comes from and its bytes.
 type Read = dyn Fn(usize, &[u8]) -> Outcome;
 
 /// One kind of file, and what reads it.
@@ -70,9 +72,9 @@ const FORMATS: &[(&str, Make)] = &[
     ("safetensors", models::weights),
     ("config.json", models::config),
     ("index.json", models::index),
-    ("chat", models::chat),
-    ("tokenizer.json", models::tokenizer),
-    ("tokenizer_config", models::tokenizer_config),
+    ("chat", tokenizers::chat),
+    ("tokenizer.json", tokenizers::tokenizer),
+    ("tokenizer_config", tokenizers::tokenizer_config),
     ("basis", models::basis),
     ("cache", texts::cache),
     ("experiment", texts::experiment),

@@ -221,6 +221,7 @@ fn panel(
         let points = curve.points.iter().map(|p| Point { y: p.y * factor, ..*p }).collect();
         series.push(Series { key, points, level: false });
     }
+    drop_vast(figure, plot, &mut series);
     let unit = if columns::is_bytes(&plot.y) { scale_bytes(&mut series) } else { "" };
     let zero = if plot.log_x { place_zero(&mut series) } else { None };
     drop_unfit(figure, plot, &mut series);
@@ -286,6 +287,33 @@ fn place_zero(series: &mut [Series]) -> Option<f64> {
         p.x = place;
     }
     Some(place)
+}
+
+/// Numbers of this size and above are drawn on no axis, and their inverses count as zero: ranges and ticks are computed
+/// from differences and ratios, which have to stay numbers.
+const VAST: f64 = 1e100;
+
+/// Leaves out what no axis has place for.
+fn drop_vast(figure: &mut Figure, plot: &Plot, series: &mut Vec<Series>) {
+    let fits = |x: f64| x.abs() < VAST;
+    let snapped = |x: f64| if x.abs() <= 1.0 / VAST { 0.0 } else { x };
+    let mut dropped = 0;
+    for s in series.iter_mut() {
+        let before = s.points.len();
+        s.points.retain(|p| fits(p.x) && fits(p.y));
+        dropped += before - s.points.len();
+        for p in &mut s.points {
+            (p.x, p.y) = (snapped(p.x), snapped(p.y));
+            let spread = p.spread.filter(|(low, high)| fits(*low) && fits(*high));
+            p.spread = spread.map(|(low, high)| (snapped(low), snapped(high)));
+        }
+    }
+    series.retain(|s| !s.points.is_empty());
+    if dropped > 0 {
+        let (plural, have) = if dropped == 1 { ("", "has") } else { ("s", "have") };
+        let what = format!("{dropped} point{plural} of {VAST:e} or beyond {have} no place on its axes");
+        figure.notes.push(format!("`{}`: {what}.", plot.name));
+    }
 }
 
 /// On logarithmic axes there is no place for zero and below.

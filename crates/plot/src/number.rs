@@ -51,7 +51,7 @@ pub(crate) type Tick = (f64, String);
 /// About `count` round ticks within `low..=high`.
 pub(crate) fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<Tick> {
     let span = high - low;
-    if !(span > 0.0 && span.is_finite()) {
+    if !(span > f64::MIN_POSITIVE / f64::EPSILON && span.is_finite()) {
         return vec![(low, significant(low, 4))];
     }
     let raw = span / count.max(1) as f64;

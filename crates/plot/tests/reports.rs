@@ -343,6 +343,29 @@ fn bad_files_are_one_clear_line() {
 }
 
 #[test]
+fn numbers_that_no_axis_can_have_are_left_out_of_figures() {
+    let rows = |kl: &str, ratio: &str| {
+        let header = "key,model,task,variant,cache,ratio,perplexity,kl,agreement,samples,seconds";
+        let row =
+            |i: usize, ratio: &str, kl: &str| format!("k{i},tiny,text,v{i},{{}},{ratio},9,{kl},0.5,4,1\n");
+        format!("{header}\n{}{}{}", row(0, ratio, kl), row(1, "1.3", "0.79"), row(2, "4.6", "0.2"))
+    };
+    for linear in [false, true] {
+        let toml = if linear { FIDELITY.replace("log_y = true", "") } else { FIDELITY.to_string() };
+        for number in ["1e308", "-1e308", "5e-324", "1e-310", "1e-200", "1e200", "1e99", "-1e99", "1e-99"] {
+            // as a value, and on the x axis
+            let root = tempfile::tempdir().unwrap();
+            experiment(root.path(), &toml, &rows(number, "1"), 3, true);
+            let other = toml.replacen("\"fidelity\"", "\"other\"", 1);
+            experiment(root.path(), &other, &rows("0.5", number), 3, true);
+            let summary = report(root.path(), None).unwrap();
+            let figures: Vec<usize> = summary.experiments.iter().map(|e| e.figures).collect();
+            assert_eq!(figures, [1, 1], "{number}");
+        }
+    }
+}
+
+#[test]
 fn a_figure_of_thousands_of_series_is_left_out() {
     let root = tempfile::tempdir().unwrap();
     let mut csv = SWEEP_ROWS.lines().next().unwrap().to_string() + "\n";

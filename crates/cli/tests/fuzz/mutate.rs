@@ -277,7 +277,7 @@ fn mutate(bytes: &mut Vec<u8>, range: Range<usize>, seeds: &Seeds, dice: &mut Di
         _ => {
             // A whole value: what stands between two marks.
             let is_mark = |b: &u8| b":,=[]{}\n|".contains(b);
-            let Some(mark) = bytes[at..].iter().position(&is_mark) else { return };
+            let Some(mark) = bytes[at..].iter().position(is_mark) else { return };
             let first = at + mark + 1;
             let length = bytes[first..].iter().position(is_mark).unwrap_or(0);
             let new = if dice.random_bool(0.5) { pick(NUMBERS, dice).as_bytes() } else { word(seeds, dice) };

@@ -163,9 +163,9 @@ fn watch_panics() -> &'static Mutex<Option<String>> {
         }
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         let payload = info.payload();
-        let text = payload.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
-        let said = text.lines().next().unwrap_or_default();
+        let said = payload.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default();
+        let said = said.lines().next().unwrap_or_default();
         let mut first = FIRST.lock().unwrap();
         first.get_or_insert_with(|| format!("panics at {place}! {said}"));
     }));

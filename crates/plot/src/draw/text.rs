@@ -36,7 +36,12 @@ pub(crate) fn pixels(font: &FontRef<'static>, em: f64) -> f32 {
 pub(crate) fn width(line: &str, em: f64, bold: bool) -> f64 {
     let font = &FONTS[usize::from(bold)];
     let per_em = f64::from(font.units_per_em().unwrap_or(1000.0));
-    line.chars().map(|c| f64::from(font.h_advance_unscaled(font.glyph_id(c)))).sum::<f64>() * em / per_em
+    line.chars().map(|c| advance(font, c)).sum::<f64>() * em / per_em
+}
+
+/// Width of a character in units of its font.
+fn advance(font: &FontRef<'static>, c: char) -> f64 {
+    f64::from(font.h_advance_unscaled(font.glyph_id(c)))
 }
 
 /// `line`, cut with an ellipsis where it is wider than `room`.
@@ -44,10 +49,15 @@ pub(crate) fn fitted(line: &str, em: f64, room: f64) -> String {
     if width(line, em, false) <= room {
         return line.to_string();
     }
-    let mut kept: String = line.to_string();
-    while !kept.is_empty() && width(&format!("{kept}…"), em, false) > room {
-        kept.pop();
-    }
+    let font = &FONTS[0];
+    let per_em = f64::from(font.units_per_em().unwrap_or(1000.0));
+    // In the font's whole units, so that sums are exact.
+    let mut units = advance(font, '…');
+    let kept = line.char_indices().find(|&(_, c)| {
+        units += advance(font, c);
+        units * em / per_em > room
+    });
+    let kept = &line[..kept.map_or(line.len(), |(at, _)| at)];
     format!("{}…", kept.trim_end())
 }
 
@@ -86,5 +96,8 @@ mod tests {
         assert_eq!(fitted("short", 12.0, 100.0), "short");
         let cut = fitted("a name that is far too long for its place", 12.0, 100.0);
         assert!(cut.ends_with('…') && width(&cut, 12.0, false) <= 100.0, "{cut}");
+        assert_eq!(fitted("short", 12.0, 1.0), "…");
+        // A name may be as long as a file.
+        assert_eq!(fitted(&"a".repeat(5_000_000), 12.0, 100.0), fitted(&"a".repeat(100), 12.0, 100.0));
     }
 }
