@@ -70,7 +70,11 @@ pub(crate) fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<Tick> {
 
 /// Ticks of a logarithmic axis: decades, with 2 and 5 between them where they are few.
 pub(crate) fn log_ticks(low: f64, high: f64) -> Vec<Tick> {
-    let decades = (high / low).log10();
+    let decades = high.log10() - low.log10();
+    // What has no logarithm would count as a range of powers as long as the integers.
+    if !decades.is_finite() {
+        return Vec::new();
+    }
     if decades < 0.6 {
         return linear_ticks(low, high, 5);
     }
@@ -133,6 +137,10 @@ mod tests {
         assert_eq!(texts(linear_ticks(-0.19, 0.18, 4)), ["−0.1", "0", "0.1"]);
         assert_eq!(texts(log_ticks(0.001, 1.0)), ["0.001", "0.01", "0.1", "1"]);
         assert_eq!(texts(log_ticks(1.0, 8.0)), ["1", "1.5", "2", "3", "5", "7"]);
+        for (low, high) in [(0.0, 1.0), (1.0, f64::INFINITY), (f64::NAN, 1.0), (-1.0, 1.0)] {
+            assert_eq!(log_ticks(low, high), []);
+        }
+        assert!((2..=9).contains(&log_ticks(5e-324, f64::MAX).len()));
         assert_eq!(texts(linear_ticks(3.0, 3.0, 5)), ["3"]);
     }
 }
