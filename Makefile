@@ -23,7 +23,7 @@ RUN = $(BIN) run --profile $(PROFILE) --results $(INTO) --reuse $(REUSE) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DATA),--data $(DATA)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(SWEEPS) $(ARGS)
 
-.PHONY: help build reproduce sweep report verify test test-crash fuzz lint bench
+.PHONY: help build fetch reproduce sweep report verify test test-crash fuzz lint bench
 
 help:
 	@echo 'make reproduce                       all experiments in small -> results/sample/ (with DATA: results/)'
@@ -42,8 +42,10 @@ help:
 build:
 	$(CARGO) build --release --bin minicache
 
-reproduce: build
+fetch:
 	$(foreach model,$(FETCH),scripts/fetch-model $(model) &&) true
+
+reproduce: build fetch
 	$(RUN) $(EXPERIMENTS)
 
 sweep: RESULTS := sweeps
@@ -52,10 +54,7 @@ sweep: reproduce
 
 # What stands in RESULTS is not touched: the second rows are in a folder of their own, which goes whatever happens.
 verify: INTO = "$$again"
-verify: build
-ifeq ($(PROFILE)$(MODELS),default)
-	$(MODEL)
-endif
+verify: build fetch
 	@again=$$(mktemp -d) && trap 'rm -rf "$$again"' EXIT && trap 'exit 130' INT && trap 'exit 143' TERM && \
 	$(RUN) --again $(RESULTS) $(EXPERIMENTS) && \
 	$(BIN) compare $(RESULTS) "$$again" $(if $(TABLE),--experiments $(TABLE))
