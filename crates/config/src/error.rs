@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::depth::is_deep;
-use crate::text::escaped;
+use crate::text;
 
 /// Characters of an error, at most: keys and values of a file have no such bound.
 const LONGEST: usize = 1500;
@@ -58,12 +58,7 @@ impl ConfigError {
             place.push_str(&self.key);
             place.push_str(": ");
         }
-        let mut line = escaped(&(place + &self.message));
-        if let Some((cut, _)) = line.char_indices().nth(LONGEST) {
-            line.truncate(cut);
-            line.push('…');
-        }
-        line
+        text::within(&(place + &self.message), LONGEST)
     }
 }
 

@@ -557,8 +557,8 @@ fn apply(table: &mut toml::Table, assignment: &str) -> Result<()> {
     set(table, key.trim(), parsed)
 }
 
-/// A TOML value, or the text itself as a string.
-fn parse_value(text: &str) -> toml::Value {
+/// A TOML value, or the text itself as a string: values as the command line takes them.
+pub fn parse_value(text: &str) -> toml::Value {
     crate::toml_from_str::<toml::Table>(&format!("v = {text}"))
         .ok()
         .and_then(|mut t| t.remove("v"))

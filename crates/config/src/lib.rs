@@ -30,7 +30,7 @@ pub use depth::toml_from_str;
 pub use error::{ConfigError, Result};
 pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
-    Variant, WeightMode,
+    Variant, WeightMode, parse_value,
 };
 pub use foreign::{lfs_pointer, not_text, read_text, utf8};
 pub use guard::guard;

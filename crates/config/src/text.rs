@@ -11,13 +11,18 @@ const LONGEST: usize = 80;
 /// assert!(minicache_config::shown(&"x".repeat(1000)).ends_with("x…"));
 /// ```
 pub fn shown(text: &str) -> String {
+    within(text, LONGEST)
+}
+
+/// [`escaped`], of a long text only the beginning: `longest` characters.
+pub(crate) fn within(text: &str, longest: usize) -> String {
     // No character takes fewer characters when escaped, so that the rest need not be looked at.
-    let cut = text.char_indices().nth(LONGEST).map_or(text.len(), |(at, _)| at);
+    let cut = text.char_indices().nth(longest).map_or(text.len(), |(at, _)| at);
     let mut out = String::new();
     let mut length = 0;
     for c in text[..cut].chars() {
         let width = if steers(c) { c.escape_default().count() } else { 1 };
-        if length + width > LONGEST {
+        if length + width > longest {
             return out + "…";
         }
         length += width;

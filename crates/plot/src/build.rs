@@ -253,8 +253,8 @@ fn panel(
     };
     if front.len() > 1 {
         let named = front.iter().enumerate().map(|(i, &(s, p))| {
-            let point = &series[s].points[p];
-            format!("{} {}", i + 1, front_name(data, plot, rows, point))
+            let name = series[s].points[p].row.map(|row| cache_name(data, row));
+            format!("{} {}", i + 1, name.unwrap_or_default())
         });
         let place = if title.is_empty() { String::new() } else { format!(", {title}") };
         let named = named.collect::<Vec<_>>().join("; ");
@@ -263,12 +263,9 @@ fn panel(
     Ok(Some(Panel { title, x, y, series, front }))
 }
 
-/// The cache that a point of the front stands for, with what it was swept over.
-fn front_name(data: &Data, plot: &Plot, rows: &[usize], point: &Point) -> String {
+/// The cache of a row, with what it was swept over.
+fn cache_name(data: &Data, row: usize) -> String {
     let cells = &data.cells;
-    let at =
-        |r: &usize| cells.number(*r, &plot.x) == Some(point.x) && cells.number(*r, &plot.y) == Some(point.y);
-    let Some(row) = rows.iter().copied().find(at) else { return String::new() };
     let swept = cells.columns.iter().filter(|c| c.starts_with("cache.") && !cells.text(row, c).is_empty());
     let values: Vec<String> = swept.map(|c| data.value_label(c, cells.text(row, c))).collect();
     let name = cells.text(row, "variant");

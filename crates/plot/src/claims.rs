@@ -68,6 +68,12 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
+    /// The claim with the paper's figure, and what was found model by model.
+    pub(crate) fn sentences(&self) -> String {
+        let found: Vec<String> = self.findings.iter().map(|f| format!("{}: {}", f.model, f.text)).collect();
+        format!("{} (paper: {}). {}.", self.claim.text, self.claim.paper, found.join(". "))
+    }
+
     /// All models together.
     pub(crate) fn outcome(&self) -> Outcome {
         Outcome::together(self.findings.iter().map(|f| f.outcome))
@@ -97,6 +103,14 @@ impl Part {
     fn told(text: String, holds: bool) -> Self {
         let outcome = if holds { Outcome::Reproduced } else { Outcome::NotReproduced };
         Self { text, outcome, wanted: None }
+    }
+
+    /// Told where it holds or fails; else open, with what would tell.
+    fn judged(text: String, holds: bool, fails: bool, wanted: impl FnOnce() -> Option<String>) -> Self {
+        if holds || fails {
+            return Self::told(text, holds);
+        }
+        Self { text, outcome: Outcome::Open, wanted: wanted() }
     }
 }
 

@@ -107,7 +107,8 @@ fn mean(plot: &Plot, cells: &Table, x: f64, rows: &[usize]) -> Option<Point> {
             side("_lo", -1.0).zip(side("_hi", 1.0))
         }
     };
-    Some(Point { x, y, spread })
+    let row = if let [only] = rows { Some(*only) } else { None };
+    Some(Point { x, y, spread, row })
 }
 
 /// The paper's curves for the panel at `place` (values of model, task, side). New categories are appended.
@@ -144,7 +145,7 @@ pub(crate) fn paper(
                         None => source.table.number(row, x_column)?,
                         Some(names) => category(names, source.table.text(row, x_column)),
                     };
-                    Some(Point { x, y, spread: None })
+                    Some(Point { x, y, spread: None, row: None })
                 })
                 .collect();
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
@@ -187,7 +188,7 @@ mod tests {
     use super::*;
 
     fn series(points: &[(f64, f64)]) -> Series {
-        let points = points.iter().map(|&(x, y)| Point { x, y, spread: None }).collect();
+        let points = points.iter().map(|&(x, y)| Point { x, y, spread: None, row: None }).collect();
         Series { key: 0, points, level: false }
     }
 

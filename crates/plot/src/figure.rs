@@ -60,6 +60,8 @@ pub(crate) struct Point {
     pub(crate) y: f64,
     /// Ends of the band or interval.
     pub(crate) spread: Option<(f64, f64)>,
+    /// The row that it is of, where it is of one.
+    pub(crate) row: Option<usize>,
 }
 
 /// How a series looks, and its name.

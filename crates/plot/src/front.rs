@@ -14,12 +14,11 @@ pub(crate) fn sentence(data: &Data) -> Option<String> {
     let mut parts = Vec::new();
     for rows in group(cells, &["model".to_string(), "task".to_string()], &cells.all()) {
         let compressed = rows.iter().copied().filter(|&r| data.method(r) != "full");
-        let (rows_of, points): (Vec<usize>, Vec<Point>) = compressed
-            .filter_map(|r| {
-                let (x, y) = (cells.number(r, "ratio")?, cells.number(r, "kl")?);
-                Some((r, Point { x, y, spread: None }))
-            })
-            .unzip();
+        let point = |row: usize| {
+            let (x, y) = (cells.number(row, "ratio")?, cells.number(row, "kl")?);
+            Some(Point { x, y, spread: None, row: Some(row) })
+        };
+        let points = compressed.filter_map(point).collect();
         let series = Series { key: 0, points, level: false };
         let front = curves::front(&[(&series, true)], false, true);
         let every = front.len().div_ceil(LISTED).max(1);
@@ -27,7 +26,7 @@ pub(crate) fn sentence(data: &Data) -> Option<String> {
             .filter(|i| i % every == 0 || i + 1 == front.len())
             .map(|i| {
                 let point = series.points[front[i].1];
-                let name = cells.text(rows_of[front[i].1], "variant");
+                let name = point.row.map_or("", |row| cells.text(row, "variant"));
                 format!("{} at {}x ({name})", significant(point.y, 2), significant(point.x, 3))
             })
             .collect();

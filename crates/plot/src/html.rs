@@ -124,11 +124,7 @@ fn section(report: &Report) -> Result<String> {
     if !report.verdicts.is_empty() {
         out += "<p><b>Measured here.</b></p>\n<ul>\n";
         for verdict in &report.verdicts {
-            let found: Vec<String> =
-                verdict.findings.iter().map(|f| format!("{}: {}", f.model, f.text)).collect();
-            let claim = format!("{} (paper: {})", verdict.claim.text, verdict.claim.paper);
-            let (claim, found) = (inline(&claim), inline(&found.join(". ")));
-            let _ = writeln!(out, "<li>{claim}. {found}. {}</li>", badge(verdict.outcome()));
+            let _ = writeln!(out, "<li>{} {}</li>", inline(&verdict.sentences()), badge(verdict.outcome()));
         }
         out += "</ul>\n";
     }

@@ -64,10 +64,7 @@ pub(crate) fn render(report: &Report) -> String {
 
 /// A claim with what was found, as a list item.
 fn judged(verdict: &Verdict) -> String {
-    let found: Vec<String> = verdict.findings.iter().map(|f| format!("{}: {}", f.model, f.text)).collect();
-    let claim = &verdict.claim;
-    let label = capital(verdict.outcome().label());
-    format!("* {} (paper: {}). {}. **{label}**.", claim.text, claim.paper, found.join(". "))
+    format!("* {} **{}**.", verdict.sentences(), capital(verdict.outcome().label()))
 }
 
 fn capital(text: &str) -> String {

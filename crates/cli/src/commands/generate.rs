@@ -79,12 +79,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let start = Instant::now();
     let mut steps = 0;
     let mut made = 0;
-    let mut full = false;
     while !model.stop_ids().contains(&next) {
         say(&stream.push(next)?)?;
         made += 1;
         if tokens.len() + made == planned_len {
-            full = made < args.max_new_tokens;
             break;
         }
         next = forward(&model, &mut *cache, &[next], planned_len, &mut sampler)?;
@@ -93,7 +91,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     say(&stream.finish()?)?;
     say("\n")?;
     let decode = start.elapsed();
-    if full {
+    if tokens.len() + made == planned_len && made < args.max_new_tokens {
         eprintln!("stopped after {made} tokens: the model's context of {planned_len} tokens is full");
     }
     eprintln!("{}", summary(&model, spec, &*cache, (tokens.len(), prefill), (steps, decode)));

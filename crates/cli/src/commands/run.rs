@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, anyhow, bail};
-use minicache_config::Experiment;
 use minicache_config::bounds::{MOST_BYTES, MOST_SAMPLES, check_number};
+use minicache_config::{Experiment, parse_value};
 use minicache_eval::run::{Context, Overall, Preview, Stop, Summary};
 use minicache_eval::store::{self, Owner, Reuse};
 use minicache_eval::tasks::Suite;
@@ -295,14 +295,8 @@ fn size(option: &str, text: &str) -> Result<u64> {
 fn parse_sweep(text: &str) -> Result<(String, Vec<toml::Value>)> {
     let wrong = || usage(format!("--sweep: `{text}` is not KEY=V1,V2,.. such as cache.start_layer=8,16"));
     let (key, values) = text.split_once('=').ok_or_else(wrong)?;
-    let value = |text: &str| {
-        let parsed = minicache_config::toml_from_str::<toml::Table>(&format!("v = {text}"))
-            .ok()
-            .and_then(|mut t| t.remove("v"));
-        parsed.unwrap_or_else(|| toml::Value::String(text.to_string()))
-    };
     let values: Vec<toml::Value> =
-        values.split(',').map(str::trim).filter(|v| !v.is_empty()).map(value).collect();
+        values.split(',').map(str::trim).filter(|v| !v.is_empty()).map(parse_value).collect();
     if key.trim().is_empty() || values.is_empty() {
         Err(wrong())
     } else {

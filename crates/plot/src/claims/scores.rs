@@ -160,38 +160,33 @@ fn solves_nothing(place: &Place<'_>) -> Option<Part> {
 }
 
 pub(super) fn kept(data: &Data, rows: &[usize], which: &Which, within: f64, mean: bool) -> Vec<Part> {
-    let part = |place: Place<'_>| {
-        let gap = place.gap(which)?;
-        if let Some(part) = solves_nothing(&place) {
-            return Some(part);
-        }
-        let (full, margin) = (place.full(), within * place.full());
-        let text = format!("{}: {} from {}", place.name(), gap.shown(), significant(full, 3));
-        Some(if gap.low >= -margin {
-            Part::told(text, true)
-        } else if gap.high < -margin {
-            Part::told(text, false)
-        } else {
-            Part { text, outcome: Outcome::Open, wanted: more_samples(&place, gap, margin) }
-        })
-    };
-    Place::all(data, rows, mean).into_iter().filter_map(part).collect()
+    let holds = |gap: Gap, margin: f64| (gap.low >= -margin, gap.high < -margin);
+    from_full(data, rows, which, within, mean, holds)
 }
 
 pub(super) fn lost(data: &Data, rows: &[usize], which: &Which, mean: bool) -> Vec<Part> {
+    from_full(data, rows, which, 0.0, mean, |gap, _| (gap.high < 0.0, gap.low >= 0.0))
+}
+
+/// Judges the differences of `which` from the full cache: `holds` says, of a difference and of the share `within` of the
+/// full cache's score, whether the claim holds and whether it fails.
+fn from_full(
+    data: &Data,
+    rows: &[usize],
+    which: &Which,
+    within: f64,
+    mean: bool,
+    holds: impl Fn(Gap, f64) -> (bool, bool),
+) -> Vec<Part> {
     let part = |place: Place<'_>| {
         let gap = place.gap(which)?;
         if let Some(part) = solves_nothing(&place) {
             return Some(part);
         }
+        let margin = within * place.full();
         let text = format!("{}: {} from {}", place.name(), gap.shown(), significant(place.full(), 3));
-        Some(if gap.high < 0.0 {
-            Part::told(text, true)
-        } else if gap.low >= 0.0 {
-            Part::told(text, false)
-        } else {
-            Part { text, outcome: Outcome::Open, wanted: more_samples(&place, gap, 0.0) }
-        })
+        let (holds, fails) = holds(gap, margin);
+        Some(Part::judged(text, holds, fails, || more_samples(&place, gap, margin)))
     };
     Place::all(data, rows, mean).into_iter().filter_map(part).collect()
 }
@@ -202,13 +197,8 @@ pub(super) fn ahead(data: &Data, rows: &[usize], which: &Which, of: &[Which], me
         for other in of {
             let Some(gap) = place.between(which, other) else { continue };
             let text = format!("{}: {} against {}", place.name(), gap.shown(), other.variant);
-            parts.push(if gap.low > 0.0 {
-                Part::told(text, true)
-            } else if gap.high < 0.0 {
-                Part::told(text, false)
-            } else {
-                Part { text, outcome: Outcome::Open, wanted: more_samples(&place, gap, 0.0) }
-            });
+            let wanted = || more_samples(&place, gap, 0.0);
+            parts.push(Part::judged(text, gap.low > 0.0, gap.high < 0.0, wanted));
         }
     }
     parts
@@ -240,14 +230,8 @@ pub(super) fn best(data: &Data, rows: &[usize], variant: &str, key: &str, value:
         let above = |a: usize, b: usize| between(data, a, b).is_some_and(|gap| gap.low > 0.0);
         let beaten = others.iter().any(|&other| above(other, theirs));
         let beats = others.iter().any(|&other| above(theirs, other));
-        Some(match (beaten, beats) {
-            (true, _) => Part::told(text, false),
-            (false, true) => Part::told(text, true),
-            (false, false) => {
-                let wanted = more_samples(&place, between(data, theirs, top)?.scaled(factor), 0.0);
-                Part { text, outcome: Outcome::Open, wanted }
-            }
-        })
+        let wanted = || more_samples(&place, between(data, theirs, top)?.scaled(factor), 0.0);
+        Some(Part::judged(text, beats && !beaten, beaten, wanted))
     };
     Place::all(data, rows, false).into_iter().filter_map(part).collect()
 }
