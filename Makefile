@@ -63,7 +63,7 @@ report: build
 	$(BIN) report $(RESULTS)
 
 test:
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --features minicache-core/candle
 
 test-crash:
 	$(CARGO) build --bin minicache
@@ -75,7 +75,7 @@ fuzz:
 
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features minicache-core/candle -- -D warnings
 
 bench:
 	$(CARGO) bench --workspace

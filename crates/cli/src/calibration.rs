@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use minicache_config::Calibration;
+use minicache_core::settings::Calibration;
 use minicache_eval::run::{CalibrationText, Corpus};
 use minicache_models::Model;
 

@@ -70,11 +70,14 @@ fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
     use minicache_eval::store::StoreError as Store;
     use minicache_models::Error as Model;
     use minicache_plot::PlotError as Plot;
-    if e.is::<Usage>() || e.is::<minicache_config::ConfigError>() || e.is::<minicache_eval::data::DataError>()
+    if e.is::<Usage>()
+        || e.is::<minicache_config::ConfigError>()
+        || e.is::<minicache_core::settings::SettingError>()
+        || e.is::<minicache_eval::data::DataError>()
     {
         true
     } else if let Some(e) = e.downcast_ref::<Cache>() {
-        matches!(e, Cache::Config(_) | Cache::Missing(_))
+        matches!(e, Cache::Setting(_) | Cache::Missing(_))
     } else if let Some(e) = e.downcast_ref::<Model>() {
         match e {
             Model::Cache(e) => is_wrong(e),

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use minicache_config::{Calibration, Method, WeightMode};
+use minicache_config::WeightMode;
+use minicache_core::settings::Calibration;
 use minicache_core::{CacheSpec, KvCache};
 use minicache_eval::run::Corpus;
 use minicache_models::{LoadOptions, Model};
@@ -164,10 +165,13 @@ pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Re
 }
 
 fn calibrate(model: &Model, specs: &[CacheSpec], corpus: &Corpus<'_>) -> Result<()> {
-    let open =
-        |s: &&CacheSpec| s.method == Method::Latent && s.basis.is_none() && !model.has_basis(&s.calibration);
-    let Some(first) = specs.iter().find(open) else { return Ok(()) };
-    let Calibration { task, file, tokens, .. } = &first.calibration;
+    let open = specs.iter().find_map(|spec| match spec {
+        CacheSpec::Latent(latent) if latent.basis.is_none() => Some(&latent.calibration),
+        _ => None,
+    });
+    let Some(Calibration { task, file, tokens, .. }) = open.filter(|of| !model.has_basis(of)) else {
+        return Ok(());
+    };
     let mend =
         "name some in `calibration`, or give `basis = \"FILE\"`, a file that minicache calibrate wrote";
     let start = Instant::now();
@@ -187,7 +191,7 @@ fn calibrate(model: &Model, specs: &[CacheSpec], corpus: &Corpus<'_>) -> Result<
 pub(crate) fn cache_or_exact(spec: Option<&str>) -> Result<CacheSpec> {
     match spec {
         Some(text) => CacheSpec::parse(text).or_usage("--cache"),
-        None => Ok(CacheSpec { dtype: minicache_config::StoreType::F32, ..CacheSpec::default() }),
+        None => Ok(CacheSpec::default().with_f32()),
     }
 }
 

@@ -77,15 +77,19 @@ pub enum Needs {
         #[serde(default)]
         models: Vec<String>,
     },
-    /// Some cache reaches a number this many times the most that the full cache reaches.
+    /// The cache reaches a number this many times the most that the full cache reaches.
     Times {
+        /// The variant.
+        variant: String,
         /// Column of the number.
         column: String,
         /// The factor.
         least: f64,
     },
-    /// At the full cache's largest batch some cache takes less by this share.
+    /// At the full cache's largest batch the cache takes less by this share.
     Less {
+        /// The variant.
+        variant: String,
         /// Column of the number.
         column: String,
         /// The share, 0..=1.

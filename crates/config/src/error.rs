@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::depth::is_deep;
-use crate::text;
+use minicache_core::settings::{SettingError, is_deep, within};
 
 /// Characters of an error, at most: keys and values of a file have no such bound.
 const LONGEST: usize = 1500;
@@ -24,6 +23,12 @@ pub struct ConfigError {
 
 /// Result with [`ConfigError`].
 pub type Result<T> = std::result::Result<T, ConfigError>;
+
+impl From<SettingError> for ConfigError {
+    fn from(error: SettingError) -> Self {
+        Self::new(error.key, error.message)
+    }
+}
 
 impl ConfigError {
     /// An error about `key`, not yet placed in a file.
@@ -58,7 +63,7 @@ impl ConfigError {
             place.push_str(&self.key);
             place.push_str(": ");
         }
-        text::within(&(place + &self.message), LONGEST)
+        within(&(place + &self.message), LONGEST)
     }
 }
 

@@ -6,7 +6,9 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bounds::{MOST_BYTES, MOST_SAMPLES, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, check_number};
-use crate::{CacheSpec, Calibration, Claim, ConfigError, Result};
+use crate::{Claim, ConfigError, Result};
+use minicache_core::CacheSpec;
+use minicache_core::settings::{Calibration, SettingError, Unread};
 
 /// What stands in a results folder beside the experiments.
 const RESERVED: [&str; 3] = ["sample", "index.html", "verdict.md"];
@@ -532,7 +534,7 @@ impl Experiment {
 fn check_limit(key: &str, limit: usize) -> Result<()> {
     check_number(key, limit, 1..=MOST_SAMPLES).map_err(|e| {
         let message = format!("{}; leave it out for all samples", e.message);
-        ConfigError { message, ..e }
+        ConfigError::new(e.key, message)
     })
 }
 
@@ -585,11 +587,10 @@ pub(crate) fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Res
     }
 }
 
-/// `[cache]`, a variant's keys and swept keys, read as one cache.
+/// `[cache]`, a variant's keys and swept keys, read as one cache. Keys that several methods share are left out where one
+/// does not read them.
 pub(crate) fn cache_of(table: toml::Table) -> Result<CacheSpec> {
-    let spec: CacheSpec = typed(table, "cache")?;
-    spec.validate().map_err(|e| e.under("cache"))?;
-    Ok(spec)
+    Ok(CacheSpec::from_table(table, Unread::Drop).map_err(|e: SettingError| e.under("cache"))?)
 }
 
 /// `table` as a `T`, with the dotted key below `root` in the error.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::text::shown;
 use crate::{ConfigError, Result};
+use minicache_core::settings::shown;
 
 /// First bytes of formats that people put where text is expected, and what to do about it.
 const MAGIC: [(&[u8], &str); 14] = [

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::text::shown;
+use minicache_core::settings::shown;
 
 thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };

@@ -5,28 +5,19 @@
 
 pub mod atomic;
 pub mod bounds;
-mod cache;
 mod claim;
-mod depth;
 mod error;
 mod experiment;
 mod foreign;
 pub mod guard;
-mod latent;
 mod plan;
 pub mod python_json;
 mod run_info;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
-mod text;
 
-pub use cache::{
-    Axis, Budget, CacheSpec, ChosenPairs, Granularity, KeySpace, MergeSides, Method, ModelShape, Pairs,
-    Quant, Retention, RetentionRule, StartLayer, StoreType,
-};
 pub use claim::{Claim, Needs, Which};
-pub use depth::toml_from_str;
 pub use error::{ConfigError, Result};
 pub use experiment::{
     Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
@@ -34,7 +25,6 @@ pub use experiment::{
 };
 pub use foreign::{lfs_pointer, not_text, read_text, utf8};
 pub use guard::guard;
-pub use latent::{Calibration, Group, Heads, LatentSide, Rank};
+pub use minicache_core::settings::{escaped, shown, toml_from_str};
 pub use plan::{Cell, cells};
 pub use run_info::{ModelInfo, RunInfo};
-pub use text::{escaped, shown};

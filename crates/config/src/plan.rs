@@ -1,10 +1,11 @@
 //! From an experiment to its cells: models x tasks x variants x swept keys.
 
 use indexmap::{IndexMap, IndexSet};
+use minicache_core::CacheSpec;
 
 use crate::bounds::MOST_CELLS;
 use crate::experiment::{cache_of, set, typed};
-use crate::{CacheSpec, ConfigError, Experiment, ModelSettings, Result};
+use crate::{ConfigError, Experiment, Kind, ModelSettings, Result};
 
 /// One cell of an experiment's plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +71,12 @@ fn variants(experiment: &Experiment) -> Result<Vec<Cell>> {
         toml::Table::try_from(&experiment.model).map_err(|e| ConfigError::new("model", e.to_string()))?;
     for (index, variant) in listed.iter().enumerate() {
         let mut base = toml::Table::new();
-        base.insert("cache".into(), merged(&experiment.cache, &variant.cache).into());
+        let mut cache = merged(&experiment.cache, &variant.cache);
+        if experiment.kind == Kind::Similarity {
+            // What is looked at there are the pairs that a merge would take.
+            cache.entry("method").or_insert_with(|| "minicache".into());
+        }
+        base.insert("cache".into(), cache.into());
         base.insert("model".into(), merged(&settings, &variant.model).into());
         let place = |e: ConfigError| {
             if experiment.variants.is_empty() { e } else { e.under(&format!("variants.{index}")) }
@@ -90,9 +96,15 @@ fn variants(experiment: &Experiment) -> Result<Vec<Cell>> {
         for (swept, table) in combinations(&base, &sweep)? {
             let (cache, model) = split(table);
             let cache = cache_of(cache).map_err(blame)?;
+            // Keys of `[cache]` are for whichever variant reads them; a variant's own have to do something.
+            let own = if experiment.variants.is_empty() { &experiment.cache } else { &variant.cache };
+            if !sweep.contains_key("cache.method") {
+                let own = own.keys().map(String::as_str);
+                cache.check_reads(own).map_err(|e| blame(ConfigError::from(e.under("cache"))))?;
+            }
             let settings: ModelSettings = typed(model, "model").map_err(blame)?;
             if let Some(align) = &settings.align {
-                align.validate().map_err(|e| blame(e.under("model.align")))?;
+                align.validate().map_err(|e| blame(e.under("model.align").into()))?;
             }
             let name = variant.name.clone().unwrap_or_else(|| cache.label());
             let read = |key: &str| key.strip_prefix("cache.").is_none_or(|k| cache.reads(k));
@@ -112,8 +124,7 @@ fn split(mut table: toml::Table) -> (toml::Table, toml::Table) {
     (take("cache"), take("model"))
 }
 
-/// `base` with the keys of `over` on top, tables merged key by key. A new method starts from its own defaults of
-/// nothing but what is written, so keys of the base that it does not read do no harm.
+/// `base` with the keys of `over` on top, tables merged key by key.
 fn merged(base: &toml::Table, over: &toml::Table) -> toml::Table {
     let mut out = base.clone();
     for (key, value) in over {

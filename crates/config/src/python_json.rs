@@ -15,7 +15,7 @@ use std::iter::FusedIterator;
 use serde_json::{Map, Value};
 
 use crate::foreign::utf8;
-use crate::text::shown;
+use minicache_core::settings::shown;
 
 /// Lists and objects inside of each other, at most. Python gives up at about 1,000.
 const MAX_DEPTH: usize = 512;

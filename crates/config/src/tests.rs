@@ -1,4 +1,13 @@
+use minicache_core::settings::{Pairs, Quant, StartLayer};
+use minicache_core::{CacheSpec, MiniCache, ModelShape};
+
 use crate::*;
+
+/// The settings of a merging cache.
+fn merging(spec: &CacheSpec) -> &MiniCache {
+    let CacheSpec::MiniCache(settings) = spec else { panic!("{spec:?}") };
+    settings
+}
 
 const TABLE2: &str = r#"
 id = "table2"
@@ -30,9 +39,9 @@ fn the_sweep_is_a_cartesian_product_in_file_order() {
     let plan = cells(&e).expect("valid");
     assert_eq!(plan.len(), 6);
     assert_eq!(plan[1].swept["cache.retention.gamma"], "0.05");
-    assert_eq!(plan[2].cache.retention.gamma, 1.0);
+    assert_eq!(merging(&plan[2].cache).retention.gamma, 1.0);
     assert_eq!(plan[3].task, "coqa");
-    assert_eq!(plan[0].cache.quant.as_ref().map(|q| q.bits), Some(4));
+    assert_eq!(plan[0].cache.quantisation().map(|q| q.bits), Some(4));
 }
 
 #[test]
@@ -50,7 +59,7 @@ fn cells_that_mean_the_same_cache_appear_once() {
 fn overrides_reach_nested_keys_and_are_checked() {
     let set = |s: &str| Experiment::from_toml(TABLE2, &[s.to_string()], None);
     let plan = cells(&set("cache.start_layer=10").expect("valid")).expect("valid");
-    assert_eq!(plan[0].cache.start_layer, StartLayer::Layer(10));
+    assert_eq!(merging(&plan[0].cache).start_layer, StartLayer::Layer(10));
     let e = set("cache.retention.gama=1").expect_err("unknown key").to_string();
     assert!(e.contains("gama"), "{e}");
     let e = set("cache.t=2").expect_err("out of range").to_string();
@@ -81,10 +90,12 @@ fn errors_name_file_line_and_key() {
 #[test]
 fn a_start_layer_beyond_the_model_is_refused() {
     let shape = ModelShape { layers: 30, heads: 9, kv_heads: 3, head_dim: 64, window: None, scale: 0.125 };
-    let spec = CacheSpec { start_layer: StartLayer::Layer(30), ..CacheSpec::of(Method::Minicache) };
+    let from =
+        |n| CacheSpec::MiniCache(MiniCache { start_layer: StartLayer::Layer(n), ..Default::default() });
+    let spec = from(30);
     let e = spec.validate_for(&shape).expect_err("refused").to_string();
     assert!(e.contains("start_layer") && e.contains("30 layers"), "{e}");
-    let spec = CacheSpec { start_layer: StartLayer::Layer(16), ..spec };
+    let spec = from(16);
     assert_eq!(spec.merged_pairs(30).map(|p| p.len()), [7, 7]);
     assert_eq!(shape.full_bytes(1), 23040);
 }
@@ -96,7 +107,7 @@ fn chosen_pairs_are_checked_and_written_as_they_are_read() {
     let spec = with("{ keys = [3, 20], values = [28] }").expect("pairs");
     assert_eq!(spec.merged_pairs(30), [vec![(3, 4), (20, 21)], vec![(28, 29)]]);
     assert!(spec.validate_for(&shape).is_ok() && !spec.is_auto());
-    let json = serde_json::to_string(&spec.pairs).expect("json");
+    let json = serde_json::to_string(&merging(&spec).pairs).expect("json");
     assert_eq!(json, r#"{"keys":[3,20],"values":[28]}"#);
     assert!(with("\"auto\"").is_ok_and(|s| s.is_auto()));
     assert_eq!(serde_json::to_string(&Pairs::Auto).expect("json"), r#""auto""#);
@@ -113,9 +124,9 @@ fn chosen_pairs_are_checked_and_written_as_they_are_read() {
 fn cache_specs_read_names_bits_and_tables() {
     assert_eq!(CacheSpec::parse("full").expect("valid"), CacheSpec::default());
     let kivi = CacheSpec::parse("kivi-2").expect("valid");
-    assert_eq!((kivi.method, kivi.quantisation().map(|q| q.bits)), (Method::Kivi, Some(2)));
+    assert_eq!((kivi.name(), kivi.quantisation().map(|q| q.bits)), ("kivi", Some(2)));
     let spec = CacheSpec::parse("{ method = \"minicache\", start_layer = 15, t = 0.6 }").expect("valid");
-    assert_eq!(spec.start_layer, StartLayer::Layer(15));
+    assert_eq!(merging(&spec).start_layer, StartLayer::Layer(15));
     for bad in ["none", "kivi-5", "{ method = \"full\", x = 1 }", "{ method = ", "full-4"] {
         let e = CacheSpec::parse(bad).expect_err(bad).to_string();
         assert_eq!(e.lines().count(), 1, "{e}");
@@ -124,11 +135,11 @@ fn cache_specs_read_names_bits_and_tables() {
 
 #[test]
 fn a_spec_survives_toml_and_json() {
-    let spec = CacheSpec {
+    let spec = CacheSpec::MiniCache(MiniCache {
         start_layer: StartLayer::Layer(3),
         quant: Some(Quant::default()),
-        ..CacheSpec::of(Method::Minicache)
-    };
+        ..Default::default()
+    });
     let text = toml::to_string(&spec).expect("toml");
     assert_eq!(toml::from_str::<CacheSpec>(&text).expect("toml"), spec);
     let text = serde_json::to_string(&spec).expect("json");
@@ -205,13 +216,21 @@ const FLOATS: [&str; 8] = [
 
 #[test]
 fn absurd_numbers_are_refused_with_their_key() {
-    let base = TABLE2;
+    let (head, rest) = TABLE2.split_once("[cache]").expect("a cache");
+    let (_, sweep) = rest.split_once("[sweep]").expect("a sweep");
+    let base = |key: &str| match key.split('.').nth(1).filter(|_| key.starts_with("cache")) {
+        Some("recent" | "heavy") => format!("{head}[cache]\nmethod = \"h2o\"\n[sweep]{sweep}"),
+        Some("alpha") => format!("{head}[cache]\nmethod = \"smoothquant\"\n[sweep]{sweep}"),
+        Some("k" | "v") => format!("{head}[cache]\nmethod = \"latent\"\n[sweep]{sweep}"),
+        _ => TABLE2.to_string(),
+    };
     let set = |key: &str, value: &str| {
-        let wrong = Experiment::from_toml(base, &[format!("{key}={value}")], None);
+        let wrong = Experiment::from_toml(&base(key), &[format!("{key}={value}")], None);
         let e = wrong.expect_err(&format!("{key} = {value}"));
         let last = key.rsplit('.').next().unwrap_or(key);
         let said = e.to_string();
         assert!(said.contains(last) && said.lines().count() == 1, "{key} = {value}: {said}");
+        assert!(!said.contains("not read by"), "{key}: {said}");
         said
     };
     for key in INTEGERS {
@@ -240,11 +259,26 @@ fn absurd_numbers_are_refused_with_their_key() {
     assert!(set("bench.steps", "9999999999999999999999").contains("no number"));
     // Zero with a sign is zero.
     for key in ["cache.t", "cache.retention.gamma", "bench.spread"] {
-        assert!(Experiment::from_toml(base, &[format!("{key}=-0.0")], None).is_ok(), "{key}");
+        assert!(Experiment::from_toml(TABLE2, &[format!("{key}=-0.0")], None).is_ok(), "{key}");
     }
     let deep = format!("cache{}=1", ".x".repeat(100_000));
-    let e = Experiment::from_toml(base, &[deep], None).expect_err("too deep").to_string();
+    let e = Experiment::from_toml(TABLE2, &[deep], None).expect_err("too deep").to_string();
     assert!(e.contains("16 parts"), "{e}");
+}
+
+#[test]
+fn a_key_that_does_nothing_is_refused_with_those_that_do() {
+    let e = CacheSpec::parse("{ method = \"kivi\", t = 0.5 }").expect_err("refused").to_string();
+    assert!(e.contains("t: not read by method = \"kivi\"") && e.contains("quant"), "{e}");
+    let e = error(&TABLE2.replace("method = \"minicache\"", "method = \"mean\""));
+    assert!(e.contains("x.toml:12: cache.t: not read by"), "{e}");
+    // Defaults of several variants are for those that read them; a variant's own keys have to do something.
+    let with = |variant: &str| format!("{TABLE2}\n[[variants]]\ncache = {{ method = \"full\"{variant} }}\n");
+    assert!(Experiment::from_toml(&with(""), &[], None).is_ok());
+    let e = error(&with(", t = 0.5"));
+    assert!(e.contains("variants.0.cache.t: not read by method = \"full\""), "{e}");
+    let e = error(&with(", tt = 0.5"));
+    assert!(e.contains("variants.0.cache.tt: unknown key of"), "{e}");
 }
 
 #[test]

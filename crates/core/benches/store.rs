@@ -5,8 +5,8 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use minicache_config::Axis;
 use minicache_core::kernels::{Isa, bandwidth_gb_s, with_isa};
+use minicache_core::settings::Axis;
 use minicache_core::{
     CacheSpec, LayerSimilarity, ModelShape, Precision, Resources, Scheme, Side, Store, Synthetic, build,
 };

@@ -4,11 +4,11 @@
 //! caches of full width, filled with synthetic states ([`crate::Synthetic`]), and their measured allocations taken
 //! times the number of such layers and pairs.
 
-use minicache_config::{
-    Axis, CacheSpec, ConfigError, LatentSide, Method, ModelShape, Pairs, Quant, Rank, StartLayer, StoreType,
+use crate::methods::{Alike, Pairing, Stored};
+use crate::settings::{
+    Axis, Budget, LatentSide, ModelShape, Pairs, Quant, Rank, SettingError, StartLayer, StoreType,
 };
-
-use crate::{Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build, latent};
+use crate::{CacheSpec, Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build};
 
 /// Numbers of a side's states that are made at a time; bounds the memory that a long context takes.
 const STEP: usize = 1 << 22;
@@ -33,31 +33,32 @@ pub fn footprint(
     similarity: LayerSimilarity,
 ) -> Result<Footprint> {
     spec.validate_for(shape).map_err(|e| e.under("cache"))?;
-    check_context(shape, context, measured_layers(spec, shape, resources))?;
+    let method = spec.method();
+    check_context(shape, context, method.measured_layers(shape, resources))?;
+    if resources.latent.is_none()
+        && let Some(made_up) = method.footprint(shape, context)
+    {
+        return made_up;
+    }
     let measure = |part: &ModelShape, step: usize| {
-        let spec = match spec.pairs {
-            Pairs::Chosen(_) => spec.clone(),
-            _ => CacheSpec { start_layer: StartLayer::Layer(0), ..spec.clone() },
+        let spec = match spec.pairing() {
+            Some(Pairing { pairs: Pairs::Chosen(_), .. }) | None => spec.clone(),
+            Some(pairing) => spec.clone().with_pairs(StartLayer::Layer(0), pairing.pairs),
         };
         let mut cache = build(&spec, part, resources)?;
         Synthetic::new(part, context, similarity, SEED).fill(&mut *cache, 0..context, step)?;
         Ok::<_, Error>(cache.footprint())
     };
-    match spec.method {
-        // Its transforms are of all layers, and groups of them differ in what they keep.
-        Method::Latent if resources.latent.is_some() => measure(shape, (STEP / shape.kv_dim()).max(1)),
-        Method::Latent => latent::account::footprint(spec, shape, context),
-        // Every KV head has its own slots, and what they hold after a prefill depends on it having been one step.
-        Method::H2o | Method::Sinks => {
+    let step = (STEP / shape.kv_dim()).max(1);
+    match method.alike() {
+        Alike::Nothing => measure(shape, step),
+        Alike::Heads => {
             let part = ModelShape { layers: 1, heads: shape.group(), kv_heads: 1, ..*shape };
             Ok(measure(&part, context)?.times(shape.layers * shape.kv_heads))
         }
-        // Keys and values are merged in different layers.
-        _ if matches!(spec.pairs, Pairs::Chosen(_)) => measure(shape, (STEP / shape.kv_dim()).max(1)),
-        _ => {
+        Alike::Layers => {
             let pairs = spec.most_pairs(shape.layers);
             let layers = shape.layers - 2 * pairs;
-            let step = (STEP / shape.kv_dim()).max(1);
             let measure = |layers, times| -> Result<Footprint> {
                 if times == 0 {
                     return Ok(Footprint::default());
@@ -69,19 +70,6 @@ pub fn footprint(
             total += merged?;
             Ok(total)
         }
-    }
-}
-
-/// Layers of full width whose caches [`footprint`] builds.
-fn measured_layers(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> usize {
-    match spec.method {
-        Method::Latent if resources.latent.is_some() => shape.layers,
-        Method::Latent => {
-            2 * [spec.k.group, spec.v.group].map(|g| g.layers(shape.layers)).into_iter().max().unwrap_or(1)
-        }
-        Method::H2o | Method::Sinks => 1,
-        _ if matches!(spec.pairs, Pairs::Chosen(_)) => shape.layers,
-        _ => 3,
     }
 }
 
@@ -104,7 +92,7 @@ pub(crate) fn check_context(shape: &ModelShape, context: usize, layers: usize) -
             MOST_MEASURED >> 30
         )
     };
-    Err(ConfigError::new("context", message).into())
+    Err(SettingError::new("context", message).into())
 }
 
 /// Bytes that a cache holds once for all sequences of a model: the kept bases of latents and their table of phases for
@@ -113,10 +101,7 @@ pub(crate) fn check_context(shape: &ModelShape, context: usize, layers: usize) -
 /// # Errors
 /// Settings of latents that only a calibrated basis decides.
 pub fn shared_bytes(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Result<usize> {
-    match spec.method {
-        Method::Latent => latent::account::shared_bytes(spec, shape, context),
-        _ => Ok(0),
-    }
+    spec.method().shared_bytes(shape, context)
 }
 
 /// The ratio that a specification promises on paper, with its arithmetic: bits of a number and layers stored, or
@@ -131,71 +116,81 @@ pub struct Nominal {
 
 /// The arithmetic of `spec`; `None` where a calibrated basis decides it (latents with a rank by energy).
 pub fn nominal(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Option<Nominal> {
+    spec.method().nominal(shape, context)
+}
+
+/// Of latents with these sides.
+pub(crate) fn nominal_latents(keys: &LatentSide, values: &LatentSide) -> Option<Nominal> {
     let mut lines = Vec::new();
-    match spec.method {
-        Method::Latent => {
-            let keys = latent_bits(&spec.k, "keys", &mut lines)?;
-            let values = latent_bits(&spec.v, "values", &mut lines)?;
-            let ratio = 32.0 / (keys + values);
-            lines.push(format!("2 x 16 / ({keys} + {values}) = {ratio:.2}x"));
-            Some(Nominal { ratio, lines })
-        }
-        Method::H2o | Method::Sinks => {
-            let recent = spec.recent.resolve(context).max(1);
-            let (older, what) = match spec.method {
-                Method::H2o => (spec.heavy.resolve(context), "heavy hitters"),
-                _ => (spec.first_exact(), "first tokens"),
+    let keys = latent_bits(keys, "keys", &mut lines)?;
+    let values = latent_bits(values, "values", &mut lines)?;
+    let ratio = 32.0 / (keys + values);
+    lines.push(format!("2 x 16 / ({keys} + {values}) = {ratio:.2}x"));
+    Some(Nominal { ratio, lines })
+}
+
+/// Of recent tokens and `older` ones, which are called something.
+pub(crate) fn nominal_kept(
+    dtype: StoreType,
+    recent: Budget,
+    (older, what): (usize, &str),
+    shape: &ModelShape,
+    context: usize,
+) -> Nominal {
+    let recent = recent.resolve(context).max(1);
+    let held = shape.window.map_or(context, |w| context.min(w));
+    let kept = (recent + older).min(held);
+    let ratio = held as f64 / kept as f64 * StoreType::F16.bytes() as f64 / dtype.bytes() as f64;
+    let width = if dtype == StoreType::F16 { "" } else { " x 16/32" };
+    let lines = vec![
+        format!("{recent} recent tokens and {older} {what}: {kept} of {held} are kept"),
+        format!("{held} / {kept}{width} = {ratio:.2}x"),
+    ];
+    Nominal { ratio, lines }
+}
+
+/// Of every layer's states, and of pairs that share them.
+pub(crate) fn nominal_layers(stored: &Stored, pairing: Option<&Pairing>, shape: &ModelShape) -> Nominal {
+    let mut lines = Vec::new();
+    let keys = bits(stored, shape, "keys", &mut lines);
+    let values = bits(stored, shape, "values", &mut lines);
+    let layers = shape.layers;
+    let merged = pairing.map_or_else(Default::default, |p| p.merged(layers));
+    let [key_pairs, value_pairs] = merged.map(|pairs| pairs.len());
+    let (of_keys, of_values) = (layers - key_pairs, layers - value_pairs);
+    let pairing = pairing.filter(|_| key_pairs + value_pairs > 0);
+    match pairing {
+        Some(Pairing { pairs: Pairs::Chosen(_), .. }) => lines.push(format!(
+            "{key_pairs} pairs share one vector of keys and {value_pairs} one of values: {of_keys} and \
+             {of_values} of {layers} layers are stored"
+        )),
+        Some(pairing) => {
+            let pairs = key_pairs.max(value_pairs);
+            let first = pairing.start_layer.resolve(layers);
+            let what = match (of_keys == layers, of_values == layers) {
+                (false, false) => "",
+                (false, true) => " of keys",
+                _ => " of values",
             };
-            let held = shape.window.map_or(context, |w| context.min(w));
-            let kept = (recent + older).min(held);
-            lines.push(format!("{recent} recent tokens and {older} {what}: {kept} of {held} are kept"));
-            let ratio = held as f64 / kept as f64 * StoreType::F16.bytes() as f64 / spec.dtype.bytes() as f64;
-            let width = if spec.dtype == StoreType::F16 { "" } else { " x 16/32" };
-            lines.push(format!("{held} / {kept}{width} = {ratio:.2}x"));
-            Some(Nominal { ratio, lines })
+            lines.push(format!(
+                "{pairs} pairs from layer {first} share one vector{what}: {} of {layers} layers are stored",
+                of_keys.min(of_values)
+            ));
         }
-        _ => {
-            let keys = bits(spec, shape, "keys", &mut lines);
-            let values = bits(spec, shape, "values", &mut lines);
-            let layers = shape.layers;
-            let [key_pairs, value_pairs] = spec.merged_pairs(layers).map(|p| p.len());
-            let (of_keys, of_values) = (layers - key_pairs, layers - value_pairs);
-            let (pairs, merged) = (key_pairs.max(value_pairs), key_pairs + value_pairs > 0);
-            if merged && matches!(spec.pairs, Pairs::Chosen(_)) {
-                lines.push(format!(
-                    "{key_pairs} pairs share one vector of keys and {value_pairs} one of values: {of_keys} and \
-                     {of_values} of {layers} layers are stored"
-                ));
-            } else if merged {
-                let first = spec.start_layer.resolve(layers);
-                let what = match (of_keys == layers, of_values == layers) {
-                    (false, false) => "",
-                    (false, true) => " of keys",
-                    _ => " of values",
-                };
-                lines.push(format!(
-                    "{pairs} pairs from layer {first} share one vector{what}: {} of {layers} layers are stored",
-                    of_keys.min(of_values)
-                ));
-            }
-            let share = |bits: f64, of: usize| bits * of as f64 / (16 * layers) as f64;
-            let ratio = 2.0 / (share(keys, of_keys) + share(values, of_values));
-            if keys == values && of_keys == of_values {
-                let layers = if merged { format!(" x {layers}/{of_keys}") } else { String::new() };
-                lines.push(format!("16 / {keys}{layers} = {ratio:.2}x"));
-            } else {
-                let term = |bits: f64, of: usize| {
-                    if of == layers { format!("{bits}") } else { format!("{bits} x {of}/{layers}") }
-                };
-                lines.push(format!(
-                    "2 x 16 / ({} + {}) = {ratio:.2}x",
-                    term(keys, of_keys),
-                    term(values, of_values)
-                ));
-            }
-            Some(Nominal { ratio, lines })
-        }
+        None => {}
     }
+    let share = |bits: f64, of: usize| bits * of as f64 / (16 * layers) as f64;
+    let ratio = 2.0 / (share(keys, of_keys) + share(values, of_values));
+    if keys == values && of_keys == of_values {
+        let layers = if pairing.is_some() { format!(" x {layers}/{of_keys}") } else { String::new() };
+        lines.push(format!("16 / {keys}{layers} = {ratio:.2}x"));
+    } else {
+        let term = |bits: f64, of: usize| {
+            if of == layers { format!("{bits}") } else { format!("{bits} x {of}/{layers}") }
+        };
+        lines.push(format!("2 x 16 / ({} + {}) = {ratio:.2}x", term(keys, of_keys), term(values, of_values)));
+    }
+    Nominal { ratio, lines }
 }
 
 /// Bits of a latent for each number of the states that it stands for.
@@ -219,19 +214,16 @@ fn latent_bits(side: &LatentSide, name: &str, lines: &mut Vec<String>) -> Option
 }
 
 /// Bits of one number with its share of scale and zero.
-fn bits(spec: &CacheSpec, shape: &ModelShape, side: &str, lines: &mut Vec<String>) -> f64 {
-    let Some(quant) = spec.quantisation() else {
-        let bits = 8.0 * spec.dtype.bytes() as f64;
-        if spec.dtype != StoreType::F16 {
+fn bits(stored: &Stored, shape: &ModelShape, side: &str, lines: &mut Vec<String>) -> f64 {
+    let Some(quant) = &stored.quant else {
+        let bits = 8.0 * stored.dtype.bytes() as f64;
+        if stored.dtype != StoreType::F16 {
             lines.push(format!("{side}: f32, {bits} bits a number"));
         }
         return bits;
     };
-    let Quant { bits, group, .. } = quant;
-    let keys = side == "keys";
-    let by_channel = keys && !matches!(spec.method, Method::Rtn | Method::Smoothquant);
-    let default = if by_channel { Axis::Channel } else { Axis::Token };
-    let (group, of) = match if keys { quant.keys } else { quant.values }.unwrap_or(default) {
+    let Quant { bits, group, .. } = *quant;
+    let (group, of) = match stored.axes()[usize::from(side == "values")] {
         Axis::Channel => (group as f64, "tokens"),
         // A group ends with its head.
         Axis::Token => (shape.head_dim as f64 / shape.head_dim.div_ceil(group) as f64, "channels"),
@@ -291,7 +283,7 @@ mod tests {
                     footprint(&spec, &shape, &Resources::default(), context, LayerSimilarity::default());
                 let (got, want) = (got.unwrap(), whole(&spec, &shape, context));
                 // Pairs differ in how many of their tokens are outliers; all else is equal to the byte.
-                let random = spec.method == Method::Minicache;
+                let random = matches!(spec, CacheSpec::MiniCache(_));
                 for ((part, got), (_, want)) in got.parts().into_iter().zip(want.parts()) {
                     if !random || shape.window.is_none() && !["retained", "scales"].contains(&part) {
                         assert_eq!(got, want, "{part} of {text} in {shape:?}");
@@ -309,8 +301,8 @@ mod tests {
         for text in SPECS {
             let spec = CacheSpec::parse(text).unwrap();
             // Slots have room by the largest step; heads have their extremes anywhere.
-            let evicts = matches!(spec.method, Method::H2o | Method::Sinks);
-            if evicts || spec.granularity == minicache_config::Granularity::Head {
+            let evicts = spec.drops_tokens();
+            if evicts || spec.pairing().is_some_and(|p| p.granularity == crate::settings::Granularity::Head) {
                 continue;
             }
             let bytes = |step| {

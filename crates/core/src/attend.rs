@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use minicache_config::ModelShape;
+use crate::settings::ModelShape;
 use rayon::prelude::*;
 
 use crate::dense::{View, add_product, mul_transposed};

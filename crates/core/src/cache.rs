@@ -1,9 +1,12 @@
 //! The seam between decoder and cache.
 
+use crate::settings::ModelShape;
+#[cfg(feature = "candle")]
 use candle_core::{Device, Tensor};
-use minicache_config::ModelShape;
 
-use crate::{Error, Footprint, Result};
+#[cfg(feature = "candle")]
+use crate::Error;
+use crate::{Footprint, Result};
 
 /// One sequence's KV cache.
 ///
@@ -65,6 +68,7 @@ pub trait KvCache: Send {
     ///
     /// # Errors
     /// As [`KvCache::attend_into`], and errors of candle.
+    #[cfg(feature = "candle")]
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (heads, tokens, dim) = q.dims3()?;
         let shape = *self.shape();

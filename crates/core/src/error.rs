@@ -28,10 +28,11 @@ pub enum Error {
     /// A cache that needs something it was not given (a calibrated basis, the model's RoPE).
     #[error("{0}")]
     Missing(String),
-    /// A bad cache specification.
+    /// A setting that cannot be, or that does not fit the model.
     #[error(transparent)]
-    Config(#[from] minicache_config::ConfigError),
+    Setting(#[from] crate::settings::SettingError),
     /// From candle.
+    #[cfg(feature = "candle")]
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

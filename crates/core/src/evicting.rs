@@ -1,6 +1,7 @@
 //! The cache of methods that drop tokens: a bounded set of exact states per layer and KV head.
 
-use minicache_config::ModelShape;
+use crate::settings::{ModelShape, StoreType};
+use half::f16;
 use rayon::prelude::*;
 
 use crate::cache::{KvCache, Restored};
@@ -23,6 +24,18 @@ pub(crate) trait Evict: Send + Sync {
     fn keep(&self, positions: &[u32], attention: &[f32], seen: usize, keep: &mut [bool]);
     /// Whether received attention has to be accumulated.
     fn needs_attention(&self) -> bool;
+}
+
+/// An empty cache that drops what `evict` says, with its states stored as `dtype`.
+pub(crate) fn evicting(
+    shape: &ModelShape,
+    dtype: StoreType,
+    evict: impl Evict + Clone + 'static,
+) -> Box<dyn KvCache> {
+    match dtype {
+        StoreType::F16 => Box::new(Evicting::<_, f16>::new(shape, evict)),
+        StoreType::F32 => Box::new(Evicting::<_, f32>::new(shape, evict)),
+    }
 }
 
 /// The states held for one KV head of one layer, in no particular order.

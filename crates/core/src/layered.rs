@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use minicache_config::ModelShape;
+use crate::settings::ModelShape;
 
 use crate::attend::{Past, Step, attend};
 use crate::cache::{KvCache, Restored};

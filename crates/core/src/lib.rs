@@ -25,6 +25,7 @@ mod plain;
 mod resources;
 mod retain;
 mod scratch;
+pub mod settings;
 mod softmax;
 mod steps;
 pub mod store;
@@ -37,9 +38,12 @@ pub use error::{Error, Result};
 pub use footprint::Footprint;
 pub use kernels::Precision;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
-pub use methods::{build, describe};
-pub use minicache_config::{CacheSpec, ModelShape};
+pub use methods::{
+    CacheSpec, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo, MiniCache, Pairing, Rtn, Sinks,
+    SmoothQuant, build,
+};
 pub use resources::{Resources, Rotary};
+pub use settings::ModelShape;
 pub use steps::{StepTime, time_steps};
 pub use store::{Scheme, Side, Store, StoreBytes};
 pub use synthetic::{LayerSimilarity, Synthetic};

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::settings::StoreType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use minicache_config::StoreType;
 
 use crate::kernels::half;
 

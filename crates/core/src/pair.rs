@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use minicache_config::{ModelShape, Retention, StoreType};
+use crate::settings::{ModelShape, Retention, StoreType};
 
 use crate::kernels::LANES;
 use crate::lane::{Keys, Values};

@@ -1,6 +1,6 @@
 //! Token retention: which tokens of a pair are too distinct to merge (MiniCache, section 4.2 and Figure 2b).
 
-use minicache_config::{Retention, RetentionRule};
+use crate::settings::{Retention, RetentionRule};
 
 /// The rule with its running extremes, for one side of one pair (and one head, with head granularity).
 #[derive(Debug, Clone)]

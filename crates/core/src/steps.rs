@@ -6,14 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use minicache_config::{CacheSpec, Method, ModelShape, Pairs, StartLayer};
-
 use crate::account::check_context;
 use crate::merge::{Slerp, distance, norms};
-use crate::methods::merged_sides;
-use crate::pair::{PairSide, Proposal};
+use crate::pair::{PairSide, Proposal, SideSettings};
 use crate::retain::Retainer;
-use crate::{Error, KvCache, LayerSimilarity, Resources, Result, Synthetic, build};
+use crate::settings::{ModelShape, Pairs, StartLayer};
+use crate::{CacheSpec, Error, KvCache, LayerSimilarity, Resources, Result, Synthetic, build};
 
 /// Runs of a step: at least `RUNS.0`, then up to `RUNS.1` while they take less than `ENOUGH` together.
 const RUNS: (usize, usize) = (3, 25);
@@ -53,11 +51,12 @@ pub fn time_steps(
     // A layer and a pair, each with its states as f32 beside the cache: those and the queries take the most.
     let queries = 1 + shape.group().div_ceil(2);
     check_context(shape, context, 3 * 2 * queries)?;
-    if spec.method == Method::Latent {
+    if matches!(spec, CacheSpec::Latent(_)) {
         let message = "the steps of latent caches are not timed apart: their groups of layers differ";
         return Err(Error::Missing(message.to_string()));
     }
-    if matches!(spec.pairs, Pairs::Chosen(_)) {
+    let pairing = spec.pairing();
+    if matches!(pairing.as_ref().map(|p| &p.pairs), Some(Pairs::Chosen(_))) {
         let message =
             "the steps of chosen pairs are not timed apart: keys and values are merged in different layers";
         return Err(Error::Missing(message.to_string()));
@@ -67,7 +66,7 @@ pub fn time_steps(
     let pair = Part::new(spec, shape, resources, context, similarity, 2)?;
     // By the number of layers of the model: pairs, and layers that stand alone.
     let whole = |own: f64, pair: f64| own * (shape.layers - 2 * pairs) as f64 + pair * pairs as f64;
-    let drops = matches!(spec.method, Method::H2o | Method::Sinks);
+    let drops = spec.drops_tokens();
     let stored = |part: &Part<'_>| if drops { Ok(0.0) } else { part.storage() };
     let own_storage = stored(&own)?;
     let storage = whole(own_storage, if pairs > 0 { stored(&pair)? } else { 0.0 });
@@ -106,7 +105,8 @@ impl<'a> Part<'a> {
         layers: usize,
     ) -> Result<Self> {
         // Of a single layer nothing is merged, and the start layer must be one of the model's.
-        let spec = CacheSpec { start_layer: StartLayer::Layer(0), ..spec.clone() };
+        let pairs = spec.pairing().map_or(Pairs::Deep, |p| p.pairs);
+        let spec = spec.clone().with_pairs(StartLayer::Layer(0), pairs);
         let shape = ModelShape { layers, ..*shape };
         let states = Synthetic::new(&shape, context + 1, similarity, SEED);
         let of = |from: usize, to: usize| -> Result<Vec<[Vec<f32>; 3]>> {
@@ -180,7 +180,10 @@ fn attend(cache: &mut dyn KvCache, states: &[[Vec<f32>; 3]], out: &mut [f32]) ->
 
 /// The steps of merging a pair, keys and values together.
 fn merge_times(spec: &CacheSpec, pair: &Part<'_>, resources: &Resources) -> Result<Vec<(&'static str, f64)>> {
-    let sides = merged_sides(&pair.spec, &pair.shape, resources)?;
+    let plan = pair.spec.method().plan(&pair.shape, resources)?;
+    let of =
+        |settings: Option<SideSettings>, pairs: &[(usize, usize)]| settings.filter(|_| !pairs.is_empty());
+    let sides = [of(plan.keys, &plan.key_pairs), of(plan.values, &plan.value_pairs)];
     let mut totals =
         [("magnitude", 0.0), ("distance", 0.0), ("direction", 0.0), ("retention", 0.0), ("packing", 0.0)];
     for (side, settings) in sides.into_iter().enumerate().filter_map(|(i, s)| Some((i + 1, s?))) {
@@ -192,7 +195,11 @@ fn merge_times(spec: &CacheSpec, pair: &Part<'_>, resources: &Resources) -> Resu
         let mut lengths = vec![(0.0, 0.0); count];
         let mut angles = vec![0.0; count];
         let mut shared = vec![0.0; a.len()];
-        let slerp = Slerp { t: spec.t };
+        // A mean has neither magnitudes nor directions, and another merge no SLERP: then these are not its steps.
+        let slerp = match spec {
+            CacheSpec::MiniCache(settings) => Some(Slerp { t: settings.t }),
+            _ => None,
+        };
         let magnitude = timed(|| {
             rows().zip(&mut lengths).for_each(|((a, b), l)| *l = norms(a, b));
         })?;
@@ -202,7 +209,10 @@ fn merge_times(spec: &CacheSpec, pair: &Part<'_>, resources: &Resources) -> Resu
         })?;
         let direction = timed(|| {
             let each = rows().zip(lengths.iter().zip(&angles)).zip(shared.chunks_exact_mut(width));
-            each.for_each(|(((a, b), (&(na, nb), &angle)), e)| slerp.direction(a, b, (na, nb), angle, e));
+            let slerp = slerp.as_ref();
+            each.for_each(|(((a, b), (&(na, nb), &angle)), e)| {
+                slerp.into_iter().for_each(|s| s.direction(a, b, (na, nb), angle, e));
+            });
         })?;
         let distances: Vec<f32> = angles.iter().map(|&x| (x / std::f64::consts::PI) as f32).collect();
         let mut marks = vec![false; count];
@@ -224,11 +234,9 @@ fn merge_times(spec: &CacheSpec, pair: &Part<'_>, resources: &Resources) -> Resu
             store.commit(&mut proposal, &a, &b);
             Ok(start.elapsed())
         })?;
-        // A mean has neither magnitudes nor directions, and another merge no SLERP: then these are not its steps.
-        let slerps = spec.method == Method::Minicache;
         let times = [magnitude, distance, direction, retention, packing];
         for ((step, total), time) in totals.iter_mut().zip(times) {
-            if slerps || *step == "packing" {
+            if slerp.is_some() || *step == "packing" {
                 *total += time;
             }
         }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use minicache_config::ModelShape;
+use crate::settings::ModelShape;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};

@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use minicache_config::Axis;
+use minicache_core::settings::Axis;
 use minicache_core::{CacheSpec, ModelShape, Precision, Resources, Scheme, Side, Store, build};
 
 /// Counts what this thread holds and how often it asked.

@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const SPECS: [&str; 17] = [
+const SPECS: [&str; 18] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -51,6 +51,7 @@ const SPECS: [&str; 17] = [
     "kivi-4",
     "rtn-3",
     "smoothquant",
+    "fp8",
     "h2o",
     "{ method = \"sinks\", recent = 100 }",
 ];

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use minicache_config::{ModelShape, python_json, shown};
+use minicache_config::{python_json, shown};
+use minicache_core::ModelShape;
 use serde_json::{Map, Value};
 
 use crate::rope::{RopeConfig, RopeScaling};

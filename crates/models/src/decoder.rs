@@ -13,7 +13,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use minicache_config::{ModelShape, WeightMode};
+use minicache_config::WeightMode;
+use minicache_core::ModelShape;
 use minicache_core::{KvCache, Rotary};
 use rayon::prelude::*;
 

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use minicache_config::Calibration;
 use minicache_core::latent::{Basis, LatentPlan};
-use minicache_core::{CacheSpec, ModelShape, Rotary};
+use minicache_core::settings::Calibration;
+use minicache_core::{Latent, ModelShape, Rotary};
 
 use crate::{Error, Result, calibrate};
 
@@ -37,7 +37,7 @@ impl Latents {
 
     pub(crate) fn plan(
         &self,
-        spec: &CacheSpec,
+        spec: &Latent,
         shape: &ModelShape,
         rotary: Arc<dyn Rotary>,
         fingerprint: &str,
@@ -46,7 +46,8 @@ impl Latents {
         let mut probe = vec![1.0f32; shape.head_dim];
         rotary.rotate(1, &mut probe);
         let frequencies: Vec<u32> = probe.iter().map(|x| x.to_bits()).collect();
-        let key = format!("{:?} {frequencies:?}", spec.canonical(None));
+        // What calibration is read for is a basis, and a file of its own stands in for it.
+        let key = format!("{spec:?} {frequencies:?}");
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = plans.get(&key) {
             return Ok(plan.clone());

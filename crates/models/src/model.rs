@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use minicache_config::{Calibration, Method};
 use minicache_core::latent::{Basis, Grouping};
+use minicache_core::settings::Calibration;
 use minicache_core::{CacheSpec, KvCache, ModelShape, Resources};
 use sha2::{Digest, Sha256};
 
@@ -200,8 +200,10 @@ impl Model {
     pub fn new_cache_for(&self, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
         let rotary = self.decoder.rotary(planned_len);
         let shape = self.decoder.shape();
-        let latent = match spec.method {
-            Method::Latent => Some(self.latents.plan(spec, shape, rotary.clone(), &self.fingerprint)?),
+        let latent = match spec {
+            CacheSpec::Latent(settings) => {
+                Some(self.latents.plan(settings, shape, rotary.clone(), &self.fingerprint)?)
+            }
             _ => None,
         };
         Ok(minicache_core::build(spec, shape, &Resources { rotary: Some(rotary), latent })?)

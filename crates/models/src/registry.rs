@@ -4,7 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use minicache_config::{ConfigError, ModelShape};
+use minicache_config::ConfigError;
+use minicache_core::ModelShape;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};

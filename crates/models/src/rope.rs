@@ -63,8 +63,6 @@ pub enum RopeScaling {
         /// Factor on cosines and sines, for both lists.
         attention: f64,
     },
-    /// Fixed divisors per frequency: how GGUF files carry the Llama 3.1 scheme (`rope_freqs.weight`).
-    Divisors(Vec<f64>),
 }
 
 impl RopeScaling {
@@ -166,7 +164,6 @@ impl RopeConfig {
                 list("long_factor", long)?;
                 positive("attention_factor", *attention)
             }
-            RopeScaling::Divisors(divisors) => list("rope_freqs", divisors),
         }
     }
 
@@ -232,7 +229,6 @@ impl RopeConfig {
             RopeScaling::LongRope { short, long, original, attention } => {
                 (divided(if length > *original { long } else { short }), *attention)
             }
-            RopeScaling::Divisors(divisors) => (divided(divisors), 1.0),
         };
         Frequencies { inv_freq, attention: attention as f32 }
     }

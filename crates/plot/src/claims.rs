@@ -34,13 +34,21 @@ impl Outcome {
         }
     }
 
-    /// Of what is claimed of several at once. What cannot be told takes no part, unless nothing can.
-    fn together(parts: impl IntoIterator<Item = Self>) -> Self {
-        let told: Vec<Self> = parts.into_iter().filter(|o| *o != Self::Open).collect();
+    /// Of several models. One that cannot tell takes no part, unless none can.
+    fn of_models(findings: impl IntoIterator<Item = Self>) -> Self {
+        let told: Vec<Self> = findings.into_iter().filter(|o| *o != Self::Open).collect();
         match told.as_slice() {
             [] => Self::Open,
             [first, rest @ ..] if rest.iter().all(|o| o == first) => *first,
             _ => Self::Partly,
+        }
+    }
+
+    /// Of what is claimed of several things at once: it holds where all of them do.
+    fn of_parts(parts: &[Self]) -> Self {
+        match Self::of_models(parts.iter().copied()) {
+            Self::Reproduced if parts.contains(&Self::Open) => Self::Partly,
+            outcome => outcome,
         }
     }
 }
@@ -76,7 +84,7 @@ impl Verdict {
 
     /// All models together.
     pub(crate) fn outcome(&self) -> Outcome {
-        Outcome::together(self.findings.iter().map(|f| f.outcome))
+        Outcome::of_models(self.findings.iter().map(|f| f.outcome))
     }
 }
 
@@ -123,14 +131,14 @@ fn finding(data: &Data, rows: &[usize], needs: &Needs) -> Option<Finding> {
         Needs::Ahead { which, of, mean } => scores::ahead(data, rows, which, of, *mean),
         Needs::Best { variant, key, value } => scores::best(data, rows, variant, key, *value),
         Needs::Ratio { variant, least, models } => sizes::ratio(data, rows, variant, *least, models),
-        Needs::Times { column, least } => sizes::times(data, rows, column, *least),
-        Needs::Less { column, share } => sizes::less(data, rows, column, *share),
+        Needs::Times { variant, column, least } => sizes::times(data, rows, variant, column, *least),
+        Needs::Less { variant, column, share } => sizes::less(data, rows, variant, column, *share),
     };
     let model = data.model_label(data.cells.text(*rows.first()?, "model")).to_string();
     (!parts.is_empty()).then(|| Finding {
         model,
         text: parts.iter().map(|p| p.text.as_str()).collect::<Vec<_>>().join("; "),
-        outcome: Outcome::together(parts.iter().map(|p| p.outcome)),
+        outcome: Outcome::of_parts(&parts.iter().map(|p| p.outcome).collect::<Vec<_>>()),
         wanted: parts.iter().find_map(|p| p.wanted.clone()),
     })
 }

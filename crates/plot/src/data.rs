@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use minicache_config::{Kind, Method, RunInfo};
+use minicache_config::{Kind, RunInfo};
 
 use crate::columns::is_name;
 use crate::error::Result;
@@ -185,15 +185,11 @@ fn derive(cells: &mut Table, info: Option<&RunInfo>) {
     cells.derive("method", |t, row| Some(cache(t, row)?.get("method")?.as_str()?.to_string()));
     cells.derive("bits", |t, row| Some(cache(t, row)?.get("quant")?.get("bits")?.to_string()));
     let start = |t: &Table, row| {
-        let spec = cache(t, row);
-        let method =
-            spec.as_ref().and_then(|s| serde_json::from_value::<Method>(s.get("method")?.clone()).ok());
-        if method.is_some_and(|m| !m.merges()) {
-            return None;
-        }
+        // A method that merges no layers has no such key.
+        let start = cache(t, row).and_then(|spec| Some(spec.get("start_layer")?.to_string()));
         let total = layers(t, row, info)?;
         let text = match t.text(row, "cache.start_layer") {
-            "" => spec?.get("start_layer")?.to_string(),
+            "" => start?,
             swept => swept.to_string(),
         };
         let start =

@@ -491,15 +491,17 @@ x = "cache.retention.gamma"
 y = "score"
 log_x = true
 "#;
-    let csv = "model,task,variant,cache.retention.gamma,cache,score\n\
-               t,x,full,,\"{\"\"method\"\":\"\"full\"\"}\",0.4\n\
-               t,x,minicache,0.0,{},0.1\nt,x,minicache,0.05,{},0.2\nt,x,minicache,1.0,{},0.3\n";
+    let csv = "model,task,variant,cache.retention.gamma,cache,score,diff,diff_lo,diff_hi\n\
+               t,x,full,,\"{\"\"method\"\":\"\"full\"\"}\",0.4,,,\n\
+               t,x,minicache,0.0,{},0.1,-0.3,-0.31,-0.29\n\
+               t,x,minicache,0.05,{},0.2,-0.2,-0.21,-0.19\n\
+               t,x,minicache,1.0,{},0.3,-0.1,-0.11,-0.09\n";
     let dir = experiment(root.path(), toml, csv, 3, true);
     report(&dir, None).unwrap();
     let md = text(&dir, "report.md");
     assert!(
         md.contains(
-            "x: \u{2212}20 from full at gamma = 0.05, \u{2212}10 at 1, the best other. **Not reproduced**"
+            "x: \u{2212}20 [\u{2212}21, \u{2212}19] from full at gamma = 0.05, \u{2212}10 [\u{2212}11, \u{2212}9] at 1, the best other. **Not reproduced**"
         ),
         "{md}"
     );
@@ -511,8 +513,8 @@ id = "fig5"
 kind = "throughput"
 models = ["tiny"]
 claims = [
-    { text = "faster", paper = "5 times", needs = { rule = "times", column = "tokens_per_s", least = 5.0 } },
-    { text = "smaller", paper = "41 %", needs = { rule = "less", column = "memory_bytes", share = 0.41 } },
+    { text = "faster", paper = "5 times", needs = { rule = "times", variant = "mini", column = "tokens_per_s", least = 5.0 } },
+    { text = "smaller", paper = "41 %", needs = { rule = "less", variant = "mini", column = "memory_bytes", share = 0.41 } },
 ]
 [[paper]]
 csv = "paper_headline.csv"

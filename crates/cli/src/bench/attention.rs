@@ -167,12 +167,12 @@ fn fewer(specs: &[CacheSpec], layers: usize, most: usize) -> usize {
 
 /// `spec` for `n` of `layers` layers: as many pairs in proportion, the deepest.
 fn reduced(spec: &CacheSpec, layers: usize, n: usize) -> CacheSpec {
-    if n == layers || !spec.method.merges() {
+    if n == layers {
         return spec.clone();
     }
     let pairs = (spec.most_pairs(layers) * n).div_ceil(layers);
-    let start_layer = minicache_config::StartLayer::Layer((n - 2 * pairs.min(n / 2)).min(n - 1));
-    CacheSpec { start_layer, pairs: minicache_config::Pairs::Deep, ..spec.clone() }
+    let start_layer = minicache_core::settings::StartLayer::Layer((n - 2 * pairs.min(n / 2)).min(n - 1));
+    spec.clone().with_pairs(start_layer, minicache_core::settings::Pairs::Deep)
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use minicache_config::{Heads, WeightMode};
+use minicache_config::WeightMode;
 use minicache_core::latent::Grouping;
+use minicache_core::settings::Heads;
 use minicache_models::calibrate::{self, BasisOptions, CalibrationInfo};
 
 use crate::calibration::CalibrationArgs;

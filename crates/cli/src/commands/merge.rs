@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use minicache_config::Granularity;
+use minicache_core::settings::Granularity;
 use minicache_core::{CacheSpec, MergedPair, PairStates, merge_pair};
 use serde_json::{Value, json};
 
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
         .collect();
     tensors::write(&args.out, &restored)?;
     if args.json {
-        return output::line(to_json(&merged, spec.granularity, kv_heads));
+        return output::line(to_json(&merged, spec.pairing().unwrap_or_default().granularity, kv_heads));
     }
     print(&merged, &spec, tokens)
 }

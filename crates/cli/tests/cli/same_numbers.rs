@@ -53,6 +53,9 @@ cache = { method = "kivi", quant = { bits = 2 }, activation_bits = 8 }
 cache = { method = "smoothquant", activation_bits = 8 }
 
 [[variants]]
+cache = { method = "fp8" }
+
+[[variants]]
 cache = { method = "h2o" }
 
 [[variants]]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minicache_core::latent::{Grouping, LatentPlan};
-use minicache_core::{CacheSpec, KvCache, Resources, build};
+use minicache_core::settings::{Group, LatentSide};
+use minicache_core::{CacheSpec, KvCache, Latent, Resources, build};
 use minicache_models::calibrate::{self, BasisOptions, CalibrationInfo};
 use minicache_models::{
     Gguf, LoadOptions, LogitsFor, Model, Registry, Safetensors, Step, Tokenizer, WeightSource,
@@ -273,10 +274,9 @@ pub(crate) fn registry(dir: &Path) -> Format {
 pub(crate) fn basis(dir: &Path) -> Format {
     let model = tiny();
     let tokens: Vec<u32> = (0..200).collect();
-    let spec = CacheSpec::parse(
-        r#"{ method = "latent", k = { group = 2, rate = 2.0 }, v = { group = 2, rate = 2.0 } }"#,
-    );
-    let spec = spec.unwrap();
+    let side = LatentSide { group: Group::Layers(2), rate: Some(2.0), ..LatentSide::default() };
+    let latent = Latent { k: side.clone(), v: side, ..Latent::default() };
+    let spec = CacheSpec::Latent(latent.clone());
     let groupings = [1, 2].map(|heads| Grouping { layers: 2, heads });
     let path = dir.join("basis.safetensors");
     let file = |groupings: &[Grouping], centre| {
@@ -298,7 +298,7 @@ pub(crate) fn basis(dir: &Path) -> Format {
         fs::write(&path, bytes).unwrap();
         let (basis, _) = calibrate::load(&path, &model.fingerprint, model.decoder.shape()).map_err(line)?;
         let (shape, rotary) = (model.decoder.shape(), model.decoder.rotary(0));
-        let plan = LatentPlan::new(&spec, shape, &basis, rotary.clone()).map_err(line)?;
+        let plan = LatentPlan::new(&latent, shape, &basis, rotary.clone()).map_err(line)?;
         let resources = Resources { rotary: Some(rotary), latent: Some(Arc::new(plan)) };
         step(&model, &mut *build(&spec, shape, &resources).map_err(line)?)
     };

@@ -92,12 +92,12 @@ pub(crate) fn cache(_: &Path) -> Format {
         "h2o",
         r#"{ method = "minicache", start_layer = 2, quant = { bits = 4, group = 64 } }"#,
         r#"{ method = "minicache", start_layer = "half", t = 0.6, granularity = "head", key_space = "pre_rope", merge = "both", retention = { rule = "most_distinct", gamma = 0.05, joint = true } }"#,
-        r#"{ method = "minicache", start_layer = 0, pairs = { keys = [0, 2], values = [1] }, recent = 16 }"#,
+        r#"{ method = "minicache", start_layer = 0, pairs = { keys = [0, 2], values = [1] } }"#,
         r#"{ method = "kivi", quant = { bits = 2, group = 32, residual = 128 } }"#,
         r#"{ method = "h2o", heavy = 0.1, recent = 64 }"#,
         r#"{ method = "smoothquant", alpha = 0.5 }"#,
-        r#"{ method = "rtn", quant = { bits = 4, group = 64 }, sinks = 4 }"#,
-        r#"{ method = "latent", sinks = 4, recent = 16, k = { group = 2, rate = 2.0 }, v = { group = 2, rate = 1.75 } }"#,
+        r#"{ method = "rtn", quant = { bits = 4, group = 64 } }"#,
+        r#"{ method = "latent", sinks = 4, residual = 16, k = { group = 2, rate = 2.0 }, v = { group = 2, rate = 1.75 } }"#,
         r#"{ method = "latent", activation_bits = 8, heads = "all", k = { group = 2, rank = 3 }, v = { group = 2, rate = 2.0 } }"#,
     ];
     let files = files.map(|text| text.as_bytes().to_vec()).to_vec();
@@ -106,7 +106,7 @@ pub(crate) fn cache(_: &Path) -> Format {
     let groupings = [1, 2].map(|heads| Grouping { layers: 2, heads });
     let chunks = [&tokens[..]].into_iter();
     let (basis, _) = model.calibrate(chunks, &groupings, &groupings, 4, BasisOptions::default()).unwrap();
-    model.add_basis(&CacheSpec::parse("latent").unwrap().calibration, basis);
+    model.add_basis(&minicache_core::settings::Calibration::default(), basis);
     let read = move |_, bytes: &[u8]| {
         let spec = CacheSpec::parse(&String::from_utf8_lossy(bytes)).map_err(line)?;
         let shape = model.decoder.shape();

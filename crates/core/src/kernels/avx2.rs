@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::f8::{F8, OF_HALF};
 use super::lines::prefetch_line;
 use super::scalar;
 use super::{Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded};
@@ -118,6 +119,20 @@ unsafe fn load_f32(p: *const f32) -> __m256 {
     unsafe { _mm256_loadu_ps(p) }
 }
 
+/// # Safety
+/// `p` points to 8 numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn load_f8(p: *const F8) -> __m256 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadl_epi64(p.cast()) };
+    // The sign goes to the top and the rest to where a half has it; between them the sign's copies are cut out.
+    let shifted = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(bytes));
+    let halves = _mm_and_si128(shifted, _mm_set1_epi16(!0x4000));
+    _mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(OF_HALF))
+}
+
+dense!(dense_f8, F8, load_f8);
 dense!(dense_f16, f16, load_f16);
 dense!(dense_f32, f32, load_f32);
 

@@ -17,6 +17,7 @@ mod avx2;
 mod avx512;
 mod bandwidth;
 mod codes;
+pub(crate) mod f8;
 mod lines;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -31,9 +32,8 @@ use half::slice::HalfFloatSliceExt;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use minicache_config::{CacheSpec, ConfigError, StoreType, shown};
-
 use crate::Result;
+use crate::settings::{SettingError, StoreType, shown};
 
 /// Columns of a full strip.
 pub(crate) const LANES: usize = 16;
@@ -110,7 +110,7 @@ impl Isa {
             shown(&named.to_string_lossy()),
             names.join(", ")
         );
-        Err(ConfigError::new(VARIABLE, message).into())
+        Err(SettingError::new(VARIABLE, message).into())
     }
 
     /// The instruction set in force on this thread, for every kernel of the workspace: [`with_isa`]'s, else the one that
@@ -213,10 +213,10 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What `spec` asks for, or else what suits a store beside numbers of type `beside`: f16 ones are rounded more
+    /// What `activation_bits` asks for, or else what suits a store beside numbers of type `beside`: f16 ones are rounded more
     /// coarsely than [`Precision::Fast`] rounds, f32 ones are asked for where every digit counts.
-    pub(crate) fn of(spec: &CacheSpec, beside: StoreType) -> Self {
-        match (spec.activation_bits, beside) {
+    pub(crate) fn of(activation_bits: Option<u8>, beside: StoreType) -> Self {
+        match (activation_bits, beside) {
             (Some(8), _) => Precision::Coarse,
             (Some(16), _) | (None, StoreType::F16) => Precision::Fast,
             _ => Precision::Exact,

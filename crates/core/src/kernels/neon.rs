@@ -8,6 +8,7 @@ use std::arch::asm;
 
 use half::f16;
 
+use super::f8::{F8, OF_HALF};
 use super::lines::prefetch_line;
 use super::scalar;
 use super::{Codes, Dense, Digits, Factor, LANES, Precision, ROWS, StepScales, Sums, Weights, padded};
@@ -117,6 +118,24 @@ macro_rules! dense {
     };
 }
 
+/// # Safety
+/// `p` points to 4 numbers.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn load_f8(p: *const F8) -> float32x4_t {
+    let wide: float32x4_t;
+    // SAFETY: the caller's promise; the instruction reads and writes registers only.
+    unsafe {
+        let bytes = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned()));
+        // The sign goes to the top and the rest to where a half has it; between them the sign's copies are cut out.
+        let shifted = vshl_n_s16::<7>(vget_low_s16(vmovl_s8(bytes)));
+        let half = vand_s16(shifted, vdup_n_s16(!0x4000));
+        asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) half, options(pure, nomem, nostack));
+    }
+    vmulq_n_f32(wide, OF_HALF)
+}
+
+dense!(dense_f8, F8, load_f8);
 dense!(dense_f16, f16, load_f16);
 dense!(dense_f32, f32, load_f32);
 

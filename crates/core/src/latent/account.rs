@@ -1,6 +1,7 @@
 //! What a latent cache holds in a model that is not at hand: the stores of a group are real, its coefficients made up.
 
-use minicache_config::{CacheSpec, LatentSide, ModelShape, Rank};
+use crate::methods::Latent;
+use crate::settings::{LatentSide, ModelShape, Rank};
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ const STEP: usize = 1 << 22;
 ///
 /// # Errors
 /// Settings that a calibrated basis decides: `group = "auto"` and a rank by energy.
-pub(crate) fn footprint(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Result<Footprint> {
+pub(crate) fn footprint(spec: &Latent, shape: &ModelShape, context: usize) -> Result<Footprint> {
     let mut total = Footprint::default();
     for (side, settings) in [(Side::Keys, &spec.k), (Side::Values, &spec.v)] {
         for (layers, groups) in groups(settings, shape)? {
@@ -33,7 +34,7 @@ pub(crate) fn footprint(spec: &CacheSpec, shape: &ModelShape, context: usize) ->
 ///
 /// # Errors
 /// As [`footprint`].
-pub(crate) fn shared_bytes(spec: &CacheSpec, shape: &ModelShape, context: usize) -> Result<usize> {
+pub(crate) fn shared_bytes(spec: &Latent, shape: &ModelShape, context: usize) -> Result<usize> {
     let mut total = 0;
     for (side, settings) in [(Side::Keys, &spec.k), (Side::Values, &spec.v)] {
         for (grouping, count) in groups(settings, shape)? {
@@ -47,8 +48,7 @@ pub(crate) fn shared_bytes(spec: &CacheSpec, shape: &ModelShape, context: usize)
             }
         }
     }
-    let phases =
-        Phases::new(Arc::new(Still(shape.head_dim)), shape.head_dim, spec.first_exact(), phase_scheme(spec));
+    let phases = Phases::new(Arc::new(Still(shape.head_dim)), shape.head_dim, spec.sinks, phase_scheme(spec));
     phases.extend(context);
     Ok(total + phases.read(|table| table.bytes().total()))
 }
@@ -75,7 +75,7 @@ fn groups(side: &LatentSide, shape: &ModelShape) -> Result<Vec<(Grouping, usize)
 /// The spans of one group of layers, with their codings. Only where bits are allocated by variance does the spectrum
 /// matter, and then the sum of the bits is given: any that falls will do.
 fn coded(
-    spec: &CacheSpec,
+    spec: &Latent,
     settings: &LatentSide,
     side: Side,
     grouping: Grouping,
@@ -95,7 +95,7 @@ fn coded(
 }
 
 fn group(
-    spec: &CacheSpec,
+    spec: &Latent,
     shape: &ModelShape,
     side: Side,
     grouping: Grouping,
@@ -115,7 +115,7 @@ fn group(
         let tokens = step.min(context - first);
         let rows = vec![1.0; tokens * shape.kv_dim()];
         for layer in 0..layers {
-            held.push(layer, &rows, (spec.first_exact(), spec.residual), |_, _, _, z| z.fill(1.0));
+            held.push(layer, &rows, (spec.sinks, spec.residual), |_, _, _, z| z.fill(1.0));
         }
         if let Some(window) = shape.window {
             held.drop_before((first + tokens + 1).saturating_sub(window));
@@ -129,7 +129,7 @@ fn group(
 mod tests {
     use super::*;
     use crate::latent::{Basis, KeyBasis, LatentPlan, ValueBasis};
-    use crate::{LayerSimilarity, Resources, Synthetic, build};
+    use crate::{CacheSpec, LayerSimilarity, Resources, Synthetic, build};
 
     /// The states themselves as components.
     fn plain_basis(shape: &ModelShape, key: Grouping, value: Grouping) -> Basis {
@@ -170,12 +170,13 @@ mod tests {
             ("{ method = \"latent\", k = { rate = 2.0, heads = 1 }, v = { rate = 1.5 } }", None),
         ] {
             let shape = ModelShape { window, ..shape };
-            let spec = CacheSpec::parse(text).unwrap();
+            let whole = CacheSpec::parse(text).unwrap();
+            let CacheSpec::Latent(spec) = whole.clone() else { panic!("{text}") };
             let (k, v) = (grouping(&spec.k, &shape).unwrap(), grouping(&spec.v, &shape).unwrap());
             let basis = plain_basis(&shape, k, v);
             let plan = Arc::new(LatentPlan::new(&spec, &shape, &basis, Arc::new(Still(32))).unwrap());
             let resources = Resources { latent: Some(plan.clone()), ..Resources::default() };
-            let mut cache = build(&spec, &shape, &resources).unwrap();
+            let mut cache = build(&whole, &shape, &resources).unwrap();
             Synthetic::new(&shape, 500, LayerSimilarity::default(), 1)
                 .fill(&mut *cache, 0..500, 500)
                 .unwrap();
@@ -188,7 +189,10 @@ mod tests {
             let ratio = got.total() as f64 / cache.footprint().total() as f64;
             assert!((ratio - 1.0).abs() < 0.05, "{text}: {ratio}");
         }
-        let spec = CacheSpec::parse("{ method = \"latent\", v = { rank = { energy = 0.9 } } }").unwrap();
+        let spec = Latent {
+            v: LatentSide { rank: Rank::Energy { energy: 0.9 }, ..LatentSide::default() },
+            ..Latent::default()
+        };
         assert!(footprint(&spec, &shape, 10).unwrap_err().to_string().contains("energy"));
     }
 }

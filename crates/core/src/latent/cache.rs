@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use minicache_config::ModelShape;
+use crate::settings::ModelShape;
 
 use super::coded::Coded;
 use super::plan::{LatentPlan, Plan, group_of};
@@ -43,7 +43,7 @@ impl LatentCache {
     }
 
     fn store(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let exact = (self.plan.spec.first_exact(), self.plan.spec.residual);
+        let exact = (self.plan.spec.sinks, self.plan.spec.residual);
         let kv_dim = self.plan.shape.kv_dim();
         let g = group_of(&self.plan.keys, layer);
         let plan = &self.plan.keys[g];

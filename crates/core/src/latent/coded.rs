@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use minicache_config::{CacheSpec, ModelShape};
+use crate::methods::Latent;
+use crate::settings::ModelShape;
 
 use super::plan::{Plan, Set};
 use crate::kernels::LANES;
@@ -26,13 +27,13 @@ pub(super) struct Coded {
 }
 
 impl Coded {
-    pub(super) fn new<T>(plan: &Plan<T>, side: Side, spec: &CacheSpec, shape: &ModelShape) -> Self {
+    pub(super) fn new<T>(plan: &Plan<T>, side: Side, spec: &Latent, shape: &ModelShape) -> Self {
         let exact = crate::methods::exact(spec.dtype);
         let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
         // A handful of tokens: laid out token by token, because a block of keys takes 16.
-        let sinks = store(Side::Values).with_blocks(spec.first_exact().clamp(1, SINK_BLOCK));
+        let sinks = store(Side::Values).with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
         let recent = store(side).with_blocks(LANES);
-        let precision = Precision::of(spec, spec.magnitudes);
+        let precision = Precision::of(spec.activation_bits, spec.magnitudes);
         let latents = |s: &Set<T>| s.coding.store(side).with_precision(precision).with_waiting(spec.dtype);
         Self {
             latents: plan.sets.iter().map(latents).collect(),

@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use minicache_config::{CacheSpec, Method, ModelShape, StoreType};
+use crate::CacheSpec;
+use crate::settings::{ModelShape, StoreType};
 use rayon::prelude::*;
 
 use super::basis::{Grouping, Span};
@@ -82,7 +83,7 @@ impl Moments {
     /// As [`crate::build`].
     pub fn collector(moments: &Arc<Mutex<Self>>, rotary: Arc<dyn Rotary>) -> Result<Box<dyn KvCache>> {
         let shape = moments.lock().unwrap_or_else(PoisonError::into_inner).shape;
-        let spec = CacheSpec { dtype: StoreType::F32, ..CacheSpec::of(Method::Full) };
+        let spec = CacheSpec::default().with_dtype(StoreType::F32);
         let inner = crate::build(&spec, &shape, &Resources::default())?;
         let states = vec![Step::default(); shape.layers];
         Ok(Box::new(Collector { moments: moments.clone(), rotary, inner, states }))

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use minicache_config::{Axis, CacheSpec, Group, LatentSide, ModelShape, Rank};
+use crate::methods::Latent;
+use crate::settings::{Axis, Group, LatentSide, ModelShape, Rank};
 
 use super::basis::{Basis, Grouping, KeyBasis, Phases, Span, ValueBasis};
 use super::coder::{Allocation, Coding, allocate};
@@ -20,7 +21,7 @@ const LEAST_DEVIATION: f32 = 1e-3;
 /// The transforms and codings of a latent cache on a model: made once, shared by all its caches.
 pub struct LatentPlan {
     pub(super) shape: ModelShape,
-    pub(super) spec: CacheSpec,
+    pub(super) spec: Latent,
     pub(super) keys: Vec<Plan<KeyTransform>>,
     pub(super) values: Vec<Plan<ValueTransform>>,
     pub(super) phases: Arc<Phases>,
@@ -31,12 +32,12 @@ impl LatentPlan {
     ///
     /// # Errors
     /// Group sizes that were not calibrated; a rotary embedding over part of the head only.
-    pub fn new(spec: &CacheSpec, shape: &ModelShape, basis: &Basis, rotary: Arc<dyn Rotary>) -> Result<Self> {
+    pub fn new(spec: &Latent, shape: &ModelShape, basis: &Basis, rotary: Arc<dyn Rotary>) -> Result<Self> {
         let missing = |what: &str| Error::Missing(format!("method = \"latent\" needs {what}"));
         if rotary.rotary_dim() != shape.head_dim {
             return Err(missing("a rotary embedding over the whole head"));
         }
-        let phases = Phases::new(rotary, shape.head_dim, spec.first_exact(), phase_scheme(spec));
+        let phases = Phases::new(rotary, shape.head_dim, spec.sinks, phase_scheme(spec));
         let phases = Arc::new(phases);
         let none = |side: &str, g: Grouping| {
             let Grouping { layers, heads } = g;
@@ -104,8 +105,8 @@ pub(super) fn group_of<T>(plans: &[Plan<T>], layer: usize) -> usize {
 }
 
 /// How the table of phases is kept: as exact states are, or, where queries are rounded to 8 bits, in as many.
-pub(super) fn phase_scheme(spec: &CacheSpec) -> (Scheme, Precision) {
-    let precision = Precision::of(spec, spec.dtype);
+pub(super) fn phase_scheme(spec: &Latent) -> (Scheme, Precision) {
+    let precision = Precision::of(spec.activation_bits, spec.dtype);
     let scheme = match precision {
         Precision::Coarse => Scheme::Quant { bits: 8, group: 64, axis: Axis::Token, residual: 0 },
         _ => crate::methods::exact(spec.dtype),
@@ -127,7 +128,7 @@ pub(super) fn grouping(side: &LatentSide, shape: &ModelShape) -> Result<Grouping
 /// each variance. A rate counts the bits of all spans together.
 pub(super) fn codings(
     side: &LatentSide,
-    spec: &CacheSpec,
+    spec: &Latent,
     variances: &[Vec<f32>],
     copies: usize,
 ) -> Vec<Coding> {
@@ -182,7 +183,7 @@ fn rank_of(side: &LatentSide, variances: &[f32]) -> usize {
     rank.clamp(1, n)
 }
 
-fn value_plans(bases: &[ValueBasis], spec: &CacheSpec, shape: &ModelShape) -> Vec<Plan<ValueTransform>> {
+fn value_plans(bases: &[ValueBasis], spec: &Latent, shape: &ModelShape) -> Vec<Plan<ValueTransform>> {
     let variances: Vec<Vec<f32>> = bases.iter().map(|b| b.variances.clone()).collect();
     let sets = bases.iter().zip(codings(&spec.v, spec, &variances, 1)).map(|(basis, coding)| {
         let transform = ValueTransform::new(basis, &coding, shape.head_dim);
@@ -193,7 +194,7 @@ fn value_plans(bases: &[ValueBasis], spec: &CacheSpec, shape: &ModelShape) -> Ve
 
 fn key_plans(
     bases: &[KeyBasis],
-    spec: &CacheSpec,
+    spec: &Latent,
     shape: &ModelShape,
     phases: &Arc<Phases>,
 ) -> Vec<Plan<KeyTransform>> {

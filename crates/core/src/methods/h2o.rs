@@ -2,24 +2,79 @@
 //! have received the most attention so far, summed over all queries and the query heads of a KV head; each head
 //! keeps its own.
 
-use minicache_config::{Budget, CacheSpec};
+use super::{Alike, Method, Stored};
+use crate::account::{Nominal, nominal_kept};
+use crate::cache::KvCache;
+use crate::evicting::{Evict, evicting};
+use crate::layered::Plan;
+use crate::settings::{Budget, Checked, ModelShape, StoreType};
+use crate::{Resources, Result};
 
-use crate::evicting::Evict;
-
-pub(super) const ABOUT: &str =
-    "recent tokens and those that received most attention; the rest is dropped (H2O)";
-
-#[derive(Clone)]
-pub(super) struct HeavyHitters {
-    heavy: Budget,
-    recent: Budget,
+/// Heavy hitters and recent tokens only.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct H2o {
+    /// The storage type.
+    pub dtype: StoreType,
+    /// Newest tokens kept.
+    pub recent: Budget,
+    /// Heavy hitters kept.
+    pub heavy: Budget,
 }
 
-pub(super) fn policy(spec: &CacheSpec) -> HeavyHitters {
-    HeavyHitters { heavy: spec.heavy, recent: spec.recent }
+impl Default for H2o {
+    fn default() -> Self {
+        Self { dtype: StoreType::F16, recent: Budget::Fraction(0.1), heavy: Budget::Fraction(0.1) }
+    }
 }
 
-impl Evict for HeavyHitters {
+impl H2o {
+    pub(super) const ABOUT: &'static str =
+        "recent tokens and those that received most attention; the rest is dropped (H2O)";
+}
+
+impl Method for H2o {
+    fn validate(&self) -> Checked {
+        self.recent.validate("recent")?;
+        self.heavy.validate("heavy")
+    }
+
+    fn stored(&self) -> Stored {
+        Stored::exact(self.dtype)
+    }
+
+    fn dtype(&mut self) -> &mut StoreType {
+        &mut self.dtype
+    }
+
+    fn plan(&self, _: &ModelShape, _: &Resources) -> Result<Plan> {
+        super::no_plan("h2o")
+    }
+
+    fn build(&self, shape: &ModelShape, _: &Resources) -> Result<Box<dyn KvCache>> {
+        Ok(evicting(shape, self.dtype, self.clone()))
+    }
+
+    fn needs_attention(&self) -> bool {
+        true
+    }
+
+    fn drops_tokens(&self) -> bool {
+        true
+    }
+
+    fn alike(&self) -> Alike {
+        Alike::Heads
+    }
+
+    fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {
+        let heavy = self.heavy.resolve(context);
+        Some(nominal_kept(self.dtype, self.recent, (heavy, "heavy hitters"), shape, context))
+    }
+}
+
+impl Evict for H2o {
     fn keep(&self, positions: &[u32], attention: &[f32], seen: usize, keep: &mut [bool]) {
         let from = seen.saturating_sub(self.recent.resolve(seen).max(1));
         let mut older: Vec<usize> =

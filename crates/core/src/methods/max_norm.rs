@@ -3,14 +3,32 @@
 
 use std::sync::Arc;
 
-use minicache_config::{CacheSpec, ModelShape};
-
+use super::pairing::{check_pair_settings, pair_method, pair_settings};
+use super::Method;
 use crate::layered::Plan;
-use crate::merge::MaxNorm;
+use crate::merge::{self, Merge};
+use crate::settings::{Checked, ModelShape};
 use crate::{Resources, Result};
 
-pub(super) const ABOUT: &str = "pairs share the direction of the longer state, each with its own magnitude";
+pair_settings! {
+    /// Pairs share the direction of the longer state, each with its own magnitude.
+    MaxNorm {}
+}
 
-pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> Result<Plan> {
-    super::merged(spec, shape, resources, Arc::new(MaxNorm), None)
+impl MaxNorm {
+    pub(super) const ABOUT: &'static str =
+        "pairs share the direction of the longer state, each with its own magnitude";
+}
+
+impl Method for MaxNorm {
+    pair_method!();
+
+    fn validate(&self) -> Checked {
+        check_pair_settings!(self)
+    }
+
+    fn plan(&self, shape: &ModelShape, resources: &Resources) -> Result<Plan> {
+        let merge: Arc<dyn Merge> = Arc::new(merge::MaxNorm);
+        self.paired().plan(&self.stored(), shape, resources, &merge, None)
+    }
 }

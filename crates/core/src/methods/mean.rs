@@ -3,14 +3,31 @@
 
 use std::sync::Arc;
 
-use minicache_config::{CacheSpec, ModelShape};
-
+use super::pairing::{check_pair_settings, pair_method, pair_settings};
+use super::Method;
 use crate::layered::Plan;
-use crate::merge::Mean;
+use crate::merge::{self, Merge};
+use crate::settings::{Checked, ModelShape};
 use crate::{Resources, Result};
 
-pub(super) const ABOUT: &str = "pairs of layers share the mean of their states";
+pair_settings! {
+    /// Pairs of layers share their mean.
+    Mean {}
+}
 
-pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> Result<Plan> {
-    super::merged(spec, shape, resources, Arc::new(Mean), None)
+impl Mean {
+    pub(super) const ABOUT: &'static str = "pairs of layers share the mean of their states";
+}
+
+impl Method for Mean {
+    pair_method!();
+
+    fn validate(&self) -> Checked {
+        check_pair_settings!(self)
+    }
+
+    fn plan(&self, shape: &ModelShape, resources: &Resources) -> Result<Plan> {
+        let merge: Arc<dyn Merge> = Arc::new(merge::Mean);
+        self.paired().plan(&self.stored(), shape, resources, &merge, None)
+    }
 }

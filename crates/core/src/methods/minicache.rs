@@ -5,15 +5,40 @@
 
 use std::sync::Arc;
 
-use minicache_config::{CacheSpec, ModelShape};
-
+use super::pairing::{check_pair_settings, pair_method, pair_settings};
+use super::Method;
 use crate::layered::Plan;
-use crate::merge::Slerp;
+use crate::merge::{Merge, Slerp};
+use crate::settings::bounds::check_unit;
+use crate::settings::{Checked, ModelShape, Retention};
 use crate::{Resources, Result};
 
-pub(super) const ABOUT: &str =
-    "pairs share the SLERP of their directions; magnitudes and distinct tokens apart (MiniCache)";
+pair_settings! {
+    /// Pairs share the SLERP of their directions (MiniCache).
+    MiniCache {
+        /// SLERP parameter, 0..=1: 0 is the shallower layer, 1 the deeper.
+        t: f64 = 0.6,
+        /// Token retention.
+        retention: Retention = Retention::default(),
+    }
+}
 
-pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> Result<Plan> {
-    super::merged(spec, shape, resources, Arc::new(Slerp { t: spec.t }), Some(spec.retention.clone()))
+impl MiniCache {
+    pub(super) const ABOUT: &'static str =
+        "pairs share the SLERP of their directions; magnitudes and distinct tokens apart (MiniCache)";
+}
+
+impl Method for MiniCache {
+    pair_method!();
+
+    fn validate(&self) -> Checked {
+        check_unit("t", self.t)?;
+        check_unit("retention.gamma", self.retention.gamma)?;
+        check_pair_settings!(self)
+    }
+
+    fn plan(&self, shape: &ModelShape, resources: &Resources) -> Result<Plan> {
+        let merge: Arc<dyn Merge> = Arc::new(Slerp { t: self.t });
+        self.paired().plan(&self.stored(), shape, resources, &merge, Some(&self.retention))
+    }
 }

@@ -1,30 +1,326 @@
-//! The methods: one file each, with its formula and its source. A method says how each side of each layer is stored;
-//! this list says which file serves which name.
+//! The methods: one file each, with its formula and its source, its settings with their defaults and checks, and what
+//! it stores. A new one is its file and its line in the table below; whatever lists, reads, builds or counts methods
+//! goes by that table.
 
-mod full;
-mod h2o;
-mod kivi;
-mod latent;
-mod max_norm;
-mod mean;
-mod minicache;
-mod rtn;
-mod sinks;
-mod smoothquant;
+mod pairing;
+mod quantised;
+mod spec;
 
-use std::sync::Arc;
+use std::fmt::Debug;
 
-use half::f16;
-use minicache_config::{Axis, CacheSpec, KeySpace, Method, ModelShape, Pairs, Retention, StoreType};
-
+pub use self::pairing::Pairing;
+use crate::account::{Nominal, nominal_layers};
 use crate::cache::KvCache;
-use crate::evicting::{Evict, Evicting};
 use crate::layered::{Layered, Plan};
-use crate::merge::Merge;
-use crate::pair::SideSettings;
 use crate::plain::Plain;
+use crate::settings::{Axis, Calibration, Checked, ModelShape, Pairs, Quant, StartLayer, StoreType};
 use crate::store::{Scheme, Side, Store};
-use crate::{Error, Precision, Resources, Result};
+use crate::{Error, Footprint, Precision, Resources, Result};
+
+/// The table of methods: the name in configuration files, the settings, and the file that they are in.
+macro_rules! methods {
+    ($($name:literal => $settings:ident in $file:ident,)*) => {
+        $(
+            mod $file;
+            pub use self::$file::$settings;
+        )*
+
+        /// A cache: the method and every setting that it reads.
+        #[derive(Debug, Clone, PartialEq)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+        #[cfg_attr(feature = "serde", serde(tag = "method"))]
+        #[non_exhaustive]
+        pub enum CacheSpec {
+            $(
+                #[doc = concat!("`", $name, "`, see [`", stringify!($settings), "`].")]
+                #[cfg_attr(feature = "serde", serde(rename = $name))]
+                $settings($settings),
+            )*
+        }
+
+        /// All methods, in the order in which tables list them.
+        pub const METHODS: &[MethodInfo] = &[$(
+            MethodInfo {
+                name: $name,
+                about: $settings::ABOUT,
+                default: || CacheSpec::$settings($settings::default()),
+                #[cfg(feature = "serde")]
+                keys: crate::settings::fields::fields::<$settings>,
+            },
+        )*];
+
+        impl CacheSpec {
+            /// The method's name.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(CacheSpec::$settings(_) => $name,)*
+                }
+            }
+
+            /// What the method says.
+            pub(crate) fn method(&self) -> &dyn Method {
+                match self {
+                    $(CacheSpec::$settings(settings) => settings,)*
+                }
+            }
+
+            pub(crate) fn method_mut(&mut self) -> &mut dyn Method {
+                match self {
+                    $(CacheSpec::$settings(settings) => settings,)*
+                }
+            }
+
+            /// The same method with codes of so many bits, where it has codes.
+            pub(crate) fn with_bits(&self, bits: u8) -> Option<Self> {
+                match self {
+                    $(CacheSpec::$settings(_) => $settings::of_bits(bits).map(CacheSpec::$settings),)*
+                }
+            }
+
+            /// Reads the settings of `method`.
+            #[cfg(feature = "toml")]
+            pub(crate) fn read(
+                method: &str,
+                table: toml::Table,
+            ) -> std::result::Result<Self, serde_path_to_error::Error<toml::de::Error>> {
+                match method {
+                    $($name => serde_path_to_error::deserialize(table).map(CacheSpec::$settings),)*
+                    _ => Ok(CacheSpec::default()),
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    "full" => Full in full,
+    "mean" => Mean in mean,
+    "max_norm" => MaxNorm in max_norm,
+    "minicache" => MiniCache in minicache,
+    "rtn" => Rtn in rtn,
+    "kivi" => Kivi in kivi,
+    "smoothquant" => SmoothQuant in smoothquant,
+    "fp8" => Fp8 in fp8,
+    "h2o" => H2o in h2o,
+    "sinks" => Sinks in sinks,
+    "latent" => Latent in latent,
+}
+
+/// A line of the table of methods.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct MethodInfo {
+    /// The name in configuration files.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub about: &'static str,
+    /// The method with its defaults.
+    pub default: fn() -> CacheSpec,
+    /// The keys of its settings.
+    #[cfg(feature = "serde")]
+    pub keys: fn() -> &'static [&'static str],
+}
+
+/// How states that a method does not merge are stored, and the shared vectors of those that it does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stored {
+    /// The type of what is not quantised.
+    pub(crate) dtype: StoreType,
+    pub(crate) quant: Option<Quant>,
+    /// Axis of quantised keys and of quantised values, unless `quant` says otherwise.
+    pub(crate) axes: Option<[Axis; 2]>,
+    /// Bits of what meets codes, where set.
+    pub(crate) activation_bits: Option<u8>,
+}
+
+impl Stored {
+    /// Codes, or what is left exact beside them.
+    fn quantised(
+        dtype: StoreType,
+        quant: Option<Quant>,
+        axes: [Axis; 2],
+        activation_bits: Option<u8>,
+    ) -> Self {
+        Self { dtype, quant, axes: Some(axes), activation_bits }
+    }
+
+    /// Whole states.
+    fn exact(dtype: StoreType) -> Self {
+        Self { dtype, ..Self::default() }
+    }
+
+    /// Axes of quantised keys and values.
+    pub(crate) fn axes(&self) -> [Axis; 2] {
+        let given = self.quant.as_ref().map_or([None; 2], |q| [q.keys, q.values]);
+        let own = self.axes.unwrap_or([Axis::Token; 2]);
+        [given[0].unwrap_or(own[0]), given[1].unwrap_or(own[1])]
+    }
+
+    /// The storage of keys and of values.
+    pub(crate) fn schemes(&self) -> [Scheme; 2] {
+        let Some(q) = &self.quant else { return [exact(self.dtype); 2] };
+        self.axes().map(|axis| Scheme::Quant { bits: q.bits, group: q.group, axis, residual: q.residual })
+    }
+
+    /// An empty store for one side of one layer.
+    fn store(&self, shape: &ModelShape, scheme: Scheme, side: Side) -> Store {
+        Store::new(shape.kv_heads, shape.head_dim, scheme, side)
+            .with_precision(Precision::of(self.activation_bits, self.dtype))
+            .with_waiting(self.dtype)
+    }
+
+    /// A plan in which every layer stores its own states.
+    fn unmerged(&self, shape: &ModelShape) -> Plan {
+        let own = |scheme, side| Plain::boxed(self.store(shape, scheme, side));
+        let [keys, values] = self.schemes();
+        Plan::unmerged(own(keys, Side::Keys), own(values, Side::Values))
+    }
+}
+
+/// What [`crate::footprint`] has to build to know what a whole cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alike {
+    /// One unmerged layer and one pair, times their numbers.
+    Layers,
+    /// One KV head of one layer, filled in one step: what heads hold after a prefill depends on it having been one.
+    Heads,
+    /// All of it: its layers differ.
+    Nothing,
+}
+
+/// What a method says of itself.
+pub(crate) trait Method: Debug {
+    /// The method with codes of so many bits; `None` where it has no codes.
+    fn of_bits(bits: u8) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        let _ = bits;
+        None
+    }
+
+    /// Checks what can be checked without a model.
+    ///
+    /// # Errors
+    /// Names the key and what is allowed.
+    fn validate(&self) -> Checked;
+
+    /// How states are stored.
+    fn stored(&self) -> Stored;
+
+    /// The setting of the type in which exact states are stored.
+    fn dtype(&mut self) -> &mut StoreType;
+
+    /// That of magnitudes, where there are some.
+    fn magnitudes(&mut self) -> Option<&mut StoreType> {
+        None
+    }
+
+    /// What layers and pairs of them store, of a method that keeps every token in its own or in its pair's store.
+    ///
+    /// # Errors
+    /// What `resources` lacks.
+    fn plan(&self, shape: &ModelShape, resources: &Resources) -> Result<Plan>;
+
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// As [`Method::plan`].
+    fn build(&self, shape: &ModelShape, resources: &Resources) -> Result<Box<dyn KvCache>> {
+        Ok(Box::new(Layered::new(shape, &self.plan(shape, resources)?)))
+    }
+
+    /// The name in tables, where it is not the method's with the bits of its codes.
+    fn label(&self) -> Option<String> {
+        None
+    }
+
+    /// How pairs are merged, where they are.
+    fn pairing(&self) -> Option<Pairing> {
+        None
+    }
+
+    /// The settings of which layers are merged.
+    fn pairs(&mut self) -> Option<(&mut StartLayer, &mut Pairs)> {
+        None
+    }
+
+    /// See [`CacheSpec::calibration`].
+    fn calibration(&self) -> Option<&Calibration> {
+        None
+    }
+
+    /// See [`CacheSpec::budget_ratio`].
+    fn budget_ratio(&self) -> Option<f64> {
+        None
+    }
+
+    /// The setting behind it.
+    fn budget(&mut self) -> Option<&mut f64> {
+        None
+    }
+
+    /// Keys of the settings that make no difference beside the others as they are.
+    fn inert(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Puts defaults in place of what makes no difference, and what is in force in place of what is left open.
+    fn settle(&mut self) {}
+
+    /// See [`CacheSpec::needs_attention`].
+    fn needs_attention(&self) -> bool {
+        false
+    }
+
+    /// See [`CacheSpec::drops_tokens`].
+    fn drops_tokens(&self) -> bool {
+        false
+    }
+
+    /// What parts of the cache are alike.
+    fn alike(&self) -> Alike {
+        match self.pairing() {
+            // Keys and values are merged in different layers.
+            Some(pairing) if matches!(pairing.pairs, Pairs::Chosen(_)) => Alike::Nothing,
+            _ => Alike::Layers,
+        }
+    }
+
+    /// What a cache holds that cannot be built without the model's weights: of `context` tokens.
+    ///
+    /// # Errors
+    /// Settings that only the weights decide.
+    fn footprint(&self, shape: &ModelShape, context: usize) -> Option<Result<Footprint>> {
+        let _ = (shape, context);
+        None
+    }
+
+    /// Layers of full width that a measurement of the footprint fills.
+    fn measured_layers(&self, shape: &ModelShape, resources: &Resources) -> usize {
+        let _ = resources;
+        match self.alike() {
+            Alike::Layers => 3,
+            Alike::Heads => 1,
+            Alike::Nothing => shape.layers,
+        }
+    }
+
+    /// Bytes held once for all sequences.
+    ///
+    /// # Errors
+    /// Settings that only the model's weights decide.
+    fn shared_bytes(&self, shape: &ModelShape, context: usize) -> Result<usize> {
+        let _ = (shape, context);
+        Ok(0)
+    }
+
+    /// The ratio on paper; `None` where only the model's weights decide it.
+    fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {
+        let _ = context;
+        Some(nominal_layers(&self.stored(), self.pairing().as_ref(), shape))
+    }
+}
 
 /// Builds an empty cache.
 ///
@@ -32,74 +328,18 @@ use crate::{Error, Precision, Resources, Result};
 /// A specification that does not fit the shape; a resource that the method needs and `resources` lacks.
 pub fn build(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> Result<Box<dyn KvCache>> {
     spec.validate_for(shape).map_err(|e| e.under("cache"))?;
-    Ok(match spec.method {
-        Method::H2o => evicting(spec, shape, h2o::policy(spec)),
-        Method::Sinks => evicting(spec, shape, sinks::policy(spec)),
-        Method::Latent => Box::new(latent::cache(resources)?),
-        _ => Box::new(layered(spec, shape, resources)?),
-    })
-}
-
-/// A cache that drops what `evict` says, with its states in the type that `spec` asks for.
-fn evicting(spec: &CacheSpec, shape: &ModelShape, evict: impl Evict + Clone + 'static) -> Box<dyn KvCache> {
-    match spec.dtype {
-        StoreType::F16 => Box::new(Evicting::<_, f16>::new(shape, evict)),
-        StoreType::F32 => Box::new(Evicting::<_, f32>::new(shape, evict)),
-    }
+    spec.method().build(shape, resources)
 }
 
 /// The methods that keep every token.
 pub(crate) fn layered(spec: &CacheSpec, shape: &ModelShape, resources: &Resources) -> Result<Layered> {
     spec.validate_for(shape).map_err(|e| e.under("cache"))?;
-    let plan = match spec.method {
-        Method::Full => full::plan(spec, shape),
-        Method::Mean => mean::plan(spec, shape, resources)?,
-        Method::MaxNorm => max_norm::plan(spec, shape, resources)?,
-        Method::Minicache => minicache::plan(spec, shape, resources)?,
-        Method::Rtn => rtn::plan(spec, shape),
-        Method::Kivi => kivi::plan(spec, shape),
-        Method::Smoothquant => smoothquant::plan(spec, shape),
-        other => {
-            return Err(Error::Missing(format!(
-                "the method `{}` does not work on a pair of layers",
-                other.name()
-            )));
-        }
-    };
-    Ok(Layered::new(shape, &plan))
+    Ok(Layered::new(shape, &spec.method().plan(shape, resources)?))
 }
 
-/// How a merging method merges and stores keys and values, each where it merges them.
-pub(crate) fn merged_sides(
-    spec: &CacheSpec,
-    shape: &ModelShape,
-    resources: &Resources,
-) -> Result<[Option<SideSettings>; 2]> {
-    let plan = match spec.method {
-        Method::Mean => mean::plan(spec, shape, resources)?,
-        Method::MaxNorm => max_norm::plan(spec, shape, resources)?,
-        Method::Minicache => minicache::plan(spec, shape, resources)?,
-        _ => return Ok([None, None]),
-    };
-    let of =
-        |settings: Option<SideSettings>, pairs: &[(usize, usize)]| settings.filter(|_| !pairs.is_empty());
-    Ok([of(plan.keys, &plan.key_pairs), of(plan.values, &plan.value_pairs)])
-}
-
-/// A line on each method for `minicache methods`.
-pub fn describe(method: Method) -> &'static str {
-    match method {
-        Method::Full => full::ABOUT,
-        Method::Mean => mean::ABOUT,
-        Method::MaxNorm => max_norm::ABOUT,
-        Method::Minicache => minicache::ABOUT,
-        Method::Rtn => rtn::ABOUT,
-        Method::Kivi => kivi::ABOUT,
-        Method::Smoothquant => smoothquant::ABOUT,
-        Method::H2o => h2o::ABOUT,
-        Method::Sinks => sinks::ABOUT,
-        Method::Latent => latent::ABOUT,
-    }
+/// The error of a method that has no [`Method::plan`].
+fn no_plan<T>(name: &str) -> Result<T> {
+    Err(Error::Missing(format!("the method `{name}` does not work on a pair of layers")))
 }
 
 /// The storage of states that are not quantised.
@@ -110,80 +350,22 @@ pub(crate) fn exact(dtype: StoreType) -> Scheme {
     }
 }
 
-/// The storage of keys and of values: quantised along the given axes, or exact.
-fn schemes(spec: &CacheSpec, keys: Axis, values: Axis) -> [Scheme; 2] {
-    let exact = exact(spec.dtype);
-    let Some(q) = spec.quantisation() else { return [exact; 2] };
-    [q.keys.unwrap_or(keys), q.values.unwrap_or(values)].map(|axis| Scheme::Quant {
-        bits: q.bits,
-        group: q.group,
-        axis,
-        residual: q.residual,
-    })
-}
+#[cfg(all(test, feature = "serde"))]
+mod tests {
+    use super::*;
 
-/// An empty store for one side of one layer.
-fn store(spec: &CacheSpec, shape: &ModelShape, scheme: Scheme, side: Side) -> Store {
-    Store::new(shape.kv_heads, shape.head_dim, scheme, side)
-        .with_precision(Precision::of(spec, spec.dtype))
-        .with_waiting(spec.dtype)
-}
-
-/// A plan in which every layer stores its own states.
-fn unmerged(spec: &CacheSpec, shape: &ModelShape, [keys, values]: [Scheme; 2]) -> Plan {
-    let own = |scheme, side| Plain::boxed(store(spec, shape, scheme, side));
-    Plan::unmerged(own(keys, Side::Keys), own(values, Side::Values))
-}
-
-/// A plan in which pairs of layers share vectors merged by `merge`, stored by KIVI's axes where quantised.
-fn merged(
-    spec: &CacheSpec,
-    shape: &ModelShape,
-    resources: &Resources,
-    merge: Arc<dyn Merge>,
-    retention: Option<Retention>,
-) -> Result<Plan> {
-    if spec.pairs == Pairs::Auto {
-        let message = "pairs = \"auto\" has to be resolved on calibration text first";
-        return Err(Error::Missing(message.to_string()));
+    #[test]
+    fn every_method_is_in_the_table_with_its_own_keys() {
+        for method in METHODS {
+            let spec = (method.default)();
+            assert_eq!(spec.name(), method.name);
+            assert!(spec.validate().is_ok() && !method.about.is_empty());
+            assert!((method.keys)().contains(&"dtype"), "{}", method.name);
+        }
+        let keys = |name| CacheSpec::by_name(name).expect("a method").keys().join(" ");
+        assert!(keys("minicache").contains("start_layer") && keys("minicache").contains("retention"));
+        assert!(keys("kivi").contains("quant") && !keys("kivi").contains("start_layer"));
+        assert!(keys("h2o").contains("heavy"));
+        assert!(keys("latent").contains("basis") && keys("latent").contains("activation_bits"));
     }
-    let schemes = schemes(spec, Axis::Channel, Axis::Token);
-    let retained = match spec.quantisation() {
-        Some(q) if q.retained => {
-            Scheme::Quant { bits: q.bits, group: q.group, axis: Axis::Token, residual: 0 }
-        }
-        _ => exact(spec.dtype),
-    };
-    let rotary = match (spec.key_space, &resources.rotary) {
-        (KeySpace::Cached, _) => None,
-        (KeySpace::PreRope, Some(rotary)) => Some(rotary.clone()),
-        (KeySpace::PreRope, None) => {
-            let message =
-                "key_space = \"pre_rope\" needs the model's rotary embedding, and this cache has no model";
-            return Err(Error::Missing(message.to_string()));
-        }
-    };
-    let settings = |side, shared, rotary| SideSettings {
-        side,
-        merge: merge.clone(),
-        residual: spec.residual,
-        sinks: spec.first_exact(),
-        exact: spec.dtype,
-        shared,
-        retained,
-        magnitudes: spec.magnitudes,
-        precision: Precision::of(spec, spec.magnitudes),
-        retention: retention.clone(),
-        per_head: spec.granularity == minicache_config::Granularity::Head,
-        rotary,
-    };
-    let [key_pairs, value_pairs] = spec.merged_pairs(shape.layers);
-    Ok(Plan {
-        keys: Some(settings(Side::Keys, schemes[0], rotary)),
-        values: Some(settings(Side::Values, schemes[1], None)),
-        key_pairs,
-        value_pairs,
-        joint: spec.retention.joint,
-        ..unmerged(spec, shape, schemes)
-    })
 }

@@ -1,27 +1,79 @@
 //! Attention sinks (StreamingLLM, Xiao et al. 2024, arXiv 2309.17453): the first tokens and a window of recent ones;
 //! everything between is dropped. Keys keep the positions they were computed at.
 
-use minicache_config::{Budget, CacheSpec};
+use super::{Alike, Method, Stored};
+use crate::account::{Nominal, nominal_kept};
+use crate::cache::KvCache;
+use crate::evicting::{Evict, evicting};
+use crate::layered::Plan;
+use crate::settings::bounds::{MOST_TOKENS, check_number};
+use crate::settings::{Budget, Checked, ModelShape, StoreType};
+use crate::{Resources, Result};
 
-use crate::evicting::Evict;
-
-pub(super) const ABOUT: &str = "the first tokens and a recent window; the rest is dropped (StreamingLLM)";
-
-#[derive(Clone)]
-pub(super) struct Sinks {
-    first: usize,
-    recent: Budget,
+/// First and recent tokens only (StreamingLLM).
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct Sinks {
+    /// The storage type.
+    pub dtype: StoreType,
+    /// First tokens kept; the paper's 4.
+    pub sinks: usize,
+    /// Newest tokens kept.
+    pub recent: Budget,
 }
 
-pub(super) fn policy(spec: &CacheSpec) -> Sinks {
-    Sinks { first: spec.first_exact(), recent: spec.recent }
+impl Default for Sinks {
+    fn default() -> Self {
+        Self { dtype: StoreType::F16, sinks: 4, recent: Budget::Fraction(0.1) }
+    }
+}
+
+impl Sinks {
+    pub(super) const ABOUT: &'static str =
+        "the first tokens and a recent window; the rest is dropped (StreamingLLM)";
+}
+
+impl Method for Sinks {
+    fn validate(&self) -> Checked {
+        check_number("sinks", self.sinks, 0..=MOST_TOKENS)?;
+        self.recent.validate("recent")
+    }
+
+    fn stored(&self) -> Stored {
+        Stored::exact(self.dtype)
+    }
+
+    fn dtype(&mut self) -> &mut StoreType {
+        &mut self.dtype
+    }
+
+    fn plan(&self, _: &ModelShape, _: &Resources) -> Result<Plan> {
+        super::no_plan("sinks")
+    }
+
+    fn build(&self, shape: &ModelShape, _: &Resources) -> Result<Box<dyn KvCache>> {
+        Ok(evicting(shape, self.dtype, self.clone()))
+    }
+
+    fn drops_tokens(&self) -> bool {
+        true
+    }
+
+    fn alike(&self) -> Alike {
+        Alike::Heads
+    }
+
+    fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {
+        Some(nominal_kept(self.dtype, self.recent, (self.sinks, "first tokens"), shape, context))
+    }
 }
 
 impl Evict for Sinks {
     fn keep(&self, positions: &[u32], _: &[f32], seen: usize, keep: &mut [bool]) {
         let from = seen.saturating_sub(self.recent.resolve(seen).max(1));
         for (keep, &p) in keep.iter_mut().zip(positions) {
-            *keep = (p as usize) < self.first || p as usize >= from;
+            *keep = (p as usize) < self.sinks || p as usize >= from;
         }
     }
 

@@ -8,24 +8,51 @@
 
 use std::ops::Range;
 
-use minicache_config::{Axis, CacheSpec, ModelShape};
-
-use crate::Footprint;
+use super::quantised::{quant_method, quant_settings};
+use super::{Method, Stored};
 use crate::lane::{Keys, Lane, Values};
 use crate::layered::Plan;
 use crate::scratch::with_buffer;
+use crate::settings::bounds::check_unit;
+use crate::settings::{Axis, Checked, ModelShape, Quant};
 use crate::store::{Side, Store};
+use crate::{Footprint, Resources, Result};
 
-pub(super) const ABOUT: &str =
-    "per-token quantisation of states smoothed per channel (SmoothQuant on the cache)";
+quant_settings! {
+    /// Per-token quantisation after per-channel smoothing.
+    SmoothQuant {
+        /// Migration strength, 0..=1.
+        alpha: f64 = 0.5,
+    }
+}
 
-pub(super) fn plan(spec: &CacheSpec, shape: &ModelShape) -> Plan {
-    let lane = |scheme, side| {
-        let store = super::store(spec, shape, scheme, side);
-        Box::new(Smoothed { alpha: spec.alpha as f32, head_dim: shape.head_dim, factors: Vec::new(), store })
-    };
-    let [keys, values] = super::schemes(spec, Axis::Token, Axis::Token);
-    Plan::unmerged(lane(keys, Side::Keys), lane(values, Side::Values))
+impl SmoothQuant {
+    pub(super) const ABOUT: &'static str =
+        "per-token quantisation of states smoothed per channel (SmoothQuant on the cache)";
+
+    fn own() -> Quant {
+        Quant { bits: 8, residual: 0, ..Quant::default() }
+    }
+}
+
+impl Method for SmoothQuant {
+    quant_method!(Axis::Token, Axis::Token);
+
+    fn validate(&self) -> Checked {
+        check_unit("alpha", self.alpha)?;
+        self.check()
+    }
+
+    fn plan(&self, shape: &ModelShape, _: &Resources) -> Result<Plan> {
+        let stored = self.stored();
+        let lane = |scheme, side| {
+            let store = stored.store(shape, scheme, side);
+            let (alpha, head_dim) = (self.alpha as f32, shape.head_dim);
+            Box::new(Smoothed { alpha, head_dim, factors: Vec::new(), store })
+        };
+        let [keys, values] = stored.schemes();
+        Ok(Plan::unmerged(lane(keys, Side::Keys), lane(values, Side::Values)))
+    }
 }
 
 #[derive(Clone)]

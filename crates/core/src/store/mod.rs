@@ -13,13 +13,14 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::settings::{Axis, StoreType};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use minicache_config::{Axis, StoreType};
 
 use self::grid::{Grid, decode};
 use self::layout::{CodeBlock, FloatBlock, Scaling};
 use self::pages::Pages;
+use crate::kernels::f8::F8;
 use crate::kernels::{Float, LANES, Line, Precision, view, view_mut};
 
 /// Tokens of a block of floats.
@@ -44,6 +45,8 @@ pub enum Scheme {
     F32,
     /// IEEE half precision; finite numbers beyond its range saturate.
     F16,
+    /// Floats of 8 bits (e4m3), up to 448; numbers beyond saturate, so that they are scaled before.
+    F8,
     /// Asymmetric round-to-nearest codes with an f16 scale and zero per group.
     Quant {
         /// Bits per code: 2, 3, 4 or 8.
@@ -112,6 +115,7 @@ pub struct Store {
 enum Block {
     F32(FloatBlock),
     F16(FloatBlock),
+    F8(FloatBlock),
     Codes(Arc<CodeBlock>),
 }
 
@@ -125,6 +129,7 @@ impl Store {
         let (block, head_lines) = match scheme {
             Scheme::F32 => (Block::F32(floats), floats.head_lines::<f32>()),
             Scheme::F16 => (Block::F16(floats), floats.head_lines::<f16>()),
+            Scheme::F8 => (Block::F8(floats), floats.head_lines::<F8>()),
             Scheme::Quant { bits, group, axis, .. } => {
                 assert!(group > 0 && group % LANES == 0, "group must be a multiple of 16, not {group}");
                 if axis == Axis::Channel {
@@ -212,12 +217,13 @@ impl Store {
         debug_assert!(self.is_empty() && tokens > 0);
         let slots = if self.side == Side::Keys { tokens.next_multiple_of(LANES) } else { tokens };
         let block = FloatBlock { side: self.side, dim: self.dim, slots };
-        let lines = match &self.block {
-            Block::F32(_) => block.head_lines::<f32>(),
-            Block::F16(_) => block.head_lines::<f16>(),
+        let (lines, block) = match &self.block {
+            Block::F32(_) => (block.head_lines::<f32>(), Block::F32(block)),
+            Block::F16(_) => (block.head_lines::<f16>(), Block::F16(block)),
+            Block::F8(_) => (block.head_lines::<F8>(), Block::F8(block)),
             Block::Codes(_) => return self,
         };
-        self.block = if let Block::F32(_) = self.block { Block::F32(block) } else { Block::F16(block) };
+        self.block = block;
         self.pages = Pages::new(self.heads * lines);
         self
     }
@@ -235,6 +241,10 @@ impl Store {
                 Scheme::F16 => PACKING.with_borrow_mut(|p| {
                     rounded(row, &mut p.halves);
                     self.push_float(&p.halves);
+                }),
+                Scheme::F8 => PACKING.with_borrow_mut(|p| {
+                    rounded(row, &mut p.eighths);
+                    self.push_float(&p.eighths);
                 }),
                 Scheme::Sections => {
                     PACKING.with_borrow_mut(|p| self.pack_sections(row, &mut p.codes));
@@ -274,7 +284,7 @@ impl Store {
     }
 
     fn push_float<T: Float>(&mut self, row: &[T]) {
-        let (Block::F32(block) | Block::F16(block)) = self.block else { return };
+        let (Block::F32(block) | Block::F16(block) | Block::F8(block)) = self.block else { return };
         let slot = self.len % block.slots;
         if slot == 0 {
             self.pages.push();
@@ -460,6 +470,7 @@ impl Store {
         match &self.block {
             Block::F32(block) => read_token::<f32>(lines, *block, head, slot, out),
             Block::F16(block) => read_token::<f16>(lines, *block, head, slot, out),
+            Block::F8(block) => read_token::<F8>(lines, *block, head, slot, out),
             Block::Codes(block) => {
                 let n = block.head_lines();
                 let lines = &lines[head * n..(head + 1) * n];
@@ -484,7 +495,7 @@ impl Store {
 
     fn block_tokens(&self) -> usize {
         match &self.block {
-            Block::F32(block) | Block::F16(block) => block.slots,
+            Block::F32(block) | Block::F16(block) | Block::F8(block) => block.slots,
             Block::Codes(block) => block.slots,
         }
     }
@@ -507,6 +518,7 @@ thread_local! {
 #[derive(Default)]
 struct Packing {
     halves: Vec<f16>,
+    eighths: Vec<F8>,
     floats: Vec<f32>,
     codes: Vec<u8>,
 }

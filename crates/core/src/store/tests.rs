@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use minicache_config::Axis;
+use crate::settings::Axis;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -20,6 +20,7 @@ fn schemes() -> impl Strategy<Value = Scheme> {
     prop_oneof![
         1 => Just(Scheme::F32),
         1 => Just(Scheme::F16),
+        1 => Just(Scheme::F8),
         2 => Just(Scheme::Sections),
         6 => (bits, group, axis, 0_usize..70)
             .prop_map(|(bits, group, axis, residual)| Scheme::Quant { bits, group, axis, residual }),
@@ -212,6 +213,7 @@ proptest! {
 fn a_fork_is_independent() {
     for scheme in [
         Scheme::F16,
+        Scheme::F8,
         Scheme::Quant { bits: 3, group: 32, axis: Axis::Channel, residual: 5 },
         Scheme::Quant { bits: 2, group: 32, axis: Axis::Token, residual: 5 },
     ] {

@@ -3,11 +3,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::settings::StoreType;
 use half::f16;
-use minicache_config::StoreType;
 
 use super::layout::{CodeBlock, Scaling};
 use super::{Block, RECENT, Side, Store, at_least, head_view};
+use crate::kernels::f8::F8;
 use crate::kernels::{
     self, Codes, Digits, Factor, Isa, LANES, Line, Precision, ROWS, StepScales, Sums, Weights, padded, view,
 };
@@ -181,6 +182,13 @@ impl Store {
                 q,
                 out,
             ),
+            Block::F8(b) => b.scores(
+                isa,
+                (head_view::<F8>(part.lines, *b, head), head_view::<F8>(part.next, *b, head)),
+                strips,
+                q,
+                out,
+            ),
             Block::Codes(block) => {
                 let (lines, next) = part.head(head, block);
                 if block.scale_of_step() {
@@ -303,6 +311,13 @@ impl Store {
             Block::F16(b) => b.sums(
                 isa,
                 (head_view::<f16>(part.lines, *b, head), head_view::<f16>(part.next, *b, head)),
+                slots,
+                w,
+                y,
+            ),
+            Block::F8(b) => b.sums(
+                isa,
+                (head_view::<F8>(part.lines, *b, head), head_view::<F8>(part.next, *b, head)),
                 slots,
                 w,
                 y,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use minicache_config::{Group, LatentSide};
 use minicache_core::latent::{Basis, Grouping, KeyBasis, LatentPlan, ValueBasis};
+use minicache_core::settings::{Group, LatentSide};
 use minicache_core::{CacheSpec, ModelShape, Rotary};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -102,7 +102,7 @@ fn random_basis(rng: &mut StdRng, shape: &ModelShape, key: Grouping, value: Grou
 
 pub(super) fn plan(text: &str, shape: &ModelShape) -> Arc<LatentPlan> {
     let mut rng = StdRng::seed_from_u64(7);
-    let spec = CacheSpec::parse(text).unwrap();
+    let CacheSpec::Latent(spec) = CacheSpec::parse(text).unwrap() else { panic!("{text}") };
     let grouping = |side: &LatentSide| {
         let Group::Layers(layers) = side.group else { panic!("{text}: no number of layers") };
         Grouping { layers, heads: side.heads.of(shape.kv_heads) }

@@ -6,7 +6,6 @@ mod numbers;
 
 use std::path::{Path, PathBuf};
 
-use minicache_config::{Method, StoreType};
 use minicache_core::{CacheSpec, KvCache, ModelShape, PairStates, Resources, build, merge_pair};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -119,9 +118,9 @@ fn random_states(rng: &mut StdRng, shape: &ModelShape, tokens: usize) -> StepSta
 /// Attention through every kind of step, against its definition over what is restored, for the cache of `spec` and
 /// for the same with f32 numbers beside the codes, whose weights are not rounded to 16 bits.
 fn check_against_restored(spec: &CacheSpec, shape: &ModelShape, resources: &Resources, seed: u64) {
-    let f32s = CacheSpec { dtype: StoreType::F32, magnitudes: StoreType::F32, ..spec.clone() };
+    let f32s = spec.clone().with_f32();
     // Latents go through a basis on the way in and out, which rounds twice more.
-    let fine = if spec.method == Method::Latent { 5e-5 } else { 1e-5 };
+    let fine = if matches!(spec, CacheSpec::Latent(_)) { 5e-5 } else { 1e-5 };
     for (spec, tolerance) in [(spec, 1e-4), (&f32s, fine)] {
         let mut cache = build(spec, shape, resources).unwrap();
         check_steps(&mut *cache, seed, tolerance, &spec.label());
@@ -207,7 +206,7 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-const SPECS: [&str; 21] = [
+const SPECS: [&str; 22] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -227,6 +226,7 @@ const SPECS: [&str; 21] = [
     "{ method = \"kivi\", quant = { bits = 4, group = 64, residual = 64 } }",
     "rtn-3",
     "smoothquant",
+    "fp8",
     "{ method = \"h2o\", heavy = 20, recent = 0.2 }",
     "{ method = \"sinks\", recent = 30 }",
 ];

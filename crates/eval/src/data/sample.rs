@@ -38,7 +38,7 @@ mod tests {
         assert!(texts.len() >= 16);
         // English has more tokens than words, whatever the tokenizer.
         let words: usize = texts.iter().map(|(_, text)| text.split_whitespace().count()).sum();
-        let asked = minicache_config::Calibration::default().tokens;
+        let asked = minicache_core::settings::Calibration::default().tokens;
         assert!(words > asked, "{words}");
         for (name, text) in texts {
             assert!(text.len() > 2000 && text.ends_with('\n') && !text.contains('\r'), "{name}");

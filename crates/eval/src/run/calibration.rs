@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashSet};
 
 use indexmap::IndexMap;
-use minicache_config::{CacheSpec, Calibration, Group, LatentSide, Method};
 use minicache_core::latent::Grouping;
+use minicache_core::settings::{Calibration, Group, LatentSide};
+use minicache_core::{CacheSpec, Latent};
 use minicache_models::calibrate::BasisOptions;
 use minicache_models::{Model, Tokenizer};
 
@@ -104,16 +105,18 @@ pub fn prepare<'a>(
     stop: &Stop,
 ) -> Result<Vec<String>> {
     let mut used = Vec::new();
-    let latents = specs.filter(|s| s.is_calibrated() && s.method == Method::Latent);
-    for spec in latents.clone() {
-        let calibration = &spec.calibration;
+    let latents = specs.filter_map(|spec| match spec {
+        CacheSpec::Latent(latent) => Some((latent, spec.calibration()?)),
+        _ => None,
+    });
+    for (spec, calibration) in latents.clone() {
         if model.has_basis(calibration) {
             continue;
         }
         stop.check()?;
-        let alike = || latents.clone().filter(|s| s.calibration == *calibration);
+        let alike = || latents.clone().filter(|(_, of)| *of == calibration).map(|(latent, _)| latent);
         let kv_heads = model.config.kv_heads;
-        let groupings = |side: fn(&CacheSpec) -> &LatentSide| -> Vec<Grouping> {
+        let groupings = |side: fn(&Latent) -> &LatentSide| -> Vec<Grouping> {
             let all = alike().map(side).flat_map(|side| {
                 let layers = match side.group {
                     Group::Layers(n) => vec![n],
@@ -127,7 +130,7 @@ pub fn prepare<'a>(
         let (keys, values) = (groupings(|s| &s.k), groupings(|s| &s.v));
         let text = CalibrationText::read(calibration, model.need_tokenizer()?, corpus)?;
         let (basis, _) =
-            model.calibrate(text.chunks(), &keys, &values, spec.first_exact(), BasisOptions::default())?;
+            model.calibrate(text.chunks(), &keys, &values, spec.sinks, BasisOptions::default())?;
         model.add_basis(calibration, basis);
         used.push(text.origin());
     }

@@ -8,8 +8,9 @@
 
 use std::collections::BTreeSet;
 
-use minicache_config::{CacheSpec, ChosenPairs, Group, LatentSide, Method, Pairs, Rank};
 use minicache_core::KvCache;
+use minicache_core::settings::{ChosenPairs, Group, LatentSide, MergeSides, Rank};
+use minicache_core::{CacheSpec, Latent};
 use minicache_models::{LogitsFor, Model, Step};
 
 use super::calibration::{CalibrationText, Corpus};
@@ -50,24 +51,29 @@ impl Choices {
     /// # Errors
     /// Calibration text that is not there or too short; what the model and its caches meet.
     pub fn resolve(&mut self, model: &Model, spec: &CacheSpec, corpus: &Corpus<'_>) -> Result<CacheSpec> {
-        if !spec.is_auto() {
+        let (Some(calibration), Some(ratio)) = (spec.calibration(), spec.budget_ratio()) else {
             return Ok(spec.clone());
-        }
-        let text = CalibrationText::read(&spec.calibration, model.need_tokenizer()?, corpus)?;
+        };
+        let text = CalibrationText::read(calibration, model.need_tokenizer()?, corpus)?;
         let windows: Vec<&[u32]> = text.chunks().filter(|c| c.len() >= SHORTEST).take(WINDOWS).collect();
         if windows.is_empty() {
             let message =
                 format!("calibration: no stretch of {SHORTEST} tokens to choose on; give a longer text");
             return Err(RunError::Asked(message));
         }
-        let mut chooser = Chooser { model, spec, windows, known: self };
-        if spec.method == Method::Latent { chooser.groups() } else { chooser.pairs() }
+        let mut chooser = Chooser { model, spec, ratio, windows, known: self };
+        match spec {
+            CacheSpec::Latent(latent) => chooser.groups(latent),
+            _ => chooser.pairs(spec.pairing().map_or(MergeSides::Both, |p| p.merge)),
+        }
     }
 }
 
 struct Chooser<'a> {
     model: &'a Model,
     spec: &'a CacheSpec,
+    /// Compression to reach.
+    ratio: f64,
     windows: Vec<&'a [u32]>,
     known: &'a mut Choices,
 }
@@ -77,14 +83,14 @@ impl Chooser<'_> {
     fn budget(&self) -> f64 {
         let full: usize =
             self.windows.iter().map(|w| self.model.decoder.shape().full_bytes(w.len() - 1)).sum();
-        full as f64 / self.spec.budget_ratio
+        full as f64 / self.ratio
     }
 
     /// Pairs of least loss per byte, until the budget is met or nothing is left to merge.
-    fn pairs(&mut self) -> Result<CacheSpec> {
+    fn pairs(&mut self, sides: MergeSides) -> Result<CacheSpec> {
         let layers = self.model.decoder.shape().layers;
-        let with = |pairs: ChosenPairs| CacheSpec { pairs: Pairs::Chosen(pairs), ..self.spec.clone() };
-        let merges = [self.spec.merge.keys(), self.spec.merge.values()];
+        let with = |pairs: ChosenPairs| self.spec.clone().with_chosen(pairs);
+        let merges = [sides.keys(), sides.values()];
         let mut candidates: Vec<(usize, usize)> = Vec::new();
         for (side, _) in merges.iter().enumerate().filter(|(_, merges)| **merges) {
             candidates.extend((0..layers.saturating_sub(1)).map(|first| (side, first)));
@@ -121,8 +127,8 @@ impl Chooser<'_> {
 
     /// The size of groups and the rate of each side that lose least together within the budget; what holds fewest bytes
     /// where nothing is within it.
-    fn groups(&mut self) -> Result<CacheSpec> {
-        let sides = [&self.spec.k, &self.spec.v].map(|side| self.candidates(side));
+    fn groups(&mut self, latent: &Latent) -> Result<CacheSpec> {
+        let sides = [&latent.k, &latent.v].map(|side| self.candidates(side));
         let exact = sides.each_ref().map(|side| LatentSide {
             group: side[0].group,
             rank: Rank::Fraction(1.0),
@@ -130,8 +136,9 @@ impl Chooser<'_> {
             bits: 16,
             ..LatentSide::default()
         });
-        let with =
-            |k: &LatentSide, v: &LatentSide| CacheSpec { k: k.clone(), v: v.clone(), ..self.spec.clone() };
+        let with = |k: &LatentSide, v: &LatentSide| {
+            CacheSpec::Latent(Latent { k: k.clone(), v: v.clone(), ..latent.clone() })
+        };
         let mut specs = vec![with(&exact[0], &exact[1])];
         specs.extend(sides[0].iter().map(|k| with(k, &exact[1])));
         specs.extend(sides[1].iter().map(|v| with(&exact[0], v)));
@@ -164,7 +171,7 @@ impl Chooser<'_> {
 
     /// As [`Self::measure`], once for all budgets.
     fn known(&mut self, specs: &[CacheSpec]) -> Result<Vec<Measured>> {
-        let asked = CacheSpec { budget_ratio: CacheSpec::default().budget_ratio, ..self.spec.clone() };
+        let asked = self.spec.clone().with_budget_ratio(1.0);
         if let Some((_, measured)) = self.known.measured.iter().find(|(spec, _)| *spec == asked) {
             return Ok(measured.clone());
         }

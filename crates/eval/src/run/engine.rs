@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use candle_core::Tensor;
-use minicache_config::CacheSpec;
+use minicache_core::CacheSpec;
 use minicache_core::KvCache;
 use minicache_models::{DecodeStream, LogitsFor, Model, Step, Tokenizer};
 

@@ -13,7 +13,8 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use candle_core::Tensor;
-use minicache_config::{CacheSpec, Experiment, python_json};
+use minicache_config::{Experiment, python_json};
+use minicache_core::CacheSpec;
 use minicache_core::KvCache;
 use minicache_models::{LogitsFor, Step, Tokenizer};
 use rayon::prelude::*;

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use minicache_config::{ModelInfo, ModelSettings, ModelShape, RunInfo, WeightMode};
+use minicache_config::{ModelInfo, ModelSettings, RunInfo, WeightMode};
+use minicache_core::ModelShape;
 use minicache_core::kernels::Isa;
 use minicache_models::{Model, Registry};
 

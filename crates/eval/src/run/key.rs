@@ -1,7 +1,9 @@
 //! What determines a cell, and its hash.
 
 use indexmap::IndexMap;
-use minicache_config::{Bench, CacheSpec, Calibration, Cell, Experiment, Kind};
+use minicache_config::{Bench, Cell, Experiment, Kind};
+use minicache_core::CacheSpec;
+use minicache_core::settings::Calibration;
 use minicache_models::Description;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -55,7 +57,10 @@ pub(crate) fn of(
             "tokens": experiment.similarity.tokens,
             "by_position": experiment.similarity.by_position,
             // Rows by position are of the pairs that a merge would take.
-            "start_layer": experiment.similarity.by_position.then(|| cell.cache.start_layer.resolve(model.shape.layers)),
+            "start_layer": experiment
+                .similarity
+                .by_position
+                .then(|| cell.cache.pairing().unwrap_or_default().start_layer.resolve(model.shape.layers)),
         }),
         Kind::Fidelity => json!({ "fidelity": experiment.fidelity }),
         Kind::Memory => {
@@ -95,12 +100,41 @@ pub(crate) fn of(
     digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
+/// The order in which settings have stood in keys of cells since the first of them; newer ones follow in their own.
+const ORDER: [&str; 22] = [
+    "method",
+    "start_layer",
+    "pairs",
+    "t",
+    "granularity",
+    "key_space",
+    "merge",
+    "retention",
+    "dtype",
+    "magnitudes",
+    "quant",
+    "activation_bits",
+    "alpha",
+    "sinks",
+    "recent",
+    "residual",
+    "heavy",
+    "k",
+    "v",
+    "calibration",
+    "basis",
+    "budget_ratio",
+];
+
 /// A cache as the settings that its method reads, with the start layer as a number.
 pub fn cache_json(spec: &CacheSpec, layers: usize) -> Value {
     let canonical = spec.canonical(Some(layers));
     let mut json = serde_json::to_value(&canonical).unwrap_or_default();
     if let Value::Object(map) = &mut json {
-        map.retain(|key, value| !value.is_null() && (canonical.reads(key) || key == "quant"));
+        let all = std::mem::take(map);
+        let mut kept: Vec<_> = all.into_iter().filter(|(k, v)| !v.is_null() && canonical.reads(k)).collect();
+        kept.sort_by_key(|(key, _)| ORDER.iter().position(|k| k == key).unwrap_or(ORDER.len()));
+        map.extend(kept);
     }
     json
 }
@@ -108,20 +142,25 @@ pub fn cache_json(spec: &CacheSpec, layers: usize) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use minicache_config::Method;
 
     #[test]
     fn only_what_a_method_reads_is_in_its_json() {
-        let full = CacheSpec { t: 0.1, sinks: Some(9), ..CacheSpec::default() };
-        assert_eq!(cache_json(&full, 30).to_string(), r#"{"method":"full","dtype":"f16"}"#);
-        let merged = cache_json(&CacheSpec::of(Method::Minicache), 30);
-        assert_eq!(merged["start_layer"], 15);
-        assert!(merged.get("sinks").is_none() && merged.get("quant").is_none());
-        let with = CacheSpec { sinks: Some(1), ..CacheSpec::of(Method::Minicache) };
-        assert_eq!(cache_json(&with, 30)["sinks"], 1);
-        assert_eq!(cache_json(&CacheSpec { sinks: Some(0), ..with }, 30), merged);
-        assert_eq!(cache_json(&CacheSpec::of(Method::Sinks), 30)["sinks"], 4);
-        let kivi = cache_json(&CacheSpec::of(Method::Kivi), 30);
+        let of = |text: &str| cache_json(&CacheSpec::parse(text).expect("a cache"), 30);
+        assert_eq!(of("full").to_string(), r#"{"method":"full","dtype":"f16"}"#);
+        let merged = of("minicache");
+        assert_eq!(
+            merged.to_string(),
+            concat!(
+                r#"{"method":"minicache","start_layer":15,"pairs":"deep","t":0.6,"granularity":"token","#,
+                r#""key_space":"cached","merge":"both","#,
+                r#""retention":{"rule":"most_distinct","gamma":0.05,"joint":false},"#,
+                r#""dtype":"f16","magnitudes":"f16","residual":0}"#
+            )
+        );
+        assert_eq!(of(r#"{ method = "minicache", sinks = 1 }"#)["sinks"], 1);
+        assert_eq!(of(r#"{ method = "minicache", sinks = 0 }"#), merged);
+        assert_eq!(of("sinks")["sinks"], 4);
+        let kivi = of("kivi");
         assert_eq!(kivi["quant"]["bits"], 4);
     }
 }

@@ -30,7 +30,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indexmap::IndexMap;
-use minicache_config::{CacheSpec, Calibration, Cell, Experiment, Kind, ModelSettings, ModelShape, RunInfo};
+use minicache_config::{Cell, ConfigError, Experiment, Kind, ModelSettings, RunInfo};
+use minicache_core::settings::Calibration;
+use minicache_core::{CacheSpec, ModelShape};
 use minicache_models::{Description, LoadOptions, Model, Registry};
 
 pub use crate::store::SAMPLE;
@@ -293,9 +295,12 @@ impl Run<'_> {
         let options = LoadOptions { weights: settings.weights, ..self.context.load.clone() };
         let mut loaded = Model::load(model, &options)?;
         for p in &*cells {
-            p.cell.cache.validate_for(loaded.decoder.shape()).map_err(|e| e.under("cache"))?;
+            p.cell
+                .cache
+                .validate_for(loaded.decoder.shape())
+                .map_err(|e| ConfigError::from(e.under("cache")))?;
         }
-        if settings.align.is_none() && cells.iter().all(|p| !p.cell.cache.is_calibrated()) {
+        if settings.align.is_none() && cells.iter().all(|p| p.cell.cache.calibration().is_none()) {
             return Ok(loaded);
         }
         let measured = self.plan.measured(loaded.need_tokenizer()?, self.context)?;
@@ -324,15 +329,15 @@ impl Run<'_> {
         corpus: &Corpus<'_>,
     ) -> Result<()> {
         let mut texts: Vec<Calibration> = Vec::new();
-        for cache in cells.iter().map(|p| &p.cell.cache).filter(|c| c.is_calibrated()) {
-            if !texts.contains(&cache.calibration) {
-                texts.push(cache.calibration.clone());
+        for text in cells.iter().filter_map(|p| p.cell.cache.calibration()) {
+            if !texts.contains(text) {
+                texts.push(text.clone());
             }
         }
         for text in texts {
             let what = calibration::describe(&text);
             self.overall.say(format!("{} {model}: calibrating on {what}", self.plan.experiment.id));
-            let of_text = |p: &&Planned| p.cell.cache.is_calibrated() && p.cell.cache.calibration == text;
+            let of_text = |p: &&Planned| p.cell.cache.calibration() == Some(&text);
             let caches = cells.iter().filter(of_text).map(|p| &p.cell.cache);
             match calibration::prepare(loaded, caches, corpus, &self.context.stop) {
                 Ok(origin) => origin.into_iter().for_each(|o| self.about.add_calibration(what.clone(), o)),

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
-use minicache_config::{Calibration, Cell, Experiment, Kind, Method, ModelSettings, ModelShape, cells};
+use minicache_config::{Cell, ConfigError, Experiment, Kind, ModelSettings, cells};
+use minicache_core::settings::Calibration;
+use minicache_core::{CacheSpec, ModelShape};
 use minicache_models::{Description, Registry, Tokenizer};
 
 use super::calibration::Measured;
@@ -61,7 +63,7 @@ impl<'a> Plan<'a> {
         let mut texts: Vec<(Calibration, serde_json::Value)> = Vec::new();
         for cell in listed {
             let model = &models[&cell.model];
-            cell.cache.validate_for(&model.shape).map_err(|e| e.under("cache"))?;
+            cell.cache.validate_for(&model.shape).map_err(|e| ConfigError::from(e.under("cache")))?;
             let data = inputs.get(&cell.task).map(Input::fingerprint);
             let mut calibrated = Vec::new();
             for calibration in calibrations(experiment, &cell) {
@@ -188,7 +190,8 @@ impl<'a> Plan<'a> {
 
     /// The cell that others of `model` and `task` are compared with: the full cache's, of the model as it is.
     pub(super) fn reference(&self, model: &str, task: &str) -> Option<&Planned> {
-        let full = |p: &&Planned| p.cell.cache.method == Method::Full && p.cell.settings.align.is_none();
+        let full =
+            |p: &&Planned| matches!(p.cell.cache, CacheSpec::Full(_)) && p.cell.settings.align.is_none();
         self.cells.iter().filter(|p| p.cell.model == model && p.cell.task == task).find(full)
     }
 
@@ -220,8 +223,7 @@ fn describe_shape(name: &str) -> Result<Description> {
 
 /// The texts that a cell is calibrated on.
 fn calibrations<'c>(experiment: &Experiment, cell: &'c Cell) -> impl Iterator<Item = &'c Calibration> {
-    let cache =
-        (experiment.kind.needs_weights() && cell.cache.is_calibrated()).then_some(&cell.cache.calibration);
+    let cache = cell.cache.calibration().filter(|_| experiment.kind.needs_weights());
     cell.settings.align.iter().chain(cache)
 }
 

@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use minicache_config::{CacheSpec, Method, StoreType};
+use minicache_core::CacheSpec;
 use minicache_core::{Footprint, KvCache, ModelShape, Restored, Result};
 use minicache_models::{LogitsFor, Model, Step};
 use rayon::prelude::*;
@@ -79,7 +79,7 @@ impl Prefill {
     pub(crate) fn fill(&self, caches: &mut [Box<dyn KvCache>], specs: &[&CacheSpec]) -> Result<()> {
         let (layers, tokens) = (&self.recorder.layers, self.tokens.len());
         caches.par_iter_mut().zip(specs).try_for_each(|(cache, spec)| {
-            if spec.method != Method::H2o {
+            if !spec.needs_attention() {
                 return append(layers, cache.as_mut(), 0..tokens);
             }
             let mut out = Vec::new();
@@ -121,7 +121,7 @@ struct Recorder {
 
 impl Recorder {
     fn new(model: &Model) -> crate::run::Result<Self> {
-        let exact = model.new_cache(&CacheSpec { dtype: StoreType::F32, ..CacheSpec::default() })?;
+        let exact = model.new_cache(&CacheSpec::default().with_f32())?;
         let layers = vec![States::default(); exact.shape().layers];
         Ok(Self { exact, layers })
     }

@@ -14,7 +14,8 @@
 use std::time::Instant;
 
 use candle_core::Tensor;
-use minicache_config::{CacheSpec, Method, StoreType, python_json};
+use minicache_config::python_json;
+use minicache_core::CacheSpec;
 use minicache_models::{LogitsFor, Model, Step};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -97,8 +98,8 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
             if tokens.len() > 1 {
                 let bins = settings.by_position.then(|| bin_width(settings.tokens));
                 let states = States::of(work.model, &tokens)?;
-                let merged = CacheSpec { method: Method::Minicache, ..planned.cell.cache.clone() };
-                let [pairs, _] = merged.merged_pairs(states.layers.len());
+                let pairing = planned.cell.cache.pairing().unwrap_or_default();
+                let [pairs, _] = pairing.merged(states.layers.len());
                 let binned: Vec<usize> = pairs.into_iter().map(|(a, _)| a).collect();
                 sample.measures = states.measures(bins, &binned)?;
             }
@@ -171,7 +172,7 @@ struct States {
 
 impl States {
     fn of(model: &Model, tokens: &[u32]) -> Result<Self> {
-        let exact = CacheSpec { dtype: StoreType::F32, ..CacheSpec::default() };
+        let exact = CacheSpec::default().with_f32();
         let mut cache = model.new_cache(&exact)?;
         let shape = *cache.shape();
         let mut hidden = vec![Vec::new(); shape.layers];

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use minicache_config::{CacheSpec, WeightMode};
+use minicache_config::WeightMode;
+use minicache_core::CacheSpec;
 use minicache_models::{LoadOptions, Model};
 use serde_json::Value;
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use minicache_config::{Method, StoreType};
+use minicache_core::settings::StoreType;
 use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, Rotary};
 use rayon::prelude::*;
 
@@ -84,7 +84,7 @@ impl Moments {
         rotary: Arc<dyn Rotary>,
     ) -> minicache_core::Result<Box<dyn KvCache>> {
         let shape = moments.lock().unwrap_or_else(PoisonError::into_inner).shape;
-        let spec = CacheSpec { dtype: StoreType::F32, ..CacheSpec::of(Method::Full) };
+        let spec = CacheSpec::default().with_dtype(StoreType::F32);
         let inner = minicache_core::build(&spec, &shape, &Resources::default())?;
         let states = vec![States::default(); shape.layers];
         Ok(Box::new(Collector { moments: moments.clone(), rotary, inner, states }))

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use minicache_config::{Method, StoreType};
 use minicache_core::latent::{Basis, Grouping, LatentPlan};
 use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, Result};
 use minicache_models::calibrate::{BasisOptions, basis, collect};
@@ -11,7 +10,7 @@ use minicache_models::{Decoder, LogitsFor, Safetensors, Step};
 
 use crate::{Golden, MODELS, golden, golden_with};
 
-const SPECS: [&str; 17] = [
+const SPECS: [&str; 18] = [
     "full",
     "mean",
     "max_norm",
@@ -24,6 +23,7 @@ const SPECS: [&str; 17] = [
     "kivi-2",
     "{ method = \"rtn\", quant = { bits = 4, residual = 0 } }",
     "smoothquant",
+    "fp8",
     "{ method = \"h2o\", heavy = 6, recent = 6 }",
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
     "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 2, bits = 3 } }",
@@ -72,8 +72,11 @@ impl Caches {
 
     fn empty_of(&self, spec: &CacheSpec, planned_len: usize) -> Box<dyn KvCache> {
         let rotary = self.decoder().rotary(planned_len);
-        let plan = || LatentPlan::new(spec, &self.shape, &self.basis, rotary.clone()).unwrap();
-        let latent = (spec.method == Method::Latent).then(|| Arc::new(plan()));
+        let plan = |latent| LatentPlan::new(latent, &self.shape, &self.basis, rotary.clone()).unwrap();
+        let latent = match spec {
+            CacheSpec::Latent(latent) => Some(Arc::new(plan(latent))),
+            _ => None,
+        };
         let resources = Resources { rotary: Some(rotary.clone()), latent };
         minicache_core::build(spec, &self.shape, &resources).unwrap()
     }
@@ -187,10 +190,10 @@ fn every_cache_attends_to_what_it_restores_in_every_model() {
                 continue;
             }
             let stored = CacheSpec::parse(spec).unwrap();
-            let f32s = CacheSpec { dtype: StoreType::F32, magnitudes: StoreType::F32, ..stored.clone() };
+            let f32s = stored.clone().with_f32();
             // Beside f16 numbers weights have 16 bits; latents are weighed by them twice, and values are restored from
             // the metric of W_o, in which what it makes little of is small.
-            let beside_f16 = if stored.method == Method::Latent { 1e-2 } else { 3e-3 };
+            let beside_f16 = if matches!(stored, CacheSpec::Latent(_)) { 1e-2 } else { 3e-3 };
             for (stored, tolerance) in [(&stored, beside_f16), (&f32s, 1e-4)] {
                 let what = format!("{spec} in {name}");
                 let inner = model.empty_of(stored, tokens.len());

@@ -12,7 +12,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use minicache_config::{CacheSpec, Method, StoreType};
+use minicache_core::CacheSpec;
+use minicache_core::settings::StoreType;
 use minicache_core::{KvCache, Resources};
 use minicache_models::{Decoder, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step};
 use reference::ReferenceCache;
@@ -71,7 +72,7 @@ impl Golden {
     }
 
     fn full(&self, dtype: StoreType) -> Box<dyn KvCache> {
-        let spec = CacheSpec { method: Method::Full, dtype, ..CacheSpec::default() };
+        let spec = CacheSpec::default().with_dtype(dtype);
         minicache_core::build(&spec, self.decoder.shape(), &Resources::default()).unwrap()
     }
 

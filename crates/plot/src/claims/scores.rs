@@ -7,7 +7,7 @@ use crate::curves::group;
 use crate::data::Data;
 use crate::number::significant;
 
-/// A difference with its 95 % interval, or without one its value thrice.
+/// A difference with its 95 % interval: all numbers where there is none, which then tells nothing.
 #[derive(Debug, Clone, Copy)]
 struct Gap {
     value: f64,
@@ -30,7 +30,7 @@ impl Gap {
 
     fn shown(self) -> String {
         let number = |x: f64| significant(x, 3).replace('-', "\u{2212}");
-        if self.low == self.high {
+        if !(self.low.is_finite() && self.high.is_finite()) {
             return number(self.value);
         }
         format!("{} [{}, {}]", number(self.value), number(self.low), number(self.high))
@@ -137,12 +137,15 @@ fn between(data: &Data, row: usize, other: usize) -> Option<Gap> {
 /// A number with its interval.
 fn interval(data: &Data, row: usize, column: &str) -> Option<Gap> {
     let value = data.cells.number(row, column)?;
-    let bound = |end: &str| data.cells.number(row, &format!("{column}_{end}")).unwrap_or(value);
-    Some(Gap { value, low: bound("lo"), high: bound("hi") })
+    let bound = |end: &str, none: f64| data.cells.number(row, &format!("{column}_{end}")).unwrap_or(none);
+    Some(Gap { value, low: bound("lo", f64::NEG_INFINITY), high: bound("hi", f64::INFINITY) })
 }
 
 /// What would tell, where an interval is too wide for `margin`.
 fn more_samples(place: &Place<'_>, gap: Gap, margin: f64) -> Option<String> {
+    if !(gap.low.is_finite() && gap.high.is_finite()) {
+        return Some(format!("more samples of {}, for an interval", place.name()));
+    }
     let nearest = (gap.value + margin).abs().max(margin / 2.0).max(0.5);
     let times = ((gap.high - gap.low) / 2.0 / nearest).powi(2);
     let samples = place.samples() * times.max(1.0);

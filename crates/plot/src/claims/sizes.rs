@@ -40,10 +40,15 @@ fn place(data: &Data, row: usize) -> String {
     }
 }
 
-/// The most in `column` of any cache, against the most of the full one.
-pub(super) fn times(data: &Data, rows: &[usize], column: &str, least: f64) -> Vec<Part> {
+/// Whether `row` is of the full cache, or else of `variant`.
+fn is_of(data: &Data, row: usize, full: bool, variant: &str) -> bool {
+    if full { is_full(data, row) } else { data.cells.text(row, "variant") == variant }
+}
+
+/// The most in `column` of `variant`, against the most of the full cache.
+pub(super) fn times(data: &Data, rows: &[usize], variant: &str, column: &str, least: f64) -> Vec<Part> {
     let best = |full: bool| {
-        let rows = rows.iter().copied().filter(|&r| is_full(data, r) == full);
+        let rows = rows.iter().copied().filter(|&r| is_of(data, r, full, variant));
         let numbers = rows.filter_map(|r| Some((r, data.cells.number(r, column)?)));
         numbers.max_by(|a, b| a.1.total_cmp(&b.1))
     };
@@ -65,11 +70,11 @@ pub(super) fn times(data: &Data, rows: &[usize], column: &str, least: f64) -> Ve
     vec![Part { text, outcome, wanted: None }]
 }
 
-/// What the smallest number in `column` saves at the full cache's largest batch.
-pub(super) fn less(data: &Data, rows: &[usize], column: &str, share: f64) -> Vec<Part> {
+/// What `variant` saves of the number in `column` at the full cache's largest batch.
+pub(super) fn less(data: &Data, rows: &[usize], variant: &str, column: &str, share: f64) -> Vec<Part> {
     let cells = &data.cells;
     let of = |full: bool| {
-        let rows = rows.iter().copied().filter(move |&r| is_full(data, r) == full);
+        let rows = rows.iter().copied().filter(move |&r| is_of(data, r, full, variant));
         rows.filter_map(|r| Some((r, cells.number(r, column)?)))
     };
     let Some((full, most)) = of(true).max_by(|a, b| a.1.total_cmp(&b.1)) else { return Vec::new() };

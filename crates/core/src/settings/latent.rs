@@ -1,10 +1,8 @@
 //! Settings of the cross-layer latent cache.
 
-use serde::{Deserialize, Serialize};
-
-use crate::bounds::{MOST_TOKENS, check_number};
-use crate::cache::as_word_or_number;
-use crate::{Axis, ConfigError, Result};
+use super::bounds::check_group;
+use super::word::as_word_or_number;
+use super::{Axis, Checked, SettingError};
 
 /// How many consecutive layers share one latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +47,9 @@ impl Heads {
 as_word_or_number!(Heads, All = "all", Number, "\"all\" or a number of KV heads");
 
 /// How many principal components are kept of the n = group * heads * head_dim numbers that share a latent.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(untagged))]
 pub enum Rank {
     /// This many.
     Number(usize),
@@ -64,8 +63,9 @@ pub enum Rank {
 }
 
 /// One side (keys or values) of a latent cache.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct LatentSide {
     /// Layers per latent.
     pub group: Group,
@@ -75,7 +75,7 @@ pub struct LatentSide {
     /// Components kept, where `rate` is absent.
     pub rank: Rank,
     /// Mean bits per original number: bits are allocated to components by their calibrated variance, and steps are
-    /// calibrated too, so that no scales are stored. Absent: `rank` components at `bits` each.
+    /// calibrated too; one magnitude per token and section is stored beside the codes. Absent: `rank` components at `bits` each.
     pub rate: Option<f64>,
     /// Bits per component: 2, 3, 4 or 8; 16 keeps f16.
     pub bits: u8,
@@ -100,24 +100,24 @@ impl Default for LatentSide {
 }
 
 impl LatentSide {
-    pub(crate) fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Checked {
         if self.group == Group::Layers(0) {
-            return Err(ConfigError::new("group", "must be \"auto\" or at least 1 layer"));
+            return Err(SettingError::new("group", "must be \"auto\" or at least 1 layer"));
         }
         if self.heads == Heads::Number(0) {
-            return Err(ConfigError::new("heads", "must be \"all\" or at least 1 KV head"));
+            return Err(SettingError::new("heads", "must be \"all\" or at least 1 KV head"));
         }
         let share = |x: f64| x > 0.0 && x <= 1.0;
         match self.rank {
-            Rank::Number(0) => return Err(ConfigError::new("rank", "must be at least 1")),
+            Rank::Number(0) => return Err(SettingError::new("rank", "must be at least 1")),
             Rank::Fraction(f) if !share(f) => {
-                return Err(ConfigError::new(
+                return Err(SettingError::new(
                     "rank",
                     format!("a fraction must be above 0 and at most 1.0, not {f}"),
                 ));
             }
             Rank::Energy { energy } if !share(energy) => {
-                return Err(ConfigError::new(
+                return Err(SettingError::new(
                     "rank.energy",
                     format!("must be above 0 and at most 1, not {energy}"),
                 ));
@@ -125,43 +125,11 @@ impl LatentSide {
             _ => {}
         }
         if self.rate.is_some_and(|r| !(r > 0.0 && r <= 8.0)) {
-            return Err(ConfigError::new("rate", "must be above 0 and at most 8 bits"));
+            return Err(SettingError::new("rate", "must be above 0 and at most 8 bits"));
         }
         if ![2, 3, 4, 8, 16].contains(&self.bits) {
-            return Err(ConfigError::new("bits", format!("must be 2, 3, 4, 8 or 16, not {}", self.bits)));
+            return Err(SettingError::new("bits", format!("must be 2, 3, 4, 8 or 16, not {}", self.bits)));
         }
-        crate::cache::check_group("quant_group", self.quant_group)
-    }
-}
-
-/// Where the calibration text of a latent cache or an aligned model comes from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Calibration {
-    /// A task whose text is used, such as `gsm8k` or `longbench/gov_report`, or a comma-separated list.
-    pub task: String,
-    /// A text file, instead of a task.
-    pub file: Option<String>,
-    /// Tokens looked at.
-    pub tokens: usize,
-    /// Length of the chunks the text is cut into, in tokens.
-    pub chunk: usize,
-}
-
-impl Calibration {
-    /// The tasks whose text is used.
-    pub fn tasks(&self) -> impl Iterator<Item = &str> {
-        self.task.split(',').map(str::trim).filter(|t| !t.is_empty())
-    }
-
-    pub(crate) fn validate(&self) -> Result<()> {
-        check_number("tokens", self.tokens, 1..=MOST_TOKENS)?;
-        check_number("chunk", self.chunk, 1..=MOST_TOKENS)
-    }
-}
-
-impl Default for Calibration {
-    fn default() -> Self {
-        Self { task: "longbench".to_string(), file: None, tokens: 8192, chunk: 1024 }
+        check_group("quant_group", self.quant_group)
     }
 }

@@ -20,7 +20,7 @@ pub fn toml_from_str<T: DeserializeOwned>(text: &str) -> Result<T, toml::de::Err
 }
 
 /// Whether the text nests too deeply to be read.
-pub(crate) fn is_deep(text: &str) -> bool {
+pub fn is_deep(text: &str) -> bool {
     // Each kind for itself: a bracket of the wrong kind closes nothing.
     let (mut lists, mut tables, mut dots) = (0usize, 0usize, 0usize);
     for token in Source::new(text).lex() {

@@ -7,15 +7,15 @@ const LONGEST: usize = 80;
 /// escaped, and of a long text only the beginning is kept.
 ///
 /// ```
-/// assert_eq!(minicache_config::shown("blk.0\u{1b}[2J\n"), "blk.0\\u{1b}[2J\\n");
-/// assert!(minicache_config::shown(&"x".repeat(1000)).ends_with("x…"));
+/// assert_eq!(minicache_core::settings::shown("blk.0\u{1b}[2J\n"), "blk.0\\u{1b}[2J\\n");
+/// assert!(minicache_core::settings::shown(&"x".repeat(1000)).ends_with("x…"));
 /// ```
 pub fn shown(text: &str) -> String {
     within(text, LONGEST)
 }
 
 /// [`escaped`], of a long text only the beginning: `longest` characters.
-pub(crate) fn within(text: &str, longest: usize) -> String {
+pub fn within(text: &str, longest: usize) -> String {
     // No character takes fewer characters when escaped, so that the rest need not be looked at.
     let cut = text.char_indices().nth(longest).map_or(text.len(), |(at, _)| at);
     let mut out = String::new();
