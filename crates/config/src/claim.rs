@@ -79,7 +79,8 @@ pub enum Needs {
     },
     /// The cache reaches a number this many times the most that the full cache reaches.
     Times {
-        /// The variant.
+        /// The variant; empty: any.
+        #[serde(default)]
         variant: String,
         /// Column of the number.
         column: String,
@@ -88,7 +89,8 @@ pub enum Needs {
     },
     /// At the full cache's largest batch the cache takes less by this share.
     Less {
-        /// The variant.
+        /// The variant; empty: any.
+        #[serde(default)]
         variant: String,
         /// Column of the number.
         column: String,

@@ -3,11 +3,11 @@
 
 use half::f16;
 
-#[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 use super::{Dense, Float, Isa, Plain, Sums, Weights, scalar};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 
 /// The largest number.
 pub(crate) const LARGEST: f32 = 448.0;

@@ -134,10 +134,13 @@ fn between(data: &Data, row: usize, other: usize) -> Option<Gap> {
     of("diff").or_else(|| of("score"))
 }
 
-/// A number with its interval.
+/// A number with its interval. One sample drawn again and again is always the same: that is no interval.
 fn interval(data: &Data, row: usize, column: &str) -> Option<Gap> {
     let value = data.cells.number(row, column)?;
-    let bound = |end: &str, none: f64| data.cells.number(row, &format!("{column}_{end}")).unwrap_or(none);
+    let one = data.cells.number(row, "samples").is_some_and(|n| n < 2.0);
+    let bound = |end: &str, none: f64| {
+        data.cells.number(row, &format!("{column}_{end}")).filter(|_| !one).unwrap_or(none)
+    };
     Some(Gap { value, low: bound("lo", f64::NEG_INFINITY), high: bound("hi", f64::INFINITY) })
 }
 

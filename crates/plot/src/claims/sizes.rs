@@ -40,9 +40,12 @@ fn place(data: &Data, row: usize) -> String {
     }
 }
 
-/// Whether `row` is of the full cache, or else of `variant`.
+/// Whether `row` is of the full cache, or else of `variant`, of any other where that is empty.
 fn is_of(data: &Data, row: usize, full: bool, variant: &str) -> bool {
-    if full { is_full(data, row) } else { data.cells.text(row, "variant") == variant }
+    match full || variant.is_empty() {
+        true => is_full(data, row) == full,
+        false => data.cells.text(row, "variant") == variant,
+    }
 }
 
 /// The most in `column` of `variant`, against the most of the full cache.
