@@ -60,6 +60,17 @@ pub trait KvCache: Send {
     /// A layer that the model does not have.
     fn restored(&self, layer: usize) -> Result<Restored>;
 
+    /// Forgets the tokens from `len` on, as for another continuation or tokens that were drafted and not accepted: what
+    /// follows is what it were if they had never been there, to the last bit where `len` is between two steps. (Latents of
+    /// a step's tokens are products that are rounded by how many there are.) Not within a step.
+    ///
+    /// # Errors
+    /// [`crate::Error::Truncate`] where something has been made of these tokens that cannot be undone (codes of a window
+    /// that has moved on, tokens that were dropped), and a length beyond the cache's own. The cache is then as it was.
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        check_truncate(self.len(), len, || Err("it keeps no more than it needs to go on"))
+    }
+
     /// An independent copy that shares storage until either side writes (a shared prefix, several continuations).
     fn fork(&self) -> Box<dyn KvCache>;
 
@@ -91,6 +102,22 @@ pub trait KvCache: Send {
         let out = Tensor::from_vec(out, (tokens, heads, dim), &Device::Cpu)?.transpose(0, 1)?.contiguous()?;
         Ok(out.to_dtype(q.dtype())?.to_device(q.device())?)
     }
+}
+
+/// Whether a cache of `held` tokens can go back to `len`, given what its method says of fewer.
+pub(crate) fn check_truncate(
+    held: usize,
+    len: usize,
+    fewer: impl FnOnce() -> std::result::Result<(), &'static str>,
+) -> Result<()> {
+    if len > held {
+        let expected = format!("at most {held} tokens");
+        return Err(crate::Error::Shape { what: "length", expected, got: len.to_string() });
+    }
+    if len == held {
+        return Ok(());
+    }
+    fewer().map_err(|reason| crate::Error::Truncate { len, reason })
 }
 
 /// One layer's states as attention sees them.

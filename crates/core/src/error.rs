@@ -2,6 +2,7 @@
 
 /// What can go wrong in a cache.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A tensor or slice of the wrong shape.
     #[error("{what}: expected {expected}, got {got}")]
@@ -24,6 +25,14 @@ pub enum Error {
         layer: usize,
         /// Token position in the sequence.
         position: usize,
+    },
+    /// Tokens that a cache cannot forget again.
+    #[error("cannot go back to {len} tokens: {reason}; a fork taken there can")]
+    Truncate {
+        /// The length asked for.
+        len: usize,
+        /// What has been made of the tokens.
+        reason: &'static str,
     },
     /// A cache that needs something it was not given (a calibrated basis, the model's RoPE).
     #[error("{0}")]

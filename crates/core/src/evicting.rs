@@ -4,7 +4,7 @@ use crate::settings::{ModelShape, StoreType};
 use half::f16;
 use rayon::prelude::*;
 
-use crate::cache::{KvCache, Restored};
+use crate::cache::{KvCache, Restored, check_truncate};
 use crate::dense::{View, add_product, mul_transposed};
 use crate::kernels::Float;
 use crate::layered::{check_layer, check_states, check_step};
@@ -237,6 +237,17 @@ impl<E: Evict + Clone + 'static, T: Float + Send + Sync + 'static> KvCache for E
 
     fn finish_step(&mut self) -> Result<()> {
         self.len += std::mem::take(&mut self.step);
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        check_truncate(self.len, len, || match len {
+            0 => Ok(()),
+            _ => Err("it drops tokens for good"),
+        })?;
+        if len == 0 {
+            *self = Self::new(&self.shape, self.evict.clone());
+        }
         Ok(())
     }
 

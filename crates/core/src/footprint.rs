@@ -1,9 +1,8 @@
 //! Bytes held, by part.
 
-use serde::Serialize;
-
 /// Bytes that a cache really holds, counted from its allocations (capacity, not length), by part.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Footprint {
     /// States stored per layer: exact, or the codes of quantised ones.
     pub states: usize,

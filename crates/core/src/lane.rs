@@ -63,6 +63,13 @@ pub(crate) trait Lane: Keys + Values + Send {
     fn read(&self, head: usize, position: usize, out: &mut [f32]);
     /// Frees what lies before `position`, where storage allows.
     fn drop_before(&mut self, position: usize);
+    /// Whether it can be as if it had never had more than the first `len` tokens, of which there are fewer than it has.
+    ///
+    /// # Errors
+    /// Why not.
+    fn can_truncate(&self, len: usize) -> Result<(), &'static str>;
+    /// Forgets the tokens from `len` on; [`Lane::can_truncate`] has said that it can.
+    fn truncate(&mut self, len: usize);
     /// First position still held.
     fn start(&self) -> usize;
     /// Bytes held.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use crate::settings::ModelShape;
 
 use crate::attend::{Past, Step, attend};
-use crate::cache::{KvCache, Restored};
+use crate::cache::{KvCache, Restored, check_truncate};
 use crate::lane::{Keys, Lane, Values};
 use crate::pair::{PairSide, Proposal, SideSettings};
 use crate::{Error, Footprint, Result};
@@ -127,6 +127,24 @@ impl States {
         self.pairs.iter_mut().for_each(|p| p.side.drop_before(position));
     }
 
+    fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
+        for place in &self.places {
+            if let Place::Own(lane) = place {
+                lane.can_truncate(len)?;
+            }
+        }
+        self.pairs.iter().try_for_each(|p| p.side.can_truncate(len))
+    }
+
+    fn truncate(&mut self, len: usize) {
+        for place in &mut self.places {
+            if let Place::Own(lane) = place {
+                lane.truncate(len);
+            }
+        }
+        self.pairs.iter_mut().for_each(|p| p.side.truncate(len));
+    }
+
     fn footprint(&self) -> Footprint {
         let mut total = Footprint::default();
         for place in &self.places {
@@ -199,7 +217,7 @@ impl Layered {
 
     /// First position that the next query sees.
     fn first_visible(&self) -> usize {
-        self.shape.window.map_or(0, |w| (self.len + 1).saturating_sub(w))
+        first_visible(&self.shape, self.len)
     }
 
     /// Retained positions of the pair whose deeper layer is `layer`: of keys and of values, per lane.
@@ -279,6 +297,22 @@ impl KvCache for Layered {
         Ok(())
     }
 
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        let sides = [&self.keys, &self.values];
+        check_truncate(self.len, len, || {
+            let first = first_visible(&self.shape, len);
+            let starts = sides.iter().flat_map(|side| (0..self.shape.layers).map(|l| side.start(l)));
+            if len > 0 && starts.max() > Some(first) {
+                return Err(GONE);
+            }
+            sides.iter().try_for_each(|side| side.can_truncate(len))
+        })?;
+        self.keys.truncate(len);
+        self.values.truncate(len);
+        self.len = len;
+        Ok(())
+    }
+
     fn len(&self) -> usize {
         self.len
     }
@@ -307,6 +341,14 @@ impl KvCache for Layered {
         Box::new(Self { keys: self.keys.fork(), values: self.values.fork(), ..*self })
     }
 }
+
+/// First position that the query after `len` tokens sees.
+pub(crate) fn first_visible(shape: &ModelShape, len: usize) -> usize {
+    shape.window.map_or(0, |w| (len + 1).saturating_sub(w))
+}
+
+/// Why a cache with a sliding window cannot go back.
+pub(crate) const GONE: &str = "tokens that would come into sight again have left the sliding window";
 
 /// One side of one layer as attention reads it.
 enum View<'a> {

@@ -1,7 +1,4 @@
-//! The merge core: merge, retain, quantise, pack, attend and account for KV caches.
-//!
-//! It knows tensors, not models or data sets. A decoder computes queries, keys and values and hands them to a
-//! [`KvCache`]; the cache stores, compresses and attends, and gives the attention output back.
+#![doc = include_str!("../README.md")]
 //!
 //! Layouts: slices are f32, contiguous and token-major, `(tokens, heads, head_dim)`, as a linear layer writes them.
 

@@ -89,6 +89,15 @@ impl Magnitudes {
         }
     }
 
+    /// Forgets the numbers from `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.pages.truncate(self.len.div_ceil(PAGE).saturating_sub(self.first_page));
+        if self.len == 0 {
+            self.first_page = 0;
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.pages.len() * self.lanes * PAGE * self.dtype.bytes()
     }

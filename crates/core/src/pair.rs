@@ -280,6 +280,48 @@ impl PairSide {
         }
     }
 
+    /// Whether it can be as if it had never had more than the first `len` tokens.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
+        if let Some(newest) = &self.newest
+            && self.shared.len() > len.saturating_sub(newest.window)
+        {
+            return Err("newer tokens have been merged already");
+        }
+        let merged = len.min(self.shared.len());
+        self.shared.can_truncate(merged)?;
+        let taking_part = merged.saturating_sub(self.settings.sinks);
+        if !self.retainers.iter().all(|r| r.can_truncate(taking_part)) {
+            return Err("which of a prompt's tokens are retained depends on all of them");
+        }
+        for r in &self.retained {
+            let kept = r.within(&(0..merged)).end;
+            r.members.iter().try_for_each(|store| store.can_truncate(kept))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the tokens from `len` on; [`PairSide::can_truncate`] has said that it can.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        let merged = len.min(self.shared.len());
+        self.shared.truncate(merged);
+        self.magnitudes.iter_mut().flatten().for_each(|m| m.truncate(merged));
+        let taking_part = merged.saturating_sub(self.settings.sinks);
+        self.retainers.iter_mut().for_each(|r| r.truncate(taking_part));
+        for r in &mut self.retained {
+            let kept = r.within(&(0..merged)).end;
+            r.members.iter_mut().for_each(|store| store.truncate(kept));
+            if kept < r.dropped + r.positions.len() {
+                Arc::make_mut(&mut r.positions).truncate(kept.saturating_sub(r.dropped));
+            }
+        }
+        if let Some(newest) = &mut self.newest {
+            newest.members.iter_mut().for_each(|store| store.truncate(len.saturating_sub(newest.base)));
+        }
+    }
+
     pub(crate) fn drop_before(&mut self, position: usize) {
         self.shared.drop_before(position);
         let start = self.shared.start();
@@ -304,6 +346,7 @@ impl PairSide {
         for store in self.newest.iter().flat_map(|n| &n.members) {
             out.residual += store.bytes().total();
         }
+        out.state += self.retainers.iter().map(Retainer::bytes).sum::<usize>();
         for r in &self.retained {
             out.retained += r.positions.capacity() * size_of::<u32>();
             for store in &r.members {

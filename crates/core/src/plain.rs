@@ -40,6 +40,12 @@ impl Lane for Plain {
     fn drop_before(&mut self, position: usize) {
         self.0.drop_before(position);
     }
+    fn can_truncate(&self, len: usize) -> Result<(), &'static str> {
+        self.0.can_truncate(len)
+    }
+    fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
     fn start(&self) -> usize {
         self.0.start()
     }

@@ -11,18 +11,68 @@ pub(crate) struct Retainer {
     max: f32,
     /// `top_fraction`: the least distance retained so far.
     least: f32,
+    /// Tokens that have taken part.
+    seen: u32,
+    /// What it was after each step that changed an extreme, and after each of several tokens.
+    past: Vec<Past>,
 }
+
+/// A state that a [`Retainer`] can go back to.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    /// The tokens of the step: within it nothing can be told apart.
+    first: u32,
+    end: u32,
+    extremes: [f32; 3],
+}
+
+/// The least and the largest distance, and the least retained, of no tokens.
+const NONE: [f32; 3] = [f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY];
 
 impl Retainer {
     pub(crate) fn new(retention: &Retention) -> Self {
-        let (min, max, least) = (f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY);
-        Self { rule: retention.rule, gamma: retention.gamma as f32, min, max, least }
+        let [min, max, least] = NONE;
+        let (rule, gamma) = (retention.rule, retention.gamma as f32);
+        Self { rule, gamma, min, max, least, seen: 0, past: Vec::new() }
+    }
+
+    /// Whether it can go back to its first `tokens` tokens, not into the middle of a step of several.
+    pub(crate) fn can_truncate(&self, tokens: usize) -> bool {
+        let inside = |past: &Past| (past.first as usize) < tokens && tokens < past.end as usize;
+        !self.past.iter().rev().any(inside)
+    }
+
+    /// Forgets the tokens after the first `tokens`.
+    pub(crate) fn truncate(&mut self, tokens: usize) {
+        self.past.truncate(self.past.partition_point(|past| past.end as usize <= tokens));
+        [self.min, self.max, self.least] = self.past.last().map_or(NONE, |past| past.extremes);
+        self.seen = self.seen.min(tokens as u32);
+    }
+
+    /// Bytes of what it can go back to.
+    pub(crate) fn bytes(&self) -> usize {
+        self.past.capacity() * size_of::<Past>()
+    }
+
+    fn note(&mut self, tokens: usize, before: [f32; 3]) {
+        let (first, end) = (self.seen, self.seen + tokens as u32);
+        self.seen = end;
+        let extremes = [self.min, self.max, self.least];
+        if extremes != before || tokens > 1 {
+            self.past.push(Past { first, end, extremes });
+        }
     }
 
     /// Which tokens of one step, with distances d in 0..=1, are retained. Extremes run over everything seen so far,
     /// this step included. `top_fraction` ranks within a step of several tokens; a single new token is retained if
     /// it is more distinct than the least distinct retained one.
     pub(crate) fn step(&mut self, distances: &[f32], out: &mut [bool]) {
+        let before = [self.min, self.max, self.least];
+        self.mark(distances, out);
+        self.note(distances.len(), before);
+    }
+
+    fn mark(&mut self, distances: &[f32], out: &mut [bool]) {
         for &d in distances {
             self.min = self.min.min(d);
             self.max = self.max.max(d);

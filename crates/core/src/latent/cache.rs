@@ -9,10 +9,10 @@ use super::coded::Coded;
 use super::plan::{LatentPlan, Plan, group_of};
 use super::transform::{KeyTransform, ValueTransform};
 use crate::attend::{Past, Step, attend};
-use crate::cache::{KvCache, Restored};
+use crate::cache::{KvCache, Restored, check_truncate};
 use crate::kernels::{Sums, Weights, total};
 use crate::lane::{Keys, Values};
-use crate::layered::{check_layer, check_states, check_step};
+use crate::layered::{GONE, check_layer, check_states, check_step, first_visible};
 use crate::scratch::with_buffer;
 use crate::store::{Side, Store};
 use crate::{Footprint, Result};
@@ -58,7 +58,7 @@ impl LatentCache {
     }
 
     fn first_visible(&self) -> usize {
-        self.plan.shape.window.map_or(0, |w| (self.len + 1).saturating_sub(w))
+        first_visible(&self.plan.shape, self.len)
     }
 }
 
@@ -281,6 +281,20 @@ impl KvCache for LatentCache {
         if first > 0 {
             self.keys.iter_mut().chain(&mut self.values).for_each(|g| g.drop_before(first));
         }
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        let exact = (self.plan.spec.sinks, self.plan.spec.residual);
+        let sides = || self.keys.iter().chain(&self.values);
+        check_truncate(self.len, len, || {
+            if len > 0 && sides().map(Coded::start).max() > Some(first_visible(&self.plan.shape, len)) {
+                return Err(GONE);
+            }
+            sides().try_for_each(|side| side.can_truncate(len, exact))
+        })?;
+        self.keys.iter_mut().chain(&mut self.values).for_each(|side| side.truncate(len));
+        self.len = len;
         Ok(())
     }
 

@@ -119,10 +119,33 @@ impl Coded {
         self.recent.iter_mut().for_each(|s| s.drop_before(range.end));
     }
 
+    /// Whether it can be as if it had never had more than the first `len` tokens.
+    pub(super) fn can_truncate(
+        &self,
+        len: usize,
+        (sinks, residual): (usize, usize),
+    ) -> std::result::Result<(), &'static str> {
+        let latents = len.saturating_sub(sinks + residual);
+        if residual > 0 && self.latent_len() > latents {
+            return Err("newer tokens have become latents already");
+        }
+        self.latents.iter().try_for_each(|store| store.can_truncate(latents.min(store.len())))
+    }
+
+    /// Forgets the tokens from `len` on; [`Coded::can_truncate`] has said that it can.
+    pub(super) fn truncate(&mut self, len: usize) {
+        let after = len.saturating_sub(self.first_latent());
+        self.sinks.iter_mut().for_each(|store| store.truncate(len));
+        self.latents.iter_mut().for_each(|store| store.truncate(after));
+        self.recent.iter_mut().for_each(|store| store.truncate(after));
+    }
+
     pub(super) fn start(&self) -> usize {
-        let sinks = self.sinks[0].start();
-        let latents = || self.latents.iter().map(Store::start).max().unwrap_or(0);
-        if sinks < self.first_latent() { sinks } else { self.first_latent() + latents() }
+        // The first tokens go in blocks, and may be there when what follows them has gone.
+        match self.latents.iter().map(Store::start).max() {
+            Some(dropped) if dropped > 0 => self.first_latent() + dropped,
+            _ => self.sinks[0].start(),
+        }
     }
 
     pub(super) fn drop_before(&mut self, position: usize) {

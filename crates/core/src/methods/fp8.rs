@@ -119,6 +119,13 @@ impl Lane for Scaled {
         self.states.drop_before(position);
         self.scales.drop_before(position);
     }
+    fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
+        self.states.can_truncate(len)
+    }
+    fn truncate(&mut self, len: usize) {
+        self.states.truncate(len);
+        self.scales.truncate(len);
+    }
     fn start(&self) -> usize {
         self.states.start()
     }

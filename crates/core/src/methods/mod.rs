@@ -261,6 +261,7 @@ pub(crate) trait Method: Debug {
     }
 
     /// Keys of the settings that make no difference beside the others as they are.
+    #[cfg_attr(not(feature = "serde"), allow(dead_code))]
     fn inert(&self) -> &'static [&'static str] {
         &[]
     }

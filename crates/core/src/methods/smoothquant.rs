@@ -48,7 +48,7 @@ impl Method for SmoothQuant {
         let lane = |scheme, side| {
             let store = stored.store(shape, scheme, side);
             let (alpha, head_dim) = (self.alpha as f32, shape.head_dim);
-            Box::new(Smoothed { alpha, head_dim, factors: Vec::new(), store })
+            Box::new(Smoothed { alpha, head_dim, factors: Vec::new(), first: 0, store })
         };
         let [keys, values] = stored.schemes();
         Ok(Plan::unmerged(lane(keys, Side::Keys), lane(values, Side::Values)))
@@ -61,6 +61,8 @@ struct Smoothed {
     head_dim: usize,
     /// `(kv_heads, head_dim)`, set by the first step.
     factors: Vec<f32>,
+    /// Tokens of that step.
+    first: usize,
     store: Store,
 }
 
@@ -112,7 +114,9 @@ impl Values for Smoothed {
 impl Lane for Smoothed {
     fn push(&mut self, rows: &[f32]) {
         if self.factors.is_empty() {
-            self.factors = factors(rows, self.store.heads() * self.head_dim, self.head_dim, self.alpha);
+            let channels = self.store.heads() * self.head_dim;
+            self.factors = factors(rows, channels, self.head_dim, self.alpha);
+            self.first = rows.len() / channels;
         }
         let divided: Vec<f32> = rows.iter().zip(self.factors.iter().cycle()).map(|(x, s)| x / s).collect();
         self.store.push(&divided);
@@ -123,6 +127,18 @@ impl Lane for Smoothed {
     }
     fn drop_before(&mut self, position: usize) {
         self.store.drop_before(position);
+    }
+    fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
+        if (1..self.first).contains(&len) {
+            return Err("its channels are smoothed by all of the prompt");
+        }
+        self.store.can_truncate(len)
+    }
+    fn truncate(&mut self, len: usize) {
+        if len == 0 {
+            self.factors = Vec::new();
+        }
+        self.store.truncate(len);
     }
     fn start(&self) -> usize {
         self.store.start()

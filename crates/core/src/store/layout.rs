@@ -307,6 +307,21 @@ impl CodeBlock {
         }
     }
 
+    /// Makes the scales of the slots from `from` on what they are in a new block, where each slot has its own.
+    pub(super) fn clear_scales(&self, head: &mut [Line], from: usize) {
+        for section in 0..self.sections.len() {
+            if self.has_zeros() {
+                let (scale, zero) = self.scale_index(0, section, 0);
+                let floats = view_mut::<f16>(head);
+                floats[scale + from..scale + self.slots].fill(f16::ZERO);
+                floats[zero + from..zero + self.slots].fill(f16::ZERO);
+            } else {
+                let at = self.code_bytes + section * self.slots;
+                view_mut::<u8>(head)[at + from..at + self.slots].fill(0);
+            }
+        }
+    }
+
     /// Scale and zero of (slot, first channel of a section, or channel).
     pub(super) fn scale(&self, head: &[Line], slot: usize, (section, channel): (usize, usize)) -> (f16, f32) {
         if self.has_zeros() {

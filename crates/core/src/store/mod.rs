@@ -453,6 +453,58 @@ impl Store {
         self.pages.drop_before(block);
     }
 
+    /// Whether the store can be as if it had never had more than the first `len` tokens: floats and codes of single
+    /// tokens can, codes that a window or a group has been left for cannot.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
+        // As many as would be packed of so few.
+        let packed = match self.scheme {
+            Scheme::Quant { residual, axis: Axis::Token, .. } => len.saturating_sub(residual),
+            Scheme::Quant { residual, group, axis: Axis::Channel, .. } => {
+                len.saturating_sub(residual) / group * group
+            }
+            _ => len,
+        };
+        match self.packed.min(len) > packed {
+            true => Err("newer tokens have been quantised already"),
+            false => self.can_truncate_group(len),
+        }
+    }
+
+    /// A group along tokens is one: it cannot lose some of them.
+    fn can_truncate_group(&self, len: usize) -> std::result::Result<(), &'static str> {
+        match self.scheme {
+            Scheme::Quant { axis: Axis::Channel, .. } if (1..self.packed).contains(&len) => {
+                Err("newer tokens have been quantised already")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets the tokens from `len` on; [`Store::can_truncate`] says whether what is left is what it was.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.packed = self.packed.min(len);
+        let tokens = self.block_tokens();
+        let left = self.packed % tokens;
+        self.pages.truncate(self.packed.div_ceil(tokens));
+        if let Block::Codes(block) = &self.block
+            && block.scaling != Scaling::Channels
+            && left > 0
+        {
+            // Weights are rounded by the largest scale of a block: those of the forgotten must not count.
+            let lines = self.pages.block_mut(self.packed / tokens);
+            lines.chunks_exact_mut(block.head_lines()).for_each(|head| block.clear_scales(head, left));
+        }
+        self.recent.truncate(if self.packed == self.len {
+            self.packed / RECENT
+        } else {
+            self.len.div_ceil(RECENT)
+        });
+    }
+
     /// One vector as attention sees it: `out` is `(dim)`.
     ///
     /// # Panics

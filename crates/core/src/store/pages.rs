@@ -106,6 +106,26 @@ impl Pages {
         }
     }
 
+    /// Forgets the blocks from `blocks` on, and gives back what they took.
+    pub(super) fn truncate(&mut self, blocks: usize) {
+        if blocks >= self.blocks {
+            return;
+        }
+        let per_page = 1 << self.page_log;
+        self.pages.truncate(blocks.div_ceil(per_page).saturating_sub(self.dropped));
+        let left = blocks % per_page * self.block_lines;
+        if left > 0
+            && let Some(last) = self.pages.back_mut()
+            && last.len() > left
+        {
+            *last = last[..left].into();
+        }
+        if blocks == 0 {
+            self.dropped = 0;
+        }
+        self.blocks = blocks;
+    }
+
     /// Bytes allocated: pages with their counters, and the list of pages.
     pub(super) fn bytes(&self) -> usize {
         // An `Arc` allocates two counters, padded to the lines' alignment, and the lines.

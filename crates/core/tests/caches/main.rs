@@ -3,10 +3,11 @@
 
 mod latent;
 mod numbers;
+mod truncate;
 
 use std::path::{Path, PathBuf};
 
-use minicache_core::{CacheSpec, KvCache, ModelShape, PairStates, Resources, build, merge_pair};
+use minicache_core::{CacheSpec, Error, KvCache, ModelShape, PairStates, Resources, build, merge_pair};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 

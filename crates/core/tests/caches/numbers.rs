@@ -7,7 +7,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use crate::{LATENTS, SPECS, StepStates, latent, random_states, shape, step};
 
 /// Every kind of cache for a shape of an even number of heads, as it is and with activations rounded to 8 bits.
-fn all(shape: &ModelShape) -> Vec<(CacheSpec, Resources)> {
+pub(super) fn all(shape: &ModelShape) -> Vec<(CacheSpec, Resources)> {
     let mut out = Vec::new();
     for text in SPECS {
         out.push((CacheSpec::parse(text).unwrap(), Resources::default()));
