@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use minicache_plot::Role;
+use minicache_config::columns::{Role, role};
 use tempfile::TempDir;
 
 /// Folder of the tiny model in the fixtures of the models crate.
@@ -98,8 +98,7 @@ fn untimed(path: &Path) -> Vec<Vec<String>> {
     let text = fs::read_to_string(path).unwrap();
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let headers = reader.headers().unwrap().clone();
-    let keep: Vec<usize> =
-        (0..headers.len()).filter(|&i| minicache_plot::role(&headers[i]) != Role::Timing).collect();
+    let keep: Vec<usize> = (0..headers.len()).filter(|&i| role(&headers[i]) != Role::Timing).collect();
     let pick = |r: &csv::StringRecord| keep.iter().map(|&i| r[i].to_string()).collect();
     std::iter::once(pick(&headers)).chain(reader.records().map(|r| pick(&r.unwrap()))).collect()
 }

@@ -306,6 +306,9 @@ pub struct Experiment {
     /// Title of the report.
     #[serde(default)]
     pub title: String,
+    /// Where it stands among others in a report of all, the lowest first; those without a place follow by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<u32>,
     /// What is measured.
     pub kind: Kind,
     /// Registry names, model folders or `.gguf` files.

@@ -6,6 +6,7 @@
 pub mod atomic;
 pub mod bounds;
 mod claim;
+pub mod columns;
 mod error;
 mod experiment;
 mod foreign;

@@ -2,11 +2,11 @@
 
 use minicache_config::{Plot, PlotKind};
 
-use crate::columns::meaning;
 use crate::data::Data;
 use crate::figure::Series;
 use crate::number::{self, Tick};
 use crate::table;
+use minicache_config::columns::meaning;
 
 /// One axis.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use minicache_config::{Kind, Plot, PlotKind};
 
 use crate::axis;
-use crate::columns::{self, lower_is_better, meaning};
 use crate::curves;
 use crate::data::Data;
 use crate::figure::{Figure, Panel, Point, Series};
 use crate::legend;
 use crate::number;
 use crate::table::number as number_of;
+use minicache_config::columns::{self, lower_is_better, meaning};
 
 /// Keys that make panels where nothing else tells their values apart.
 const PANELS: [&str; 3] = ["model", "task", "side"];

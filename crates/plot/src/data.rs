@@ -5,10 +5,10 @@ use std::path::Path;
 
 use minicache_config::{Kind, RunInfo};
 
-use crate::columns::is_name;
 use crate::error::Result;
 use crate::paper::{self, PaperTable};
 use crate::table::Table;
+use minicache_config::columns::is_name;
 
 /// Everything that a report is made from.
 #[derive(Debug, Clone)]

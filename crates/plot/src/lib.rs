@@ -26,7 +26,6 @@ mod alt;
 mod axis;
 mod build;
 mod claims;
-mod columns;
 mod curves;
 mod data;
 mod draw;
@@ -45,9 +44,8 @@ mod views;
 
 use std::path::{Path, PathBuf};
 
-pub use columns::{Role, role, spread_of};
 pub use error::{PlotError, Result};
-use minicache_config::atomic;
+use minicache_config::{RunInfo, atomic};
 use report::Report;
 
 /// What [`report`] made.
@@ -75,29 +73,6 @@ pub struct Reported {
     /// Figures left out, missing files: one sentence each.
     pub notes: Vec<String>,
 }
-
-/// The order of the paper; other experiments follow by name.
-const ORDER: &[&str] = &[
-    "memory",
-    "fig1a",
-    "fig1b",
-    "fig2a",
-    "fig2b",
-    "fig2c",
-    "fig4",
-    "table1",
-    "fig5",
-    "fig6",
-    "table2",
-    "tableA",
-    "tableA_time",
-    "tableB",
-    "tableC",
-    "tableD",
-    "tableE",
-    "fidelity",
-    "frontier",
-];
 
 /// Rebuilds figures, reports and the page from the CSV in `results`: the folder of one experiment, or the folder of
 /// all of them. For one experiment the page in the folder above it is rebuilt too.
@@ -201,7 +176,8 @@ pub fn experiments(root: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort_by_cached_key(|path| {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        (ORDER.iter().position(|o| *o == name).unwrap_or(ORDER.len()), name)
+        let place = RunInfo::read(path).ok().and_then(|info| info.experiment.place);
+        (place.unwrap_or(u32::MAX), name)
     });
     Ok(found)
 }

@@ -3,12 +3,12 @@
 
 use minicache_config::Kind;
 
-use crate::columns::{self, is_bytes, is_internal, is_key, is_metric, meaning, spread_of};
 use crate::curves::group;
 use crate::data::Data;
 use crate::number::{bytes, significant};
 use crate::paper::PaperTable;
 use crate::table::number;
+use minicache_config::columns::{self, is_bytes, is_internal, is_key, is_metric, meaning, spread_of};
 
 /// A table for readers.
 #[derive(Debug, Clone, Default, PartialEq)]

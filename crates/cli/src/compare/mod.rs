@@ -8,8 +8,8 @@ use std::path::Path;
 use anyhow::Result;
 use indexmap::{IndexMap, IndexSet};
 use minicache_config::RunInfo;
+use minicache_config::columns::{Role, role};
 use minicache_eval::store::{Finished, Row};
-use minicache_plot::{Role, role};
 use serde::Serialize;
 
 use tolerance::{Rule, rule};

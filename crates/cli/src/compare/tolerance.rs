@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use minicache_config::columns::{Role, role, spread_of};
 use minicache_eval::store::Row;
-use minicache_plot::{Role, role, spread_of};
 
 /// What is asked of two values of a column.
 #[derive(Debug, Clone, Copy, PartialEq)]

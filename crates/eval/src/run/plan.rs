@@ -241,3 +241,21 @@ fn names(experiment: &Experiment, cell: &Cell, layers: usize) -> Row {
     );
     names
 }
+
+#[cfg(test)]
+mod tests {
+    use minicache_config::columns::is_known;
+
+    use super::*;
+
+    #[test]
+    fn every_column_that_is_written_is_in_the_table_of_columns() {
+        let fixed =
+            [similarity::COLUMNS, fidelity::COLUMNS, memory::COLUMNS, throughput::COLUMNS, overhead::COLUMNS];
+        let accuracy = accuracy::columns(std::iter::empty());
+        let all = fixed.into_iter().flatten().copied().chain(accuracy.iter().map(String::as_str));
+        for column in all {
+            assert!(is_known(column), "{column}");
+        }
+    }
+}
