@@ -104,7 +104,7 @@ fn arithmetic(c: &mut Criterion) {
             let keys = filled(&model, NEAR, keys, Side::Keys);
             let values = filled(&model, NEAR, values, Side::Values);
             for isa in Isa::available() {
-                if isa == Isa::Scalar && !name.starts_with('f') {
+                if isa == Isa::SCALAR && !name.starts_with('f') {
                     continue; // What the others are tested against, an order of magnitude slower.
                 }
                 let id = BenchmarkId::new(format!("dim {dim}, {rows} rows, {}", isa.name()), &name);

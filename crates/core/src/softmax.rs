@@ -1,31 +1,31 @@
 //! The maximum and the exponentials of a softmax, in a form that compiles to SIMD, compiled for each instruction set.
 
-use crate::kernels::Isa;
+use crate::kernels::{Isa, Set};
 
 const LANES: usize = 16;
 
 /// The largest score; minus infinity where there is none. NaN is not expected.
 pub(crate) fn largest(scores: &[f32]) -> f32 {
-    match Isa::active() {
+    match Isa::active().set() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this instruction set is active only on machines that have it.
-        Isa::Avx512 | Isa::Avx2 => unsafe { avx2::largest(scores) },
+        Set::Avx512 | Set::Avx2 => unsafe { avx2::largest(scores) },
         _ => largest_of(scores),
     }
 }
 
 /// Replaces each score s by exp(s - max) and gives their sum. Scores of minus infinity become 0.
 pub(crate) fn exp_sum(scores: &mut [f32], max: f32) -> f32 {
-    match Isa::active() {
+    match Isa::active().set() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this instruction set is active only on machines that have it.
-        Isa::Avx512 => unsafe { avx512_exp_sum(scores, max) },
+        Set::Avx512 => unsafe { avx512_exp_sum(scores, max) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: likewise.
-        Isa::Avx2 => unsafe { avx2::exp_sum(scores, max) },
+        Set::Avx2 => unsafe { avx2::exp_sum(scores, max) },
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => exps::<true>(scores, max),
-        Isa::Scalar => exps::<false>(scores, max),
+        Set::Neon => exps::<true>(scores, max),
+        Set::Scalar => exps::<false>(scores, max),
     }
 }
 

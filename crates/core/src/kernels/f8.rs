@@ -5,7 +5,7 @@ use half::f16;
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::{Dense, Float, Isa, Plain, Sums, Weights, scalar};
+use super::{Dense, Float, Isa, Plain, Set, Sums, Weights, scalar};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
@@ -53,17 +53,17 @@ impl Float for F8 {
         out.iter_mut().zip(x).for_each(|(out, x)| *out = Self::from_f32(*x));
     }
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums) {
-        match isa {
-            Isa::Scalar => scalar::dense(m, w, out),
-            // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+        match isa.set() {
+            Set::Scalar => scalar::dense(m, w, out),
+            // SAFETY: an [`Isa`] is proof that the machine has it.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::dense_f8(m, w, out) },
+            Set::Avx2 => unsafe { avx2::dense_f8(m, w, out) },
             // SAFETY: likewise.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::dense_f8(m, w, out) },
+            Set::Avx512 => unsafe { avx512::dense_f8(m, w, out) },
             // SAFETY: likewise.
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => unsafe { neon::dense_f8(m, w, out) },
+            Set::Neon => unsafe { neon::dense_f8(m, w, out) },
         }
     }
 }

@@ -18,6 +18,7 @@ mod avx512;
 mod bandwidth;
 mod codes;
 pub(crate) mod f8;
+mod isa;
 mod lines;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -25,15 +26,13 @@ mod scalar;
 
 pub use bandwidth::bandwidth_gb_s;
 pub(crate) use codes::{get_code, put_lane, put_step, strip_bytes};
+pub use isa::{Isa, Set, with_isa};
 pub(crate) use lines::{Line, Plain, prefetch, view, view_mut};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use std::cell::Cell;
-use std::sync::OnceLock;
 
-use crate::Result;
-use crate::settings::{SettingError, StoreType, shown};
+use crate::settings::StoreType;
 
 /// Columns of a full strip.
 pub(crate) const LANES: usize = 16;
@@ -41,111 +40,8 @@ pub(crate) const LANES: usize = 16;
 /// Weight rows that share one pass over a tile.
 pub(crate) const ROWS: usize = 4;
 
-/// An instruction set that the kernels are written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isa {
-    /// Plain Rust; every machine, and what the others are tested against.
-    Scalar,
-    /// AVX2 with FMA and F16C.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// AVX-512 F, BW, VL and VNNI.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    /// NEON with the dot product extension.
-    #[cfg(target_arch = "aarch64")]
-    Neon,
-}
-
-impl Isa {
-    /// The name in `MINICACHE_SIMD`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Isa::Scalar => "scalar",
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => "avx2",
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => "avx512",
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => "neon",
-        }
-    }
-
-    /// The instruction sets that this machine has, the fastest last.
-    pub fn available() -> Vec<Isa> {
-        let mut found = vec![Isa::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512vnni");
-            found.extend(avx2.then_some(Isa::Avx2));
-            found.extend((avx2 && avx512).then_some(Isa::Avx512));
-        }
-        #[cfg(target_arch = "aarch64")]
-        {
-            use std::arch::is_aarch64_feature_detected as has;
-            found.extend((has!("neon") && has!("dotprod")).then_some(Isa::Neon));
-        }
-        found
-    }
-
-    /// The one that the environment variable `MINICACHE_SIMD` names; nothing where it is not set, or empty.
-    ///
-    /// # Errors
-    /// Names of no instruction set, and of one that this machine does not have.
-    pub fn named() -> Result<Option<Isa>> {
-        let Some(named) = std::env::var_os(VARIABLE).filter(|n| !n.is_empty()) else { return Ok(None) };
-        let available = Isa::available();
-        if let Some(isa) = available.iter().find(|isa| named == isa.name()) {
-            return Ok(Some(*isa));
-        }
-        let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
-        let message = format!(
-            "`{}` is no instruction set that this machine has; one of {}, or leave it unset for the fastest",
-            shown(&named.to_string_lossy()),
-            names.join(", ")
-        );
-        Err(SettingError::new(VARIABLE, message).into())
-    }
-
-    /// The instruction set in force on this thread, for every kernel of the workspace: [`with_isa`]'s, else the one that
-    /// [`Isa::named`] gives, else the fastest. A name that is wrong counts as none here: whoever reads the environment
-    /// for a user checks it first.
-    pub fn active() -> Isa {
-        static CHOSEN: OnceLock<Isa> = OnceLock::new();
-        FORCED.get().unwrap_or_else(|| {
-            *CHOSEN.get_or_init(|| {
-                let named = Isa::named().unwrap_or_default();
-                named.or(Isa::available().last().copied()).unwrap_or(Isa::Scalar)
-            })
-        })
-    }
-}
-
-/// The environment variable that names an instruction set.
-const VARIABLE: &str = "MINICACHE_SIMD";
-
-thread_local! {
-    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
-}
-
-/// Runs `f` with the kernels of `isa` on this thread; [`Isa::Scalar`] where the machine lacks it.
-pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
-    struct Restore(Option<Isa>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            FORCED.set(self.0);
-        }
-    }
-    let isa = if Isa::available().contains(&isa) { isa } else { Isa::Scalar };
-    let _restore = Restore(FORCED.replace(Some(isa)));
-    f()
-}
+/// Steps whose integer sums fit: codes of up to 255 times digits of at most 128 each.
+const MOST_STEPS: usize = i32::MAX as usize / (255 * 128);
 
 /// Weight rows: row i is `w[i * stride..][..steps]`.
 #[derive(Clone, Copy)]
@@ -300,10 +196,10 @@ impl Factor {
 
 /// The largest magnitude of `w`.
 pub(crate) fn largest(isa: Isa, w: &[f32]) -> f32 {
-    match isa {
-        // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+    match isa.set() {
+        // SAFETY: an [`Isa`] is proof that the machine has it.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::largest(w) },
+        Set::Avx512 => unsafe { avx512::largest(w) },
         _ => largest_of(w),
     }
 }
@@ -367,17 +263,17 @@ impl Float for f32 {
         out.copy_from_slice(x);
     }
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums) {
-        match isa {
-            Isa::Scalar => scalar::dense(m, w, out),
-            // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+        match isa.set() {
+            Set::Scalar => scalar::dense(m, w, out),
+            // SAFETY: an [`Isa`] is proof that the machine has it.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::dense_f32(m, w, out) },
+            Set::Avx2 => unsafe { avx2::dense_f32(m, w, out) },
             // SAFETY: likewise.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::dense_f32(m, w, out) },
+            Set::Avx512 => unsafe { avx512::dense_f32(m, w, out) },
             // SAFETY: likewise.
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => unsafe { neon::dense_f32(m, w, out) },
+            Set::Neon => unsafe { neon::dense_f32(m, w, out) },
         }
     }
 }
@@ -398,17 +294,17 @@ impl Float for f16 {
         }
     }
     fn sum(isa: Isa, m: Dense<Self>, w: Weights, out: Sums) {
-        match isa {
-            Isa::Scalar => scalar::dense(m, w, out),
-            // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+        match isa.set() {
+            Set::Scalar => scalar::dense(m, w, out),
+            // SAFETY: an [`Isa`] is proof that the machine has it.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::dense_f16(m, w, out) },
+            Set::Avx2 => unsafe { avx2::dense_f16(m, w, out) },
             // SAFETY: likewise.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::dense_f16(m, w, out) },
+            Set::Avx512 => unsafe { avx512::dense_f16(m, w, out) },
             // SAFETY: likewise.
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => unsafe { neon::dense_f16(m, w, out) },
+            Set::Neon => unsafe { neon::dense_f16(m, w, out) },
         }
     }
 }
@@ -440,6 +336,7 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
     }
     // As in `dense`.
     assert!(w.rows <= ROWS && matches!(m.bits, 2 | 3 | 4 | 8));
+    assert!(steps <= MOST_STEPS, "{steps} steps may overflow their integer sums");
     assert!(m.width <= LANES && (m.width == LANES || m.strips == 1));
     assert!(m.runs == 1 || m.steps.is_multiple_of(LANES));
     let last = (m.strips - 1) * m.stride + (m.runs - 1) * m.run_stride;
@@ -450,17 +347,17 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
     if let Some((scale, zero)) = m.lanes {
         assert!(m.strips * m.width <= scale.len().min(zero.len()));
     }
-    match isa {
-        Isa::Scalar => scalar::codes(m, w, out),
-        // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+    match isa.set() {
+        Set::Scalar => scalar::codes(m, w, out),
+        // SAFETY: an [`Isa`] is proof that the machine has it.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::codes(m, w, out) },
+        Set::Avx2 => unsafe { avx2::codes(m, w, out) },
         // SAFETY: likewise.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::codes(m, w, out) },
+        Set::Avx512 => unsafe { avx512::codes(m, w, out) },
         // SAFETY: likewise.
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => unsafe { neon::codes(m, w, out) },
+        Set::Neon => unsafe { neon::codes(m, w, out) },
     }
 }
 
@@ -491,16 +388,16 @@ pub(crate) fn digits(
     if let Some(s) = scales {
         assert!((s.sets - 1) * s.stride + s.to_zero + steps <= s.data.len());
     }
-    match isa {
-        Isa::Scalar => scalar::digits(precision, w, bounds, steps, scales, digits, factors),
-        // SAFETY: [`Isa::available`] offers an instruction set only where the machine has it.
+    match isa.set() {
+        Set::Scalar => scalar::digits(precision, w, bounds, steps, scales, digits, factors),
+        // SAFETY: an [`Isa`] is proof that the machine has it.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::digits(precision, w, bounds, steps, scales, digits, factors) },
+        Set::Avx2 => unsafe { avx2::digits(precision, w, bounds, steps, scales, digits, factors) },
         // SAFETY: likewise.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::digits(precision, w, bounds, steps, scales, digits, factors) },
+        Set::Avx512 => unsafe { avx512::digits(precision, w, bounds, steps, scales, digits, factors) },
         // SAFETY: likewise.
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => unsafe { neon::digits(precision, w, bounds, steps, scales, digits, factors) },
+        Set::Neon => unsafe { neon::digits(precision, w, bounds, steps, scales, digits, factors) },
     }
 }

@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
-use minicache_core::kernels::Isa;
+use minicache_core::kernels::{Isa, Set};
 
 /// Accumulators per dot product: enough independent chains to hide the latency of additions.
 const LANES: usize = 32;
@@ -27,12 +27,12 @@ macro_rules! dispatch {
                 fn avx512($($arg: $ty),*) $(-> $out)? {
                     $body::<true>($($arg),*)
                 }
-                match Isa::active() {
+                match Isa::active().set() {
                     // SAFETY: an instruction set is active only on machines that have it.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    Set::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    Isa::Scalar => {}
+                    Set::Avx2 => return unsafe { avx2($($arg),*) },
+                    Set::Scalar => {}
                 }
             }
             $body::<BASELINE_FMA>($($arg),*)
@@ -76,10 +76,10 @@ dispatch! {
 /// elsewhere it is [`dot`] by [`dot`].
 pub(super) fn tile<const W: usize, const M: usize>(w: [&[f32]; W], x: [&[f32]; M]) -> [[f32; M]; W] {
     #[cfg(target_arch = "x86_64")]
-    match Isa::active() {
+    match Isa::active().set() {
         // SAFETY: an instruction set is active only on machines that have it.
-        Isa::Avx512 => return unsafe { avx512::tile(w, x) },
-        Isa::Avx2 => {
+        Set::Avx512 => return unsafe { avx512::tile(w, x) },
+        Set::Avx2 => {
             // Two rows at a time: sixteen registers hold no more.
             let mut out = [[0.0; M]; W];
             for (out, w) in out.chunks_mut(2).zip(w.chunks(2)) {
@@ -93,7 +93,7 @@ pub(super) fn tile<const W: usize, const M: usize>(w: [&[f32]; W], x: [&[f32]; M
             }
             return out;
         }
-        Isa::Scalar => {}
+        Set::Scalar => {}
     }
     w.map(|w| x.map(|x| dot(w, x)))
 }

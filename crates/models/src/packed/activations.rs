@@ -1,6 +1,8 @@
 //! Activations as int8 blocks with f32 scales.
 
 use minicache_core::kernels::Isa;
+#[cfg(target_arch = "x86_64")]
+use minicache_core::kernels::Set;
 use rayon::prelude::*;
 
 use super::layout::BLOCK;
@@ -126,13 +128,13 @@ impl Activations {
 
 /// Quantises block by block with the vectors of the instruction set in force.
 fn quantize_blocks(x: &[[f32; BLOCK]], out: &mut [ActivationBlock]) {
-    match Isa::active() {
+    match Isa::active().set() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an instruction set is active only on machines that have it.
-        Isa::Avx512 => unsafe { quantize_blocks_avx512(x, out) },
+        Set::Avx512 => unsafe { quantize_blocks_avx512(x, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { quantize_blocks_avx2(x, out) },
+        Set::Avx2 => unsafe { quantize_blocks_avx2(x, out) },
         _ => quantize_blocks_portable(x, out),
     }
 }

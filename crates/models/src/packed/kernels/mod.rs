@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use minicache_core::kernels::Isa;
+use minicache_core::kernels::{Isa, Set};
 
 use super::activations::ActivationBlock;
 use super::layout::{Layout, Line, PANEL, Scales};
@@ -71,17 +71,17 @@ impl InstructionSet {
 
     /// The one in force on this thread, see [`Isa::active`].
     pub fn active() -> Self {
-        match Isa::active() {
+        match Isa::active().set() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self::Avx512Vnni,
+            Set::Avx512 => Self::Avx512Vnni,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self::Avx2,
+            Set::Avx2 => Self::Avx2,
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Self::Neon,
+            Set::Neon => Self::Neon,
             // These kernels do without the dot products that the caches' need: only who asks for plain code gets it.
             #[cfg(target_arch = "aarch64")]
-            Isa::Scalar if !matches!(Isa::named(), Ok(Some(Isa::Scalar))) => Self::Neon,
-            Isa::Scalar => Self::Scalar,
+            Set::Scalar if !matches!(Isa::named(), Ok(Some(Isa::SCALAR))) => Self::Neon,
+            Set::Scalar => Self::Scalar,
         }
     }
 }
