@@ -36,8 +36,8 @@ pub use footprint::Footprint;
 pub use kernels::Precision;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
-    CacheSpec, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo, MiniCache, Pairing, Rtn,
-    Sinks, SmoothQuant, build,
+    CacheSpec, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo, MiniCache, Pairing, RankOne,
+    Rtn, Sinks, SmoothQuant, build,
 };
 pub use resources::{Resources, Rotary};
 pub use settings::ModelShape;

@@ -24,7 +24,7 @@ pub trait Merge: Send + Sync {
 }
 
 /// Dot product and squared norms, accumulated in f64: the angle of nearly parallel vectors is all in the last digits.
-fn products(a: &[f32], b: &[f32]) -> (f64, f64, f64) {
+pub(crate) fn products(a: &[f32], b: &[f32]) -> (f64, f64, f64) {
     // Sums side by side, which a compiler turns into vectors.
     const LANES: usize = 8;
     let mut sums = [[0.0; LANES]; 3];

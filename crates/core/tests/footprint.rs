@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const SPECS: [&str; 18] = [
+const SPECS: [&str; 19] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -51,6 +51,7 @@ const SPECS: [&str; 18] = [
     "kivi-4",
     "rtn-3",
     "smoothquant",
+    "rank_one",
     "fp8",
     "h2o",
     "{ method = \"sinks\", recent = 100 }",

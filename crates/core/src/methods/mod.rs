@@ -97,6 +97,7 @@ methods! {
     "mean" => Mean in mean,
     "max_norm" => MaxNorm in max_norm,
     "minicache" => MiniCache in minicache,
+    "rank_one" => RankOne in rank_one,
     "rtn" => Rtn in rtn,
     "kivi" => Kivi in kivi,
     "smoothquant" => SmoothQuant in smoothquant,

@@ -207,7 +207,7 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-const SPECS: [&str; 22] = [
+const SPECS: [&str; 24] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -227,6 +227,8 @@ const SPECS: [&str; 22] = [
     "{ method = \"kivi\", quant = { bits = 4, group = 64, residual = 64 } }",
     "rtn-3",
     "smoothquant",
+    "{ method = \"rank_one\", sinks = 1 }",
+    "{ method = \"rank_one\", start_layer = 0, granularity = \"head\", quant = { bits = 4 } }",
     "fp8",
     "{ method = \"h2o\", heavy = 20, recent = 0.2 }",
     "{ method = \"sinks\", recent = 30 }",
