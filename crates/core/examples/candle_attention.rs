@@ -1,6 +1,6 @@
 //! A compressed KV cache in one's own candle attention layer.
 //!
-//! cargo run --release -p minicache-core --example candle_attention
+//! cargo run --release -p minicache-core --features candle --example candle_attention
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 use minicache_core::{CacheSpec, KvCache, ModelShape, Resources, Result, build};
