@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
+use crate::families::{LayerNames, Role};
 use crate::{Decoder, Error, LogitsFor, ModelConfig, Result, Step, WeightSource};
 
 /// What a basis was made from; stored in its file.
@@ -169,7 +170,7 @@ pub(crate) fn output_products(
     source: &dyn WeightSource,
 ) -> Result<Vec<Mat<f64>>> {
     let (dim, width, group) = (config.head_dim, config.q_dim(), config.heads / config.kv_heads);
-    let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
+    let name = LayerNames::new(config, layer).weight(Role::Output)?;
     let w: Vec<f32> = source.dense(&name, &[config.hidden, width])?.flatten_all()?.to_vec1()?;
     let product = |head: usize| {
         let mut sum = Mat::<f64>::zeros(dim, dim);

@@ -19,6 +19,7 @@ use minicache_core::{KvCache, Rotary};
 use rayon::prelude::*;
 
 use crate::devices::{self, DeviceMap};
+use crate::families::{EMBEDDING, FINAL_NORM, HEAD};
 use crate::linear::{DeviceLinear, Embedding, Linear, Loader};
 use crate::rope::Rope;
 use crate::{Error, ModelConfig, Result, WeightSource, weights};
@@ -186,7 +187,7 @@ impl Decoder {
                 progress(done, parts);
             }
         };
-        let embedding = loader.embedding("model.embed_tokens.weight", config.vocab, config.hidden)?;
+        let embedding = loader.embedding(EMBEDDING, config.vocab, config.hidden)?;
         tick();
         let layers: Result<Vec<Layer>> = (0..config.layers)
             .into_par_iter()
@@ -203,18 +204,19 @@ impl Decoder {
             .collect();
         let layers = layers?;
         let last = &devices[map.layers[config.layers - 1]];
+        let projection = |name: &str| (name.trim_end_matches(".weight").to_string(), config.vocab);
         let head = if last.is_cpu() && !operations {
             Head::Host(if config.tied {
                 embedding.tied()
             } else {
-                loader.linear(&[("lm_head", config.vocab)], config.hidden, false)?
+                loader.linear(&[projection(HEAD)], config.hidden, false)?
             })
         } else {
-            let name = if config.tied { "model.embed_tokens" } else { "lm_head" };
-            let head = loader.device_linear(&[(name, config.vocab)], config.hidden, false, last)?;
+            let name = if config.tied { EMBEDDING } else { HEAD };
+            let head = loader.device_linear(&[projection(name)], config.hidden, false, last)?;
             Head::Device(head, last.clone())
         };
-        let norm = loader.vector("model.norm.weight", config.hidden)?;
+        let norm = loader.vector(FINAL_NORM, config.hidden)?;
         tick();
         // From here on the map says what is really held; a tied projection shares the embedding's memory.
         map.bytes.fill(0);
@@ -310,11 +312,11 @@ impl Decoder {
             }
             match layer {
                 Layer::Host(layer) => {
-                    layer.forward(&self.config, index, stream.host()?, steps, &positions, &mut scratch)?;
+                    layer.forward(&self.config, stream.host()?, steps, &positions, &mut scratch)?;
                 }
                 Layer::Device(layer) => {
                     let x = stream.device(hidden, layer.device())?;
-                    *x = layer.forward(&self.config, index, x, steps, &positions)?;
+                    *x = layer.forward(&self.config, x, steps, &positions)?;
                 }
             }
         }
@@ -428,7 +430,7 @@ fn plan(
         (_, Some(dtype)) => dtype.size_in_bytes() as u64,
         _ => {
             let shape = [config.hidden];
-            source.stored("model.norm.weight", &shape)?.dtype().size_in_bytes() as u64
+            source.stored(FINAL_NORM, &shape)?.dtype().size_in_bytes() as u64
         }
     };
     let bytes = |shape: &[usize]| shape.iter().product::<usize>() as u64 * width;

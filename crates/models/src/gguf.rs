@@ -20,7 +20,7 @@ use candle_core::quantized::gguf_file::Value;
 use memmap2::Mmap;
 use minicache_config::shown;
 
-use crate::{Error, Result};
+use crate::{Error, Family, Result};
 use header::{Entry, Header};
 use names::Place;
 use types::WeightType;
@@ -97,9 +97,19 @@ impl Gguf {
         &self.parts[0].path
     }
 
-    /// `general.architecture`: `llama`, `phi3` or `qwen2`.
+    /// `general.architecture`, one of those of [`Family::ALL`].
     pub fn architecture(&self) -> &str {
         &self.architecture
+    }
+
+    /// The families in files of this architecture.
+    pub(crate) fn families(&self) -> impl Iterator<Item = &'static Family> {
+        Family::in_gguf(&self.architecture)
+    }
+
+    /// Whether rows of queries and keys lie with their rotary pairs side by side.
+    fn interleaved(&self) -> bool {
+        self.families().any(|family| family.gguf.interleaved)
     }
 
     /// A metadata value as text.

@@ -145,7 +145,7 @@ impl DeviceLinear {
 }
 
 /// One weight of a layer: the tensor's name without `.weight`, and its outputs.
-pub(crate) type Piece<'a> = (&'a str, usize);
+pub(crate) type Piece = (String, usize);
 
 /// Weights in the form in which a source gives them.
 enum Form {
@@ -192,7 +192,7 @@ impl Loader<'_> {
     }
 
     /// The weights of `pieces`, neighbours of the same form joined, in order.
-    fn forms(&self, pieces: &[Piece<'_>], inputs: usize) -> Result<Vec<Form>> {
+    fn forms(&self, pieces: &[Piece], inputs: usize) -> Result<Vec<Form>> {
         let mut forms: Vec<Form> = Vec::new();
         for (name, outputs) in pieces {
             let next = self.form(&format!("{name}.weight"), &[*outputs, inputs])?;
@@ -212,7 +212,7 @@ impl Loader<'_> {
         Ok(forms)
     }
 
-    fn bias(&self, pieces: &[Piece<'_>]) -> Result<Vec<f32>> {
+    fn bias(&self, pieces: &[Piece]) -> Result<Vec<f32>> {
         let mut bias = Vec::new();
         for (name, outputs) in pieces {
             bias.extend(self.vector(&format!("{name}.bias"), *outputs)?);
@@ -221,7 +221,7 @@ impl Loader<'_> {
     }
 
     /// A layer on the CPU.
-    pub(crate) fn linear(&self, pieces: &[Piece<'_>], inputs: usize, bias: bool) -> Result<Linear> {
+    pub(crate) fn linear(&self, pieces: &[Piece], inputs: usize, bias: bool) -> Result<Linear> {
         let parts = self.forms(pieces, inputs)?.into_iter().map(|form| match form {
             Form::Float(tensor) => Ok(Matrix::Float(FloatMatrix::new(&tensor)?)),
             Form::Quantized(tensor) => Ok(Matrix::Quantized(QuantizedMatrix::new(tensor, self.mode)?)),
@@ -236,7 +236,7 @@ impl Loader<'_> {
     /// A layer on `device`.
     pub(crate) fn device_linear(
         &self,
-        pieces: &[Piece<'_>],
+        pieces: &[Piece],
         inputs: usize,
         bias: bool,
         device: &Device,

@@ -11,6 +11,7 @@ use memmap2::Mmap;
 use minicache_config::{guard, lfs_pointer, not_text, python_json, shown};
 use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
 
+use crate::families::{EMBEDDING, HEAD};
 use crate::{Error, ModelConfig, Result};
 
 /// Where weights come from, by Hugging Face tensor name. Matrices are `(out, in)`; query and key projections are in
@@ -83,7 +84,7 @@ pub fn check(config: &ModelConfig, source: &dyn WeightSource) -> Result<()> {
     let tolerated = |name: &str| {
         name.ends_with("rotary_emb.inv_freq")
             || name.ends_with("attn.masked_bias")
-            || (config.tied && name == "lm_head.weight")
+            || (config.tied && name == HEAD)
     };
     let mut unexpected = held;
     unexpected.retain(|name| !wanted.contains_key(name) && !tolerated(name));
@@ -137,8 +138,6 @@ struct Shard {
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 /// How names begin in files of a model without its head.
 const BARE: [&str; 3] = ["embed_tokens.", "layers.", "norm."];
 

@@ -5,24 +5,15 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::{Alignment, LayerMaps};
+use crate::families::Role;
 use crate::{ModelConfig, Result, WeightSource};
 
-/// The weights of a model with an alignment folded in: attention projections in f32, everything else as it is.
+/// The weights of a model with an alignment folded in: attention projections and norms of heads in f32, everything else
+/// as it is.
 pub struct Aligned<'a> {
     inner: &'a dyn WeightSource,
     config: &'a ModelConfig,
     alignment: &'a Alignment,
-}
-
-/// A projection of attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Queries,
-    Keys,
-    Values,
-    /// Queries, keys and values, one below the other.
-    Fused,
-    Output,
 }
 
 impl<'a> Aligned<'a> {
@@ -36,37 +27,37 @@ impl<'a> Aligned<'a> {
         self.part(name).is_some()
     }
 
-    fn part(&self, name: &str) -> Option<(&'a LayerMaps, Part)> {
-        let (layer, rest) = name.strip_prefix("model.layers.")?.split_once(".self_attn.")?;
-        let (projection, kind) = rest.split_once('.')?;
-        let part = match (projection, kind) {
-            ("q_proj", _) => Part::Queries,
-            ("k_proj", _) => Part::Keys,
-            ("v_proj", _) => Part::Values,
-            ("qkv_proj", _) => Part::Fused,
+    /// The maps that change a tensor, and what it is.
+    fn part(&self, name: &str) -> Option<(&'a LayerMaps, Role)> {
+        let (layer, role, bias) = self.config.family.meaning(name)?;
+        let folded = match role {
+            Role::Queries | Role::Keys | Role::Values | Role::Qkv | Role::QueryNorm | Role::KeyNorm => true,
             // The output's bias is added after the maps have been undone.
-            ("o_proj", "weight") => Part::Output,
-            _ => return None,
+            Role::Output => !bias,
+            _ => false,
         };
-        Some((self.alignment.layers.get(layer.parse::<usize>().ok()?)?, part))
+        Some((self.alignment.layers.get(layer).filter(|_| folded)?, role))
     }
 
-    fn folded(&self, maps: &LayerMaps, part: Part, name: &str, shape: &[usize]) -> Result<Tensor> {
+    fn folded(&self, maps: &LayerMaps, role: Role, name: &str, shape: &[usize]) -> Result<Tensor> {
         let c = self.config;
         let data: Vec<f32> = self.inner.dense(name, shape)?.flatten_all()?.to_vec1()?;
         let width: usize = shape[1..].iter().product();
         let head = c.head_dim * width;
+        let undo = |[re, im]: [f64; 2]| {
+            let norm = re * re + im * im;
+            [re / norm, im / norm]
+        };
+        // Behind a projection that a norm follows, the factors are in the norm's weights.
+        let through = |factor: [f64; 2]| if c.qk_norm { [1.0, 0.0] } else { factor };
         let queries = |w: &[f32]| {
             let group = c.heads / c.kv_heads;
             let mut out = vec![0.0; w.len()];
             for (to, out) in out.chunks_exact_mut(head).enumerate() {
                 let (kv, member) = (to / group, to % group);
                 let from = maps.order[kv] * group + member;
-                let undo = |[re, im]: [f64; 2]| {
-                    let norm = re * re + im * im;
-                    [re / norm, im / norm]
-                };
-                turn(&w[from * head..(from + 1) * head], maps.head_keys(kv), undo, width, out);
+                let undone = |factor| through(undo(factor));
+                turn(&w[from * head..(from + 1) * head], maps.head_keys(kv), undone, width, out);
             }
             out
         };
@@ -74,7 +65,7 @@ impl<'a> Aligned<'a> {
             let mut out = vec![0.0; w.len()];
             for (to, out) in out.chunks_exact_mut(head).enumerate() {
                 let from = maps.order[to];
-                turn(&w[from * head..(from + 1) * head], maps.head_keys(to), |c| c, width, out);
+                turn(&w[from * head..(from + 1) * head], maps.head_keys(to), through, width, out);
             }
             out
         };
@@ -93,16 +84,25 @@ impl<'a> Aligned<'a> {
             });
             out
         };
-        let out = match part {
-            Part::Queries => queries(&data),
-            Part::Keys => keys(&data),
-            Part::Values => values(&data),
-            Part::Fused => {
+        let norm = |factor: &dyn Fn([f64; 2]) -> [f64; 2]| {
+            let mut out = vec![0.0; data.len()];
+            turn(&data, maps.head_keys(0), factor, 1, &mut out);
+            out
+        };
+        let out = match role {
+            Role::Queries => queries(&data),
+            Role::Keys => keys(&data),
+            Role::Values => values(&data),
+            // Factors are real here and the same for all heads.
+            Role::QueryNorm => norm(&undo),
+            Role::KeyNorm => norm(&|factor| factor),
+            Role::Qkv => {
                 let (q, rest) = data.split_at(c.q_dim() * width);
                 let (k, v) = rest.split_at(c.kv_dim() * width);
                 [queries(q), keys(k), values(v)].concat()
             }
-            Part::Output => self.output(maps, &data),
+            Role::Output => self.output(maps, &data),
+            _ => data,
         };
         Ok(Tensor::from_vec(out, shape, &Device::Cpu)?)
     }
@@ -175,7 +175,7 @@ impl WeightSource for Aligned<'_> {
 
     fn dense(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match self.part(name) {
-            Some((maps, part)) => self.folded(maps, part, name, shape),
+            Some((maps, role)) => self.folded(maps, role, name, shape),
             None => self.inner.dense(name, shape),
         }
     }

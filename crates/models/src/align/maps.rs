@@ -53,10 +53,26 @@ pub(super) fn choose(
             ),
             Some(below) => above(l, below, metric, moments)?,
         };
-        out.push(maps);
+        out.push(if config.qk_norm { maps.with_shared_factors() } else { maps });
     }
-    level(&mut out, moments);
+    level(&mut out, moments, config.qk_norm);
     Ok(out)
+}
+
+impl LayerMaps {
+    /// The same with factors of keys that can stand behind a norm whose weights all heads share: real ones, for each
+    /// frequency one, of the mean modulus and of the sign that most of the heads are nearer to.
+    fn with_shared_factors(mut self) -> Self {
+        let heads = self.order.len();
+        let half = self.keys.len() / heads;
+        for j in 0..half {
+            let own = || self.keys.iter().skip(j).step_by(half);
+            let modulus = own().map(|[re, im]| re.hypot(*im)).sum::<f64>() / heads as f64;
+            let sign = own().map(|[re, _]| re).sum::<f64>().signum();
+            (0..heads).for_each(|head| self.keys[head * half + j] = [sign * modulus, 0.0]);
+        }
+        self
+    }
 }
 
 /// Maps of a layer: the metric of each head, then a rotation; for keys a factor of modulus 1.
@@ -186,21 +202,27 @@ fn above(l: usize, below: &LayerMaps, metric: &Metric, moments: &Moments) -> Res
 }
 
 /// Brings the energy of every frequency of keys closer to its geometric mean over the layers. Until here keys are
-/// scaled by the queries that they meet, so energies are what they contribute to scores.
-fn level(layers: &mut [LayerMaps], moments: &Moments) {
-    let half = moments.half;
-    for i in 0..layers[0].keys.len() {
+/// scaled by the queries that they meet, so energies are what they contribute to scores. With `shared` a frequency's
+/// factor is that of all heads, and its energy their geometric mean.
+fn level(layers: &mut [LayerMaps], moments: &Moments, shared: bool) {
+    let (half, all) = (moments.half, layers[0].keys.len());
+    let (sets, step) = if shared { (half, half) } else { (all, all) };
+    for first in 0..sets {
+        let set = || (first..all).step_by(step);
         let log = |(maps, layer): (&LayerMaps, &Layer)| {
-            let [re, im] = maps.keys[i];
-            let energy = layer.keys[maps.order[i / half] * half + i % half] / moments.tokens as f64;
-            ((re * re + im * im) * energy).max(f64::MIN_POSITIVE).ln()
+            let one = |i: usize| {
+                let [re, im] = maps.keys[i];
+                let energy = layer.keys[maps.order[i / half] * half + i % half] / moments.tokens as f64;
+                ((re * re + im * im) * energy).max(f64::MIN_POSITIVE).ln()
+            };
+            set().map(one).sum::<f64>() / set().count() as f64
         };
         let logs: Vec<f64> = layers.iter().zip(&moments.layers).map(log).collect();
         let mean = logs.iter().sum::<f64>() / logs.len() as f64;
         for (maps, log) in layers.iter_mut().zip(logs) {
             // Bounded, as keys that are nearly zero have no scale to bring together.
             let scale = ((mean - log) * LEVEL / 2.0).clamp(-5.0, 5.0).exp();
-            maps.keys[i] = maps.keys[i].map(|x| x * scale);
+            set().for_each(|i| maps.keys[i] = maps.keys[i].map(|x| x * scale));
         }
     }
 }

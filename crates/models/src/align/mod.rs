@@ -2,10 +2,11 @@
 //!
 //! Merging shares directions between layers, and attention leaves each layer's basis free (`docs/mathematics.md`,
 //! section 4): per KV head any invertible map of values that W_v takes and W_o gives back; per frequency of keys any
-//! complex number that W_k takes and W_q gives back, since it commutes with RoPE; and the order of KV heads with their
-//! query heads. [`align`] chooses these maps on calibration text, layer after layer, so that every layer's states come
-//! close to those of the layer below; [`Aligned`] folds them into the weights as they are read. The model computes
-//! what it computed, at the same cost, and its cache merges better.
+//! complex number that W_k takes and W_q gives back, since it commutes with RoPE (where norms of heads stand between, a
+//! real number for all heads, which goes into the weights of the norms); and the order of KV heads with their query
+//! heads. [`align`] chooses these maps on calibration text, layer after layer, so that every layer's states come close
+//! to those of the layer below; [`Aligned`] folds them into the weights as they are read. The model computes what it
+//! computed, at the same cost, and its cache merges better.
 
 mod fold;
 mod maps;

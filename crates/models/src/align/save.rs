@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{Aligned, Alignment};
 use crate::model::{Source, source};
 use crate::save::write_tensors;
-use crate::{Error, Model, Result, WeightSource};
+use crate::{Error, Family, Model, Result, WeightSource};
 
 /// Bytes of tensors that are collected before they are written as one shard: bounds memory for large models.
 const SHARD: usize = 2 << 30;
@@ -30,8 +30,8 @@ const BESIDE: [&str; 9] = [
 
 /// Writes `model` with `alignment` folded in to the folder `out`, which is made or must be empty: safetensors (in shards
 /// where large), `config.json`, and tokenizer and generation defaults where the model has them. Projections of
-/// attention are f32, everything else stays in the type it is stored in; the quantised weights of a GGUF file become
-/// f32.
+/// attention and norms of heads are f32, everything else stays in the type it is stored in; the quantised weights of a
+/// GGUF file become f32.
 ///
 /// # Errors
 /// A folder that is not empty or cannot be written; weights that cannot be read.
@@ -60,7 +60,7 @@ pub fn save(model: &Model, alignment: &Alignment, out: &Path) -> Result<()> {
         Source::Gguf(gguf) => {
             let mut config = gguf.hf_config()?;
             if let Value::Object(map) = &mut config {
-                describe(map);
+                describe(map, model.config.family);
             }
             write_json(&out.join("config.json"), &config)?;
             let Some(tokenizer) = &model.tokenizer else { return Ok(()) };
@@ -81,15 +81,8 @@ pub fn save(model: &Model, alignment: &Alignment, out: &Path) -> Result<()> {
 }
 
 /// What transformers wants in a configuration besides what the metadata of a GGUF file says.
-fn describe(config: &mut Map<String, Value>) {
-    let class = match config.get("model_type").and_then(Value::as_str).unwrap_or_default() {
-        "mistral" => "MistralForCausalLM",
-        "mixtral" => "MixtralForCausalLM",
-        "phi3" => "Phi3ForCausalLM",
-        "qwen2" => "Qwen2ForCausalLM",
-        _ => "LlamaForCausalLM",
-    };
-    config.insert("architectures".into(), json!([class]));
+fn describe(config: &mut Map<String, Value>, family: &Family) {
+    config.insert("architectures".into(), json!([family.class]));
     config.insert("torch_dtype".into(), json!("float32"));
 }
 

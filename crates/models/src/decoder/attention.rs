@@ -1,10 +1,13 @@
-//! From projected queries, keys and values to the attention output: rotation, then each sequence's cache.
+//! From projected queries, keys and values to the attention output: the norms of heads, rotation, then each sequence's
+//! cache.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Step;
+use super::{Step, host};
+use crate::families::{LayerNames, Role};
+use crate::linear::Loader;
 use crate::rope::{self, Rope};
 use crate::{ModelConfig, Result};
 
@@ -60,76 +63,114 @@ pub(crate) struct Buffers {
     v: Vec<f32>,
 }
 
-/// Attention of one layer. `qkv` holds rows of queries, keys and values side by side, `(tokens, q_dim + 2 kv_dim)`, and
-/// is overwritten; `out` is `(tokens, q_dim)`.
-pub(crate) fn attend(
-    config: &ModelConfig,
+/// Attention of one layer.
+#[derive(Debug)]
+pub(crate) struct Attention {
     layer: usize,
-    qkv: &mut [f32],
-    steps: &mut [Step<'_>],
-    positions: &Positions,
-    buffers: &mut Buffers,
-    out: &mut [f32],
-) -> Result<()> {
-    let (q_dim, kv_dim, head_dim) = (config.q_dim(), config.kv_dim(), config.head_dim);
-    let width = q_dim + 2 * kv_dim;
-    // One new token: its row is already q, k and v, each contiguous.
-    if qkv.len() == width {
-        let (qk, v) = qkv.split_at_mut(q_dim + kv_dim);
-        qk.chunks_exact_mut(head_dim).for_each(|head| rope::rotate(positions.angles(0), head));
-        let (q, k) = qk.split_at(q_dim);
-        return Ok(steps[0].cache.attend_into(layer, q, k, v, out)?);
+    norm: Option<HeadNorm>,
+}
+
+/// Weights of the norms of heads, `(head_dim)` each.
+#[derive(Debug)]
+struct HeadNorm {
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+}
+
+impl Attention {
+    pub(crate) fn load(loader: &Loader<'_>, config: &ModelConfig, layer: usize) -> Result<Self> {
+        let names = LayerNames::new(config, layer);
+        let weights = |role| loader.vector(&names.weight(role)?, config.head_dim);
+        let norm = match config.qk_norm {
+            true => Some(HeadNorm { queries: weights(Role::QueryNorm)?, keys: weights(Role::KeyNorm)? }),
+            false => None,
+        };
+        Ok(Self { layer, norm })
     }
 
-    let rows = qkv.len() / width;
-    let Buffers { q, k, v } = buffers;
-    q.resize(rows * q_dim, 0.0);
-    k.resize(rows * kv_dim, 0.0);
-    v.resize(rows * kv_dim, 0.0);
-    let row = |row: usize, qkv: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]| {
-        let angles = positions.angles(row);
-        let (from_q, rest) = qkv.split_at(q_dim);
-        let (from_k, from_v) = rest.split_at(kv_dim);
-        for (from, to) in [(from_q, q), (from_k, k)] {
-            for (from, to) in from.chunks_exact(head_dim).zip(to.chunks_exact_mut(head_dim)) {
-                rope::rotate_into(angles, from, to);
-            }
+    /// Bytes of the weights.
+    pub(crate) fn bytes(&self) -> usize {
+        self.norm.as_ref().map_or(0, |norm| (norm.queries.len() + norm.keys.len()) * 4)
+    }
+
+    /// `qkv` holds rows of queries, keys and values side by side, `(tokens, q_dim + 2 kv_dim)`, and
+    /// is overwritten; `out` is `(tokens, q_dim)`.
+    pub(crate) fn attend(
+        &self,
+        config: &ModelConfig,
+        qkv: &mut [f32],
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        buffers: &mut Buffers,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (q_dim, kv_dim, head_dim) = (config.q_dim(), config.kv_dim(), config.head_dim);
+        let width = q_dim + 2 * kv_dim;
+        // One new token: its row is already q, k and v, each contiguous, and heads can be turned where they lie.
+        if qkv.len() == width && self.norm.is_none() {
+            let (qk, v) = qkv.split_at_mut(q_dim + kv_dim);
+            qk.chunks_exact_mut(head_dim).for_each(|head| rope::rotate(positions.angles(0), head));
+            let (q, k) = qk.split_at(q_dim);
+            return Ok(steps[0].cache.attend_into(self.layer, q, k, v, out)?);
         }
-        v.copy_from_slice(from_v);
-    };
-    if rows < SERIAL_ROWS {
-        qkv.chunks_exact(width)
-            .zip(q.chunks_exact_mut(q_dim))
-            .zip(k.chunks_exact_mut(kv_dim))
-            .zip(v.chunks_exact_mut(kv_dim))
-            .enumerate()
-            .for_each(|(i, (((qkv, q), k), v))| row(i, qkv, q, k, v));
-    } else {
-        qkv.par_chunks_exact(width)
-            .zip(q.par_chunks_exact_mut(q_dim))
-            .zip(k.par_chunks_exact_mut(kv_dim))
-            .zip(v.par_chunks_exact_mut(kv_dim))
-            .enumerate()
-            .for_each(|(i, (((qkv, q), k), v))| row(i, qkv, q, k, v));
-    }
 
-    if let [step] = steps {
-        return Ok(step.cache.attend_into(layer, q, k, v, out)?);
+        let rows = qkv.len() / width;
+        let Buffers { q, k, v } = buffers;
+        q.resize(rows * q_dim, 0.0);
+        k.resize(rows * kv_dim, 0.0);
+        v.resize(rows * kv_dim, 0.0);
+        let row = |row: usize, qkv: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]| {
+            let angles = positions.angles(row);
+            let (from_q, rest) = qkv.split_at(q_dim);
+            let (from_k, from_v) = rest.split_at(kv_dim);
+            let weights = self.norm.as_ref().map(|norm| [&norm.queries, &norm.keys]);
+            for (side, (from, to)) in [(from_q, q), (from_k, k)].into_iter().enumerate() {
+                for (from, to) in from.chunks_exact(head_dim).zip(to.chunks_exact_mut(head_dim)) {
+                    match weights {
+                        None => rope::rotate_into(angles, from, to),
+                        Some(weights) => {
+                            host::rms_norm_row(from, weights[side], config.rms_eps, to);
+                            rope::rotate(angles, to);
+                        }
+                    }
+                }
+            }
+            v.copy_from_slice(from_v);
+        };
+        if rows < SERIAL_ROWS {
+            qkv.chunks_exact(width)
+                .zip(q.chunks_exact_mut(q_dim))
+                .zip(k.chunks_exact_mut(kv_dim))
+                .zip(v.chunks_exact_mut(kv_dim))
+                .enumerate()
+                .for_each(|(i, (((qkv, q), k), v))| row(i, qkv, q, k, v));
+        } else {
+            qkv.par_chunks_exact(width)
+                .zip(q.par_chunks_exact_mut(q_dim))
+                .zip(k.par_chunks_exact_mut(kv_dim))
+                .zip(v.par_chunks_exact_mut(kv_dim))
+                .enumerate()
+                .for_each(|(i, (((qkv, q), k), v))| row(i, qkv, q, k, v));
+        }
+
+        if let [step] = steps {
+            return Ok(step.cache.attend_into(self.layer, q, k, v, out)?);
+        }
+        let mut jobs = Vec::with_capacity(steps.len());
+        let mut rest = out;
+        for (step, range) in steps.iter_mut().zip(positions.ranges()) {
+            let (own, others) = rest.split_at_mut(range.len() * q_dim);
+            rest = others;
+            jobs.push((step, range, own));
+        }
+        // With several sequences for each thread, dividing each of them costs more than the last one alone does. Who works on
+        // what makes no difference to the results.
+        let many = jobs.len() >= MANY * rayon::current_num_threads();
+        jobs.into_par_iter().try_for_each(|(step, range, out)| {
+            let part = |dim: usize| range.start * dim..range.end * dim;
+            let (q, k, v) = (&q[part(q_dim)], &k[part(kv_dim)], &v[part(kv_dim)]);
+            let mut work = || Ok(step.cache.attend_into(self.layer, q, k, v, out)?);
+            if many { minicache_core::on_one_thread(&mut work) } else { work() }
+        })
     }
-    let mut jobs = Vec::with_capacity(steps.len());
-    let mut rest = out;
-    for (step, range) in steps.iter_mut().zip(positions.ranges()) {
-        let (own, others) = rest.split_at_mut(range.len() * q_dim);
-        rest = others;
-        jobs.push((step, range, own));
-    }
-    // With several sequences for each thread, dividing each of them costs more than the last one alone does. Who works on
-    // what makes no difference to the results.
-    let many = jobs.len() >= MANY * rayon::current_num_threads();
-    jobs.into_par_iter().try_for_each(|(step, range, out)| {
-        let part = |dim: usize| range.start * dim..range.end * dim;
-        let (q, k, v) = (&q[part(q_dim)], &k[part(kv_dim)], &v[part(kv_dim)]);
-        let mut work = || Ok(step.cache.attend_into(layer, q, k, v, out)?);
-        if many { minicache_core::on_one_thread(&mut work) } else { work() }
-    })
 }

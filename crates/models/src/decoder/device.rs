@@ -4,9 +4,9 @@ use candle_core::{Device, Tensor};
 use candle_nn::ops;
 
 use super::Step;
-use super::attention::{self, Buffers, Positions};
-use super::host::{LayerNames, pieces};
-use crate::linear::{DeviceLinear, Loader};
+use super::attention::{Attention, Buffers, Positions};
+use crate::families::{LayerNames, Role};
+use crate::linear::{DeviceLinear, Loader, Piece};
 use crate::moe::Routing;
 use crate::{ModelConfig, Result};
 
@@ -16,6 +16,7 @@ pub(crate) struct Layer {
     device: Device,
     input_norm: Tensor,
     qkv: DeviceLinear,
+    attention: Attention,
     output: DeviceLinear,
     mlp_norm: Tensor,
     mlp: Mlp,
@@ -53,38 +54,36 @@ impl Layer {
     ) -> Result<Self> {
         let names = LayerNames::new(config, index);
         let (hidden, inner) = (config.hidden, config.intermediate);
-        let norm = |name: &str| -> Result<Tensor> {
-            Ok(Tensor::from_vec(loader.vector(name, hidden)?, hidden, device)?)
+        let norm = |role| -> Result<Tensor> {
+            Ok(Tensor::from_vec(loader.vector(&names.weight(role)?, hidden)?, hidden, device)?)
         };
-        let swiglu = |gate_up: &[(String, usize)], down: &str| -> Result<SwiGlu> {
+        let linear =
+            |pieces: &[Piece], inputs: usize, bias: bool| loader.device_linear(pieces, inputs, bias, device);
+        let swiglu = |gate_up: &[Piece], down: &[Piece]| -> Result<SwiGlu> {
             Ok(SwiGlu {
-                gate_up: loader.device_linear(&pieces(gate_up), hidden, config.mlp_bias, device)?,
-                down: loader.device_linear(&[(down, hidden)], inner, config.mlp_bias, device)?,
+                gate_up: linear(gate_up, hidden, config.mlp_bias)?,
+                down: linear(down, inner, config.mlp_bias)?,
             })
         };
         let mlp = match config.experts {
-            None => Mlp::Dense(swiglu(&names.gate_up, &names.down)?),
+            None => Mlp::Dense(swiglu(&names.modules(&Role::MLP_INPUTS), &names.modules(&[Role::Down]))?),
             Some(experts) => Mlp::Sparse {
-                router: loader.device_linear(&[(&names.router, experts.count)], hidden, false, device)?,
+                router: linear(&names.modules(&[Role::Router]), hidden, false)?,
                 experts: (0..experts.count)
                     .map(|e| {
-                        let (gate_up, down) = names.expert(config, e);
-                        swiglu(&gate_up, &down)
+                        let down = names.expert(e, &[Role::ExpertDown]);
+                        swiglu(&names.expert(e, &Role::EXPERT_INPUTS), &down)
                     })
                     .collect::<Result<_>>()?,
             },
         };
         Ok(Self {
             device: device.clone(),
-            input_norm: norm(&names.input_norm)?,
-            qkv: loader.device_linear(&pieces(&names.qkv), hidden, config.qkv_bias, device)?,
-            output: loader.device_linear(
-                &[(&names.output, hidden)],
-                config.q_dim(),
-                config.out_bias,
-                device,
-            )?,
-            mlp_norm: norm(&names.mlp_norm)?,
+            input_norm: norm(Role::InputNorm)?,
+            qkv: linear(&names.modules(&Role::ATTENTION_INPUTS), hidden, config.qkv_bias)?,
+            attention: Attention::load(loader, config, index)?,
+            output: linear(&names.modules(&[Role::Output]), config.q_dim(), config.out_bias)?,
+            mlp_norm: norm(Role::MlpNorm)?,
             mlp,
         })
     }
@@ -97,7 +96,7 @@ impl Layer {
             Mlp::Sparse { router, experts } => router.bytes() + experts.iter().map(swiglu).sum::<usize>(),
         };
         let norms = (self.input_norm.elem_count() + self.mlp_norm.elem_count()) * 4;
-        norms + self.qkv.bytes() + self.output.bytes() + mlp
+        norms + self.attention.bytes() + self.qkv.bytes() + self.output.bytes() + mlp
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -108,7 +107,6 @@ impl Layer {
     pub(crate) fn forward(
         &self,
         config: &ModelConfig,
-        index: usize,
         x: &Tensor,
         steps: &mut [Step<'_>],
         positions: &Positions,
@@ -119,7 +117,7 @@ impl Layer {
         let mut qkv: Vec<f32> = qkv.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
         let mut attended = vec![0.0; rows * config.q_dim()];
         let mut buffers = Buffers::default();
-        attention::attend(config, index, &mut qkv, steps, positions, &mut buffers, &mut attended)?;
+        self.attention.attend(config, &mut qkv, steps, positions, &mut buffers, &mut attended)?;
         let attended = Tensor::from_vec(attended, (rows, config.q_dim()), &self.device)?;
         let x = (x + self.output.forward(&attended)?)?;
 

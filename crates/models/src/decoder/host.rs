@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::Step;
-use super::attention::{self, Buffers, Positions};
-use crate::linear::{Linear, Loader, simd};
+use super::attention::{Attention, Buffers, Positions};
+use crate::families::{LayerNames, Role};
+use crate::linear::{Linear, Loader, Piece, simd};
 use crate::moe::Routing;
 use crate::{ModelConfig, Result};
 
@@ -40,6 +41,7 @@ struct MlpScratch {
 pub(crate) struct Layer {
     input_norm: Vec<f32>,
     qkv: Linear,
+    attention: Attention,
     output: Linear,
     mlp_norm: Vec<f32>,
     mlp: Mlp,
@@ -63,29 +65,31 @@ impl Layer {
     pub(crate) fn load(loader: &Loader<'_>, config: &ModelConfig, index: usize) -> Result<Self> {
         let names = LayerNames::new(config, index);
         let (hidden, inner) = (config.hidden, config.intermediate);
-        let swiglu = |gate_up: &[(String, usize)], down: &str| -> Result<SwiGlu> {
+        let swiglu = |gate_up: &[Piece], down: &[Piece]| -> Result<SwiGlu> {
             Ok(SwiGlu {
-                gate_up: loader.linear(&pieces(gate_up), hidden, config.mlp_bias)?,
-                down: loader.linear(&[(down, hidden)], inner, config.mlp_bias)?,
+                gate_up: loader.linear(gate_up, hidden, config.mlp_bias)?,
+                down: loader.linear(down, inner, config.mlp_bias)?,
             })
         };
         let mlp = match config.experts {
-            None => Mlp::Dense(swiglu(&names.gate_up, &names.down)?),
+            None => Mlp::Dense(swiglu(&names.modules(&Role::MLP_INPUTS), &names.modules(&[Role::Down]))?),
             Some(experts) => Mlp::Sparse {
-                router: loader.linear(&[(&names.router, experts.count)], hidden, false)?,
+                router: loader.linear(&names.modules(&[Role::Router]), hidden, false)?,
                 experts: (0..experts.count)
                     .map(|e| {
-                        let (gate_up, down) = names.expert(config, e);
-                        swiglu(&gate_up, &down)
+                        let down = names.expert(e, &[Role::ExpertDown]);
+                        swiglu(&names.expert(e, &Role::EXPERT_INPUTS), &down)
                     })
                     .collect::<Result<_>>()?,
             },
         };
+        let qkv = names.modules(&Role::ATTENTION_INPUTS);
         Ok(Self {
-            input_norm: loader.vector(&names.input_norm, hidden)?,
-            qkv: loader.linear(&pieces(&names.qkv), hidden, config.qkv_bias)?,
-            output: loader.linear(&[(&names.output, hidden)], config.q_dim(), config.out_bias)?,
-            mlp_norm: loader.vector(&names.mlp_norm, hidden)?,
+            input_norm: loader.vector(&names.weight(Role::InputNorm)?, hidden)?,
+            qkv: loader.linear(&qkv, hidden, config.qkv_bias)?,
+            attention: Attention::load(loader, config, index)?,
+            output: loader.linear(&names.modules(&[Role::Output]), config.q_dim(), config.out_bias)?,
+            mlp_norm: loader.vector(&names.weight(Role::MlpNorm)?, hidden)?,
             mlp,
         })
     }
@@ -97,14 +101,14 @@ impl Layer {
             Mlp::Dense(m) => swiglu(m),
             Mlp::Sparse { router, experts } => router.bytes() + experts.iter().map(swiglu).sum::<usize>(),
         };
-        (self.input_norm.len() + self.mlp_norm.len()) * 4 + self.qkv.bytes() + self.output.bytes() + mlp
+        let norms = (self.input_norm.len() + self.mlp_norm.len()) * 4 + self.attention.bytes();
+        norms + self.qkv.bytes() + self.output.bytes() + mlp
     }
 
     /// Takes the residual stream `x` (tokens, hidden) through the layer, in place.
     pub(crate) fn forward(
         &self,
         config: &ModelConfig,
-        index: usize,
         x: &mut [f32],
         steps: &mut [Step<'_>],
         positions: &Positions,
@@ -120,7 +124,7 @@ impl Layer {
 
         rms_norm(x, &self.input_norm, config.rms_eps, normed);
         self.qkv.apply(normed, rows, qkv)?;
-        attention::attend(config, index, qkv, steps, positions, buffers, attended)?;
+        self.attention.attend(config, qkv, steps, positions, buffers, attended)?;
         self.output.apply(attended, rows, projected)?;
         add_rows(projected, x, hidden);
 
@@ -199,56 +203,5 @@ fn add_rows(x: &[f32], out: &mut [f32], width: usize) {
         simd::add(x, out);
     } else {
         x.par_chunks(width).zip(out.par_chunks_mut(width)).for_each(|(x, out)| simd::add(x, out));
-    }
-}
-
-/// Names with numbers of outputs, as [`Loader::linear`] takes them.
-pub(super) fn pieces(named: &[(String, usize)]) -> Vec<(&str, usize)> {
-    named.iter().map(|(name, outputs)| (name.as_str(), *outputs)).collect()
-}
-
-/// Tensor names of a layer.
-pub(super) struct LayerNames {
-    prefix: String,
-    pub(super) input_norm: String,
-    pub(super) qkv: Vec<(String, usize)>,
-    pub(super) output: String,
-    pub(super) mlp_norm: String,
-    pub(super) gate_up: Vec<(String, usize)>,
-    pub(super) down: String,
-    pub(super) router: String,
-}
-
-impl LayerNames {
-    pub(super) fn new(config: &ModelConfig, index: usize) -> Self {
-        let prefix = format!("model.layers.{index}");
-        let (q, kv, inner) = (config.q_dim(), config.kv_dim(), config.intermediate);
-        let attention = |name: &str, outputs| (format!("{prefix}.self_attn.{name}"), outputs);
-        let mlp = |name: &str, outputs| (format!("{prefix}.mlp.{name}"), outputs);
-        let (qkv, gate_up) = if config.fused_projections {
-            (vec![attention("qkv_proj", q + 2 * kv)], vec![mlp("gate_up_proj", 2 * inner)])
-        } else {
-            (
-                vec![attention("q_proj", q), attention("k_proj", kv), attention("v_proj", kv)],
-                vec![mlp("gate_proj", inner), mlp("up_proj", inner)],
-            )
-        };
-        Self {
-            input_norm: format!("{prefix}.input_layernorm.weight"),
-            qkv,
-            output: format!("{prefix}.self_attn.o_proj"),
-            mlp_norm: format!("{prefix}.post_attention_layernorm.weight"),
-            gate_up,
-            down: format!("{prefix}.mlp.down_proj"),
-            router: format!("{prefix}.block_sparse_moe.gate"),
-            prefix,
-        }
-    }
-
-    /// Gate and up, and down of an expert.
-    pub(super) fn expert(&self, config: &ModelConfig, expert: usize) -> (Vec<(String, usize)>, String) {
-        let name = |w: &str| format!("{}.block_sparse_moe.experts.{expert}.{w}", self.prefix);
-        let inner = config.intermediate;
-        (vec![(name("w1"), inner), (name("w3"), inner)], name("w2"))
     }
 }

@@ -6,9 +6,8 @@ use minicache_config::shown;
 use serde_json::{Map, Value, json};
 
 use super::{Gguf, names};
-use crate::{Error, ModelConfig, Result, WeightSource, weights};
-
-const ARCHITECTURES: [&str; 3] = ["llama", "phi3", "qwen2"];
+use crate::families::{Bias, EMBEDDING, HEAD, Sliding, in_layer};
+use crate::{Error, Family, ModelConfig, Result, WeightSource, weights};
 
 /// # Errors
 /// A file that holds something else than a model, or an architecture that the decoder does not compute.
@@ -17,15 +16,15 @@ pub(super) fn check_architecture(gguf: &Gguf) -> Result<()> {
         let message = format!("holds no model but something of type \"{}\" (general.type)", shown(kind));
         return Err(gguf.error(message));
     }
-    let arch = gguf.architecture();
-    if ARCHITECTURES.contains(&arch) {
+    if gguf.families().next().is_some() {
         return Ok(());
     }
-    let (arch, known) = (shown(arch), ARCHITECTURES.join(", "));
-    let message = format!(
-        "architecture \"{arch}\" is not supported; supported are {known} (llama: Mistral and Mixtral too)"
-    );
-    Err(gguf.error(message))
+    Err(unsupported(gguf))
+}
+
+fn unsupported(gguf: &Gguf) -> Error {
+    let (arch, known) = (shown(gguf.architecture()), Family::gguf_architectures());
+    gguf.error(format!("architecture \"{arch}\" is not supported; supported are {known}"))
 }
 
 impl Gguf {
@@ -39,7 +38,7 @@ impl Gguf {
             other => other,
         };
         let mut config = ModelConfig::from_json(&self.hf_config()?.to_string()).map_err(in_file)?;
-        let [qkv, out, mlp] = names::BIASED.map(|modules| self.has_bias(modules));
+        let [qkv, out, mlp] = Bias::ALL.map(|group| self.has_bias(group));
         (config.qkv_bias, config.out_bias, config.mlp_bias) = (qkv, out, mlp);
         if let Some(rotary) = self.size("rope.dimension_count")? {
             // The factor in a config.json may round to another number.
@@ -50,10 +49,11 @@ impl Gguf {
         Ok(config)
     }
 
-    fn has_bias(&self, modules: &[&str]) -> bool {
+    fn has_bias(&self, group: Bias) -> bool {
+        let modules = names::biased(self.architecture(), group);
         let is = |name: &str| {
-            let part = name.strip_suffix(".bias").and_then(|name| name.strip_prefix("model.layers."));
-            part.and_then(|part| part.split_once('.')).is_some_and(|(_, module)| modules.contains(&module))
+            let module = name.strip_suffix(".bias").and_then(in_layer);
+            module.is_some_and(|(_, module)| modules.contains(module))
         };
         self.places.keys().any(|name| is(name))
     }
@@ -78,7 +78,7 @@ impl Gguf {
                 self.key("attention.value_length")
             )));
         }
-        let rows = match self.shape_of("model.embed_tokens.weight").as_deref() {
+        let rows = match self.shape_of(EMBEDDING).as_deref() {
             Some([rows, _]) => *rows,
             Some(other) => {
                 return Err(
@@ -94,22 +94,19 @@ impl Gguf {
         let experts = self.size("expert_count")?.unwrap_or(0);
         let context = self.need("context_length")?;
         let window = self.size("attention.sliding_window")?.filter(|&w| w > 0 && w < context);
-        if window.is_some() && arch == "qwen2" {
+        let family = Family::of_gguf(arch, experts > 0, window.is_some());
+        let family = family.ok_or_else(|| unsupported(self))?;
+        if window.is_some() && family.window == Sliding::Upper {
             let key = self.key("attention.sliding_window");
             return Err(self.error(format!(
-                "metadata {key} does not say which layers of a qwen2 model have a window; it is not supported"
+                "metadata {key} does not say which layers of a {arch} model have a window; it is not supported"
             )));
         }
-        let model_type = match arch {
-            "llama" if experts > 0 => "mixtral",
-            "llama" if window.is_some() => "mistral",
-            other => other,
-        };
         let eps = self.real("attention.layer_norm_rms_epsilon")?;
         let eps = eps.ok_or_else(|| self.absent("attention.layer_norm_rms_epsilon"))?;
         let inner = self.per_layer("feed_forward_length")?;
         let layers = self.need("block_count")?;
-        let held: BTreeSet<usize> = self.places.keys().filter_map(|name| names::layer_of(name)).collect();
+        let held: BTreeSet<usize> = self.places.keys().filter_map(|name| Some(in_layer(name)?.0)).collect();
         if layers > held.len() {
             return Err(self.error(format!(
                 "metadata {} is {layers}, but it holds {} layers; it is damaged, or not a whole model",
@@ -120,7 +117,7 @@ impl Gguf {
         self.check_keys(head_dim)?;
         let mut config = Map::new();
         let mut set = |name: &str, value: Value| config.insert(name.to_string(), value);
-        set("model_type", json!(model_type));
+        set("model_type", json!(family.name()));
         set("vocab_size", json!(rows));
         set("hidden_size", json!(hidden));
         set("intermediate_size", json!(inner.ok_or_else(|| self.absent("feed_forward_length"))?));
@@ -131,20 +128,20 @@ impl Gguf {
         set("rms_norm_eps", json!(tidy(eps)));
         set("max_position_embeddings", json!(context));
         set("rope_theta", json!(self.real("rope.freq_base")?.map_or(10_000.0, tidy)));
-        set("tie_word_embeddings", json!(self.shape_of("lm_head.weight").is_none()));
+        set("tie_word_embeddings", json!(self.shape_of(HEAD).is_none()));
         set("hidden_act", json!("silu"));
         if let Some(window) = window {
             set("sliding_window", json!(window));
         }
-        if experts > 0 {
-            set("num_local_experts", json!(experts));
-            set("num_experts_per_tok", json!(self.need("expert_used_count")?));
+        if let Some(of) = family.experts {
+            set(of.count, json!(experts));
+            set(of.used, json!(self.need("expert_used_count")?));
         }
-        let [qkv, out, mlp] = names::BIASED.map(|modules| self.has_bias(modules));
+        let [qkv, out, mlp] = Bias::ALL.map(|group| self.has_bias(group));
         set("attention_bias", json!(qkv || out));
         set("mlp_bias", json!(mlp));
         let rotary = self.size("rope.dimension_count")?.unwrap_or(head_dim);
-        if rotary == 0 || rotary > head_dim || (arch == "llama" && rotary != head_dim) {
+        if rotary == 0 || rotary > head_dim || (self.interleaved() && rotary != head_dim) {
             return Err(self.error(format!(
                 "metadata {} is {rotary} where heads have {head_dim} numbers",
                 self.key("rope.dimension_count")

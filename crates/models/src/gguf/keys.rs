@@ -204,8 +204,7 @@ impl Gguf {
             }
             // LLaMA's own rows, which all files of that architecture have.
             "tensor_data_layout" => {
-                matches!(value, Value::String(text) if text == "Meta AI original pth")
-                    && self.architecture() == "llama"
+                matches!(value, Value::String(text) if text == "Meta AI original pth") && self.interleaved()
             }
             _ => false,
         })

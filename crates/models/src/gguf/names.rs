@@ -7,7 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 use minicache_config::shown;
 
 use super::Gguf;
-use crate::Result;
+use crate::families::{Bias, Role, Row, WHOLE, expert_module, in_layer, layer_module};
+use crate::{Family, Result};
 
 /// Names of experts' tensors that a file may have, several times those of the largest models.
 const MOST_NAMES: usize = 1 << 18;
@@ -43,10 +44,10 @@ pub(super) fn places(gguf: &Gguf) -> Result<HashMap<String, Place>> {
     let experts = gguf.size("expert_count")?.unwrap_or(0);
     let mut places = HashMap::new();
     for (name, stored) in &gguf.tensors {
-        // Only the llama converter permutes: its RoPE turns neighbouring numbers, the others' turns halves.
-        let interleaved_heads = match name.rsplit('.').nth(1) {
-            Some("attn_q") if arch == "llama" => heads,
-            Some("attn_k") if arch == "llama" => kv_heads,
+        let row = name.rsplit('.').nth(1).and_then(|part| row(arch, part, false));
+        let interleaved_heads = match row.filter(|_| gguf.interleaved()) {
+            Some((Role::Queries, ..)) => heads,
+            Some((Role::Keys, ..)) => kv_heads,
             _ => None,
         };
         let mut put = |hf: String, expert: Option<usize>| {
@@ -64,7 +65,7 @@ pub(super) fn places(gguf: &Gguf) -> Result<HashMap<String, Place>> {
         };
         match translate(arch, name) {
             Some(Translated::One(hf)) => put(hf, None)?,
-            Some(Translated::Stacked { layer, weight }) => {
+            Some(Translated::Stacked { layer, pattern }) => {
                 if stored.dims.len() != 3 || stored.dims[0] != experts {
                     let message = format!(
                         "tensor {} has shape {:?}, its metadata says {experts} experts",
@@ -74,7 +75,7 @@ pub(super) fn places(gguf: &Gguf) -> Result<HashMap<String, Place>> {
                     return Err(gguf.error(message));
                 }
                 for expert in 0..experts {
-                    put(expert_name(layer, expert, weight), Some(expert))?;
+                    put(expert_name(layer, expert, pattern), Some(expert))?;
                 }
             }
             None => put(name.clone(), None)?,
@@ -84,26 +85,33 @@ pub(super) fn places(gguf: &Gguf) -> Result<HashMap<String, Place>> {
     Ok(places)
 }
 
-/// Projections whose biases the decoder takes together.
-pub(super) const BIASED: [&[&str]; 3] = [
-    &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"],
-    &["self_attn.o_proj"],
-    &["mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.down_proj"],
-];
+/// The tensor of an architecture's layers that is called `part` there.
+fn row(arch: &str, part: &str, of_expert: bool) -> Option<&'static Row> {
+    let mut rows = Family::in_gguf(arch).flat_map(|family| family.layer);
+    rows.find(|(role, _, own)| *own == part && role.of_expert() == of_expert)
+}
+
+/// The modules of an architecture's layers whose biases the decoder takes together.
+pub(super) fn biased(arch: &str, group: Bias) -> BTreeSet<&'static str> {
+    let rows = Family::in_gguf(arch).flat_map(|family| family.layer);
+    rows.filter(|(role, ..)| role.bias() == Some(group)).map(|(_, module, _)| *module).collect()
+}
 
 /// llama.cpp takes each bias of each layer where there is one; the decoder those of all layers or of none.
 fn add_zeros(gguf: &Gguf, places: &mut HashMap<String, Place>) {
-    let layers: BTreeSet<usize> = places.keys().filter_map(|name| layer_of(name)).collect();
-    for group in BIASED {
-        let has = |module: &&str, kind: &str| {
-            layers.iter().any(|layer| places.contains_key(&format!("model.layers.{layer}.{module}.{kind}")))
+    let layers: BTreeSet<usize> = places.keys().filter_map(|name| Some(in_layer(name)?.0)).collect();
+    for group in Bias::ALL.map(|group| biased(gguf.architecture(), group)) {
+        let has = |module: &str, kind: &str| {
+            layers
+                .iter()
+                .any(|layer| places.contains_key(&format!("{}.{kind}", layer_module(*layer, module))))
         };
         if !group.iter().any(|module| has(module, "bias")) {
             continue;
         }
         for (layer, module) in layers.iter().flat_map(|layer| group.iter().map(move |module| (layer, module)))
         {
-            let name = |kind: &str| format!("model.layers.{layer}.{module}.{kind}");
+            let name = |kind: &str| format!("{}.{kind}", layer_module(*layer, module));
             if let Some(Place::Stored(weight)) = places.get(&name("weight"))
                 && let Some(rows) = gguf.tensors.get(&weight.tensor).and_then(|t| t.dims.first())
             {
@@ -113,29 +121,22 @@ fn add_zeros(gguf: &Gguf, places: &mut HashMap<String, Place>) {
     }
 }
 
-/// The layer that a Hugging Face name belongs to.
-pub(super) fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
-}
-
 #[derive(Debug, PartialEq)]
 enum Translated {
     One(String),
-    Stacked { layer: usize, weight: &'static str },
+    /// All experts of a layer in one tensor, by the pattern of their names.
+    Stacked {
+        layer: usize,
+        pattern: &'static str,
+    },
 }
 
-fn expert_name(layer: usize, expert: usize, weight: &str) -> String {
-    format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{weight}.weight")
+fn expert_name(layer: usize, expert: usize, pattern: &str) -> String {
+    format!("{}.weight", expert_module(layer, pattern, expert))
 }
 
 fn translate(arch: &str, name: &str) -> Option<Translated> {
-    let whole = match name {
-        "token_embd.weight" => Some("model.embed_tokens.weight"),
-        "output_norm.weight" => Some("model.norm.weight"),
-        "output.weight" => Some("lm_head.weight"),
-        _ => None,
-    };
-    if let Some(hf) = whole {
+    if let Some((hf, _)) = WHOLE.iter().find(|(_, gguf)| *gguf == name) {
         return Some(Translated::One(hf.to_string()));
     }
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
@@ -146,42 +147,20 @@ fn translate(arch: &str, name: &str) -> Option<Translated> {
     }
     // Experts have no biases in these architectures: those are left with names that nothing asks for.
     if kind == "weight"
-        && let Some(weight) = part.strip_suffix("_exps").and_then(expert_weight)
+        && let Some((_, pattern, _)) = part.strip_suffix("_exps").and_then(|base| row(arch, base, true))
     {
-        return Some(Translated::Stacked { layer, weight });
+        return Some(Translated::Stacked { layer, pattern });
     }
     // Older files hold one tensor per expert: ffn_gate.0.weight.
     if kind == "weight"
         && let Some((base, expert)) = part.split_once('.')
     {
         let expert: usize = expert.parse().ok()?;
-        return Some(Translated::One(expert_name(layer, expert, expert_weight(base)?)));
+        let (_, pattern, _) = row(arch, base, true)?;
+        return Some(Translated::One(expert_name(layer, expert, pattern)));
     }
-    let module = match part {
-        "attn_norm" => "input_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_qkv" => "self_attn.qkv_proj",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_gate_inp" => "block_sparse_moe.gate",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" if arch == "phi3" => "mlp.gate_up_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
-    Some(Translated::One(format!("model.layers.{layer}.{module}.{kind}")))
-}
-
-fn expert_weight(base: &str) -> Option<&'static str> {
-    match base {
-        "ffn_gate" => Some("w1"),
-        "ffn_down" => Some("w2"),
-        "ffn_up" => Some("w3"),
-        _ => None,
-    }
+    let (_, module, _) = row(arch, part, false)?;
+    Some(Translated::One(format!("{}.{kind}", layer_module(layer, module))))
 }
 
 #[cfg(test)]
@@ -200,11 +179,16 @@ mod tests {
             one("model.layers.12.self_attn.q_proj.weight")
         );
         assert_eq!(translate("qwen2", "blk.0.attn_k.bias"), one("model.layers.0.self_attn.k_proj.bias"));
+        assert_eq!(
+            translate("qwen3", "blk.2.attn_q_norm.weight"),
+            one("model.layers.2.self_attn.q_norm.weight")
+        );
+        assert_eq!(translate("qwen2", "blk.2.attn_q_norm.weight"), None);
         assert_eq!(translate("phi3", "blk.3.ffn_up.weight"), one("model.layers.3.mlp.gate_up_proj.weight"));
         assert_eq!(translate("llama", "blk.3.ffn_up.weight"), one("model.layers.3.mlp.up_proj.weight"));
         let expert = "model.layers.1.block_sparse_moe.experts.7.w3.weight";
         assert_eq!(translate("llama", "blk.1.ffn_up.7.weight"), one(expert));
-        let stacked = Translated::Stacked { layer: 1, weight: "w2" };
+        let stacked = Translated::Stacked { layer: 1, pattern: "block_sparse_moe.experts.{}.w2" };
         assert_eq!(translate("llama", "blk.1.ffn_down_exps.weight"), Some(stacked));
         assert_eq!(
             translate("llama", "blk.0.ffn_gate_inp.weight"),

@@ -70,7 +70,9 @@ impl Tokenizer {
             }
         };
         inner
-            .add_tokens(vocabulary.added(gguf.architecture() == "phi3" && model == "llama"))
+            .add_tokens(
+                vocabulary.added(model == "llama" && gguf.families().any(|family| family.gguf.tokens_strip)),
+            )
             .map_err(|e| gguf.error(format!("special tokens cannot be added: {e}")))?;
 
         let id = |key: &str| {
