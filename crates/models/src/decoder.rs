@@ -482,7 +482,8 @@ mod tests {
     /// What layers on an accelerator do, run on the CPU: all layers, and a model split half and half.
     #[test]
     fn tensor_operations_equal_slices() {
-        for name in ["llama2", "mistral-sliding", "phi3-longrope", "mixtral", "qwen2", "llama-tied"] {
+        for name in ["llama2", "mistral-sliding", "phi3-longrope", "mixtral", "qwen2", "qwen3", "llama-tied"]
+        {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
             let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
             let config = ModelConfig::from_json(&text).unwrap();

@@ -95,6 +95,8 @@ fn windows_follow_the_family() {
     assert_eq!(read(&map).unwrap().window, None);
     map.insert("model_type".into(), json!("mistral"));
     assert_eq!(read(&map).unwrap().window, Some(32));
+    map.insert("model_type".into(), json!("qwen3"));
+    assert_eq!(read(&map).unwrap().window, None);
     map.insert("model_type".into(), json!("qwen2"));
     assert_eq!(read(&map).unwrap().window, None);
     map.insert("use_sliding_window".into(), json!(true));
@@ -103,4 +105,31 @@ fn windows_follow_the_family() {
     assert!(message.contains("1 of 2 layers have a sliding window"), "{message}");
     map.insert("max_window_layers".into(), json!(0));
     assert_eq!(read(&map).unwrap().window, Some(32));
+}
+
+#[test]
+fn qwen3_as_published() {
+    use serde_json::json;
+    let mut map = with("model_type", json!("qwen3"));
+    let c = read(&map).unwrap();
+    // As transformers has it; published files give it.
+    assert_eq!((c.head_dim, c.q_dim(), c.kv_dim()), (128, 512, 256));
+    assert!(c.qk_norm && !c.qkv_bias && !c.out_bias && !c.tied);
+    let norms = c.layer_tensors(1).into_iter().filter(|(name, _)| name.ends_with("_norm.weight"));
+    let norm = |side| (format!("model.layers.1.self_attn.{side}_norm.weight"), vec![128]);
+    assert_eq!(norms.collect::<Vec<_>>(), [norm("q"), norm("k")]);
+    map.insert("attention_bias".into(), json!(true));
+    map.insert("head_dim".into(), json!(24));
+    let c = read(&map).unwrap();
+    assert_eq!((c.head_dim, c.qkv_bias, c.out_bias, c.mlp_bias), (24, true, true, false));
+    map.insert("sliding_window".into(), json!(32));
+    assert_eq!(read(&map).unwrap().window, None);
+    // What other models say of such norms is not what is computed here.
+    map.insert("use_qk_norm".into(), json!(true));
+    let message = read(&map).unwrap_err().to_string();
+    assert!(message.contains("key \"use_qk_norm\" is true; models that compute with it"), "{message}");
+    let mut c = read(&base()).unwrap();
+    c.qk_norm = true;
+    let message = c.validate().unwrap_err().to_string();
+    assert!(message.ends_with("models of the family llama have no norms of queries and keys"), "{message}");
 }

@@ -1,6 +1,6 @@
 //! Aligned models: the same function, in a basis in which adjacent layers agree better.
 
-use minicache_models::{Model, align};
+use minicache_models::{Model, WeightSource, align};
 
 use super::*;
 
@@ -57,4 +57,30 @@ fn a_folder_in_use_is_refused() {
     assert!(error.ends_with("is not empty; give a new folder for the aligned model"), "{error}");
     let nothing = model.alignment([&golden.tokens[..3]].into_iter()).unwrap_err().to_string();
     assert_eq!(nothing, "the text has no chunk of more than 4 tokens to align on");
+}
+
+/// Between the projection and RoPE stands a norm, which a factor does not pass through.
+#[test]
+fn factors_of_keys_go_into_the_norms_of_heads() {
+    let golden = golden("qwen3");
+    let folder = fixture("qwen3");
+    let model = Model::from_path(&folder, "qwen3", &LoadOptions::default()).unwrap();
+    let alignment = model.alignment(golden.tokens.chunks(24)).unwrap();
+    let source = Safetensors::open(&folder).unwrap();
+    let aligned = align::Aligned::new(&source, &model.config, &alignment);
+    for layer in 0..4 {
+        let factors = |side: &str| -> Vec<f32> {
+            let name = format!("model.layers.{layer}.self_attn.{side}_norm.weight");
+            let [own, folded] = [&source as &dyn WeightSource, &aligned]
+                .map(|source| source.dense(&name, &[24]).unwrap().to_vec1::<f32>().unwrap());
+            folded.iter().zip(&own).map(|(folded, own)| folded / own).collect()
+        };
+        let (queries, keys) = (factors("q"), factors("k"));
+        assert!(keys.iter().any(|factor| (factor - 1.0).abs() > 0.1), "{keys:?}");
+        for j in 0..12 {
+            // Both numbers of a frequency by the same, and nothing in the score.
+            assert!((keys[j] / keys[j + 12] - 1.0).abs() < 1e-5, "{keys:?}");
+            assert!((queries[j] * keys[j] - 1.0).abs() < 1e-5, "{queries:?} {keys:?}");
+        }
+    }
 }

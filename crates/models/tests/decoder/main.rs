@@ -1,4 +1,5 @@
-//! The decoder against logits and KV states that transformers computed, on tiny models of every family.
+//! The decoder against logits and KV states that transformers computed, on tiny models of every family (how: see
+//! `fixtures/write_qwen3.py`).
 #![allow(clippy::unwrap_used)]
 
 mod aligned;
@@ -18,7 +19,7 @@ use minicache_core::{KvCache, Resources};
 use minicache_models::{Decoder, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step};
 use reference::ReferenceCache;
 
-const MODELS: [&str; 9] = [
+const MODELS: [&str; 10] = [
     "llama2",
     "llama3",
     "llama-tied",
@@ -28,6 +29,7 @@ const MODELS: [&str; 9] = [
     "phi3-longrope",
     "mixtral",
     "qwen2",
+    "qwen3",
 ];
 
 fn fixture(name: &str) -> PathBuf {

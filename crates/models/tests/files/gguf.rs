@@ -52,7 +52,7 @@ fn load(name: &str, weights: WeightMode) -> Model {
 
 #[test]
 fn logits_equal_golden() {
-    for name in ["llama2", "llama3", "mistral", "phi3", "phi3-longrope", "qwen2", "mixtral"] {
+    for name in ["llama2", "llama3", "mistral", "phi3", "phi3-longrope", "qwen2", "qwen3", "mixtral"] {
         let model = load(&format!("{name}.f32.gguf"), WeightMode::Auto);
         let (want, got) = logits(&model, name);
         assert!(worst(&want, &got) <= 1e-4, "{name}: {}", worst(&want, &got));
@@ -76,6 +76,7 @@ fn quantised_logits() {
         "phi3",
         "phi3-longrope",
         "qwen2",
+        "qwen3",
         "mixtral",
         "mixtral-per-expert",
     ] {
@@ -141,7 +142,7 @@ fn split_models_are_joined() {
 /// Row for row what the safetensors hold: the rotary permutation is undone.
 #[test]
 fn weights_equal_safetensors() {
-    for name in ["llama3", "qwen2", "phi3"] {
+    for name in ["llama3", "qwen2", "qwen3", "phi3"] {
         let gguf = Gguf::open(&fixture("gguf").join(format!("{name}.f32.gguf"))).unwrap();
         let source = Safetensors::open(fixture(name)).unwrap();
         for tensor in source.names() {
