@@ -294,7 +294,7 @@ impl PairSide {
         self.shared.can_truncate(merged)?;
         let taking_part = merged.saturating_sub(self.settings.sinks);
         if !self.retainers.iter().all(|r| r.can_truncate(taking_part)) {
-            return Err("which of a prompt's tokens are retained depends on all of them");
+            return Err("which tokens are retained has been decided by newer ones too");
         }
         for r in &self.retained {
             let kept = r.within(&(0..merged)).end;
@@ -346,7 +346,6 @@ impl PairSide {
         for store in self.newest.iter().flat_map(|n| &n.members) {
             out.residual += store.bytes().total();
         }
-        out.state += self.retainers.iter().map(Retainer::bytes).sum::<usize>();
         for r in &self.retained {
             out.retained += r.positions.capacity() * size_of::<u32>();
             for store in &r.members {

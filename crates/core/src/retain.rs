@@ -13,17 +13,8 @@ pub(crate) struct Retainer {
     least: f32,
     /// Tokens that have taken part.
     seen: u32,
-    /// What it was after each step that changed an extreme, and after each of several tokens.
-    past: Vec<Past>,
-}
-
-/// A state that a [`Retainer`] can go back to.
-#[derive(Debug, Clone, Copy)]
-struct Past {
-    /// The tokens of the step: within it nothing can be told apart.
-    first: u32,
-    end: u32,
-    extremes: [f32; 3],
+    /// Tokens after which its state was last another one, or a step of several ended: it can go back so far.
+    settled: u32,
 }
 
 /// The least and the largest distance, and the least retained, of no tokens.
@@ -33,33 +24,27 @@ impl Retainer {
     pub(crate) fn new(retention: &Retention) -> Self {
         let [min, max, least] = NONE;
         let (rule, gamma) = (retention.rule, retention.gamma as f32);
-        Self { rule, gamma, min, max, least, seen: 0, past: Vec::new() }
+        Self { rule, gamma, min, max, least, seen: 0, settled: 0 }
     }
 
-    /// Whether it can go back to its first `tokens` tokens, not into the middle of a step of several.
+    /// Whether it can go back to its first `tokens` tokens: where those after them, one by one, have changed nothing.
     pub(crate) fn can_truncate(&self, tokens: usize) -> bool {
-        let inside = |past: &Past| (past.first as usize) < tokens && tokens < past.end as usize;
-        !self.past.iter().rev().any(inside)
+        tokens == 0 || tokens >= self.settled as usize
     }
 
     /// Forgets the tokens after the first `tokens`.
     pub(crate) fn truncate(&mut self, tokens: usize) {
-        self.past.truncate(self.past.partition_point(|past| past.end as usize <= tokens));
-        [self.min, self.max, self.least] = self.past.last().map_or(NONE, |past| past.extremes);
         self.seen = self.seen.min(tokens as u32);
-    }
-
-    /// Bytes of what it can go back to.
-    pub(crate) fn bytes(&self) -> usize {
-        self.past.capacity() * size_of::<Past>()
+        if tokens == 0 {
+            [self.min, self.max, self.least] = NONE;
+            self.settled = 0;
+        }
     }
 
     fn note(&mut self, tokens: usize, before: [f32; 3]) {
-        let (first, end) = (self.seen, self.seen + tokens as u32);
-        self.seen = end;
-        let extremes = [self.min, self.max, self.least];
-        if extremes != before || tokens > 1 {
-            self.past.push(Past { first, end, extremes });
+        self.seen += tokens as u32;
+        if tokens > 1 || before != [self.min, self.max, self.least] {
+            self.settled = self.seen;
         }
     }
 
