@@ -84,3 +84,25 @@ fn factors_of_keys_go_into_the_norms_of_heads() {
         }
     }
 }
+
+/// What transformers wants to know is in the folder, under the names of the family.
+#[test]
+fn aligned_gguf_files_are_folders_of_their_family() {
+    for name in ["llama3", "phi3", "mixtral", "qwen2", "qwen3"] {
+        let mut golden = golden(name);
+        let options = LoadOptions::default();
+        let file = fixture("gguf").join(format!("{name}.f32.gguf"));
+        let model = Model::from_path(&file, name, &options).unwrap();
+        let alignment = model.alignment(golden.tokens.chunks(24)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("aligned");
+        align::save(&model, &alignment, &out).unwrap();
+        let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let class = config["architectures"][0].as_str().unwrap().to_lowercase();
+        assert_eq!(class, format!("{}forcausallm", model.config.family.name()));
+        golden.decoder = Model::from_path(&out, name, &options).unwrap().decoder;
+        let mut cache = golden.cache();
+        golden.check_logits(name, 0, &golden.step(&golden.tokens, &mut cache));
+    }
+}
