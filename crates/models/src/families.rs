@@ -148,7 +148,7 @@ pub(crate) struct ExpertKeys {
 }
 
 impl Family {
-    /// What a file that only holds the usual is; families say what differs.
+    /// Files that say everything and have neither biases nor experts: families say what differs.
     const PLAIN: Family = Family {
         name: "",
         class: "",
