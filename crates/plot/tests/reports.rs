@@ -10,6 +10,7 @@ use minicache_plot::report;
 
 const SIMILARITY: &str = r#"
 id = "fig1a"
+place = 10
 title = "Similarity of adjacent layers"
 kind = "similarity"
 models = ["tiny"]
@@ -39,6 +40,7 @@ y = "no_such_column"
 
 const SWEEP: &str = r#"
 id = "fig1b"
+place = 20
 title = "Merged layers"
 kind = "accuracy"
 models = ["tiny"]
@@ -67,6 +69,7 @@ series = ["variant"]
 
 const FIDELITY: &str = r#"
 id = "fidelity"
+place = 30
 kind = "fidelity"
 models = ["tiny"]
 tasks = ["text"]
