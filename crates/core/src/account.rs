@@ -41,10 +41,7 @@ pub fn footprint(
         return made_up;
     }
     let measure = |part: &ModelShape, step: usize| {
-        let spec = match spec.pairing() {
-            Some(Pairing { pairs: Pairs::Chosen(_), .. }) | None => spec.clone(),
-            Some(pairing) => spec.clone().with_pairs(StartLayer::Layer(0), pairing.pairs),
-        };
+        let spec = spec.clone().with_start_layer(StartLayer::Layer(0));
         let mut cache = build(&spec, part, resources)?;
         Synthetic::new(part, context, similarity, SEED).fill(&mut *cache, 0..context, step)?;
         Ok::<_, Error>(cache.footprint())

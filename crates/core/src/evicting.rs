@@ -1,5 +1,6 @@
 //! The cache of methods that drop tokens: a bounded set of exact states per layer and KV head.
 
+use crate::methods::Method;
 use crate::settings::{ModelShape, StoreType};
 use half::f16;
 use rayon::prelude::*;
@@ -18,12 +19,10 @@ const TILE: usize = 32;
 const ROOM: usize = 16;
 
 /// Which tokens stay when `slots` hold more than the method allows.
-pub(crate) trait Evict: Send + Sync {
+pub(crate) trait Evict: Method + Send + Sync {
     /// Marks the tokens to keep, given their positions (unordered), the attention they have received so far and the
     /// number of tokens seen.
     fn keep(&self, positions: &[u32], attention: &[f32], seen: usize, keep: &mut [bool]);
-    /// Whether received attention has to be accumulated.
-    fn needs_attention(&self) -> bool;
 }
 
 /// An empty cache that drops what `evict` says, with its states stored as `dtype`.

@@ -1,7 +1,7 @@
 //! Merging one pair of layers outside a model: what `minicache merge` does.
 
 use crate::cache::{KvCache, Restored};
-use crate::settings::{ModelShape, Pairs, StartLayer};
+use crate::settings::{ModelShape, StartLayer};
 use crate::{CacheSpec, Footprint, Resources, Result};
 
 /// States of two adjacent layers, each `(tokens, kv_heads, head_dim)`.
@@ -43,8 +43,7 @@ pub struct MergedPair {
 pub fn merge_pair(spec: &CacheSpec, states: &PairStates<'_>) -> Result<MergedPair> {
     let (kv_heads, head_dim) = (states.kv_heads, states.head_dim);
     let shape = ModelShape { layers: 2, heads: kv_heads, kv_heads, head_dim, window: None, scale: 1.0 };
-    let pairs = spec.pairing().map_or(Pairs::Deep, |p| p.pairs);
-    let stored = spec.clone().with_pairs(StartLayer::Layer(0), pairs);
+    let stored = spec.clone().with_start_layer(StartLayer::Layer(0));
     let exact = stored.clone().with_f32();
     let fill = |spec: &CacheSpec| {
         let mut cache = crate::methods::layered(spec, &shape, &Resources::default())?;

@@ -105,8 +105,7 @@ impl<'a> Part<'a> {
         layers: usize,
     ) -> Result<Self> {
         // Of a single layer nothing is merged, and the start layer must be one of the model's.
-        let pairs = spec.pairing().map_or(Pairs::Deep, |p| p.pairs);
-        let spec = spec.clone().with_pairs(StartLayer::Layer(0), pairs);
+        let spec = spec.clone().with_start_layer(StartLayer::Layer(0));
         let shape = ModelShape { layers, ..*shape };
         let states = Synthetic::new(&shape, context + 1, similarity, SEED);
         let of = |from: usize, to: usize| -> Result<Vec<[Vec<f32>; 3]>> {

@@ -46,7 +46,6 @@ impl Latents {
         let mut probe = vec![1.0f32; shape.head_dim];
         rotary.rotate(1, &mut probe);
         let frequencies: Vec<u32> = probe.iter().map(|x| x.to_bits()).collect();
-        // What calibration is read for is a basis, and a file of its own stands in for it.
         let key = format!("{spec:?} {frequencies:?}");
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = plans.get(&key) {

@@ -172,7 +172,7 @@ fn reduced(spec: &CacheSpec, layers: usize, n: usize) -> CacheSpec {
     }
     let pairs = (spec.most_pairs(layers) * n).div_ceil(layers);
     let start_layer = minicache_core::settings::StartLayer::Layer((n - 2 * pairs.min(n / 2)).min(n - 1));
-    spec.clone().with_pairs(start_layer, minicache_core::settings::Pairs::Deep)
+    spec.clone().with_start_layer(start_layer).with_pairs(minicache_core::settings::Pairs::Deep)
 }
 
 #[cfg(test)]

@@ -89,8 +89,4 @@ impl Evict for H2o {
             older[heavy..].iter().for_each(|&i| keep[i] = false);
         }
     }
-
-    fn needs_attention(&self) -> bool {
-        true
-    }
 }

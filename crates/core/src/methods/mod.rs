@@ -46,6 +46,8 @@ macro_rules! methods {
                 default: || CacheSpec::$settings($settings::default()),
                 #[cfg(feature = "serde")]
                 keys: crate::settings::fields::fields::<$settings>,
+                #[cfg(feature = "toml")]
+                read: |table| serde_path_to_error::deserialize(table).map(CacheSpec::$settings),
             },
         )*];
 
@@ -74,18 +76,6 @@ macro_rules! methods {
             pub(crate) fn with_bits(&self, bits: u8) -> Option<Self> {
                 match self {
                     $(CacheSpec::$settings(_) => $settings::of_bits(bits).map(CacheSpec::$settings),)*
-                }
-            }
-
-            /// Reads the settings of `method`.
-            #[cfg(feature = "toml")]
-            pub(crate) fn read(
-                method: &str,
-                table: toml::Table,
-            ) -> std::result::Result<Self, serde_path_to_error::Error<toml::de::Error>> {
-                match method {
-                    $($name => serde_path_to_error::deserialize(table).map(CacheSpec::$settings),)*
-                    _ => Ok(CacheSpec::default()),
                 }
             }
         }
@@ -120,6 +110,26 @@ pub struct MethodInfo {
     /// The keys of its settings.
     #[cfg(feature = "serde")]
     pub keys: fn() -> &'static [&'static str],
+    /// Reads the settings.
+    #[cfg(feature = "toml")]
+    pub(crate) read: fn(toml::Table) -> std::result::Result<CacheSpec, ReadError>,
+}
+
+/// What is wrong with a table of settings, and where.
+#[cfg(feature = "toml")]
+pub(crate) type ReadError = serde_path_to_error::Error<toml::de::Error>;
+
+impl MethodInfo {
+    /// The method of this name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        METHODS.iter().find(|m| m.name == name)
+    }
+
+    /// What to say of a name that no method has.
+    pub(crate) fn unknown(name: &str) -> String {
+        let names: Vec<_> = METHODS.iter().map(|m| m.name).collect();
+        format!("unknown method `{name}`; one of {}", names.join(", "))
+    }
 }
 
 /// How states that a method does not merge are stored, and the shared vectors of those that it does.

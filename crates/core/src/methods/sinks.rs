@@ -76,8 +76,4 @@ impl Evict for Sinks {
             *keep = (p as usize) < self.sinks || p as usize >= from;
         }
     }
-
-    fn needs_attention(&self) -> bool {
-        false
-    }
 }

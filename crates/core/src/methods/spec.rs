@@ -1,9 +1,7 @@
 //! A cache: one of the methods with its settings. Everything here asks the method's own file.
 
-use super::{CacheSpec, METHODS, Pairing};
-use crate::settings::{
-    Calibration, Checked, ChosenPairs, ModelShape, Pairs, Quant, SettingError, StartLayer, StoreType,
-};
+use super::{CacheSpec, MethodInfo, Pairing};
+use crate::settings::{Calibration, Checked, ModelShape, Pairs, Quant, SettingError, StartLayer, StoreType};
 
 impl Default for CacheSpec {
     fn default() -> Self {
@@ -18,17 +16,15 @@ impl CacheSpec {
     /// Names of no method, and bits that it cannot have.
     pub fn by_name(text: &str) -> Result<Self, SettingError> {
         let unknown = || {
-            let names: Vec<_> = METHODS.iter().map(|m| m.name).collect();
-            let message = format!("unknown method `{text}`; one of {}, or an inline table", names.join(", "));
+            let message = format!("{}, or an inline table", MethodInfo::unknown(text));
             SettingError::new("", message)
         };
-        let find = |name: &str| METHODS.iter().find(|m| m.name == name);
-        if let Some(method) = find(text) {
+        if let Some(method) = MethodInfo::find(text) {
             return Ok((method.default)());
         }
         let (name, bits) = text.rsplit_once('-').ok_or_else(unknown)?;
         let bits = bits.parse().map_err(|_| unknown())?;
-        let method = find(name).ok_or_else(unknown)?;
+        let method = MethodInfo::find(name).ok_or_else(unknown)?;
         let spec = (method.default)().with_bits(bits).ok_or_else(unknown)?;
         spec.validate()?;
         Ok(spec)
@@ -93,20 +89,20 @@ impl CacheSpec {
         self.method().pairing()
     }
 
-    /// The same cache merging `pairs`, the deep ones from `start_layer`; methods that merge nothing stay as they are.
+    /// The same cache with deep pairs from `start_layer` on; methods that merge nothing stay as they are.
     #[must_use]
-    pub fn with_pairs(mut self, start_layer: StartLayer, pairs: Pairs) -> Self {
-        if let Some((start, all)) = self.method_mut().pairs() {
-            (*start, *all) = (start_layer, pairs);
-        }
+    pub fn with_start_layer(mut self, start_layer: StartLayer) -> Self {
+        self.method_mut().pairs().into_iter().for_each(|(start, _)| *start = start_layer);
         self
     }
 
-    /// [`CacheSpec::with_pairs`] of these.
+    /// The same cache merging `pairs`; methods that merge nothing stay as they are.
     #[must_use]
-    pub fn with_chosen(self, chosen: ChosenPairs) -> Self {
-        let start = self.pairing().map_or(StartLayer::Half, |p| p.start_layer);
-        self.with_pairs(start, Pairs::Chosen(chosen))
+    pub fn with_pairs(mut self, pairs: Pairs) -> Self {
+        if let Some((_, own)) = self.method_mut().pairs() {
+            *own = pairs;
+        }
+        self
     }
 
     /// The pairs (a, a + 1) of layers whose keys are merged, and those whose values are, in a model of `layers` layers.
@@ -163,7 +159,7 @@ impl CacheSpec {
     /// The keys of the method's settings.
     #[cfg(feature = "serde")]
     pub fn keys(&self) -> &'static [&'static str] {
-        METHODS.iter().find(|m| m.name == self.name()).map_or(&[], |m| (m.keys)())
+        MethodInfo::find(self.name()).map_or(&[], |m| (m.keys)())
     }
 
     /// The same cache in the one form of all that mean the same: with defaults in place of what makes no difference, and

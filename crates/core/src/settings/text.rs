@@ -1,7 +1,7 @@
 //! Caches as they are written: a name, or a table of TOML.
 
 use super::{Checked, SettingError, toml_from_str};
-use crate::methods::{CacheSpec, METHODS};
+use crate::methods::{CacheSpec, METHODS, MethodInfo};
 
 /// What becomes of a key that the method in question does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +49,8 @@ impl CacheSpec {
                 return Err(SettingError::new("method", message));
             }
         };
-        let Some(method) = METHODS.iter().find(|m| m.name == name) else {
-            let names: Vec<_> = METHODS.iter().map(|m| m.name).collect();
-            let message = format!("unknown method `{name}`; one of {}", names.join(", "));
-            return Err(SettingError::new("method", message));
+        let Some(method) = MethodInfo::find(&name) else {
+            return Err(SettingError::new("method", MethodInfo::unknown(&name)));
         };
         let keys = (method.keys)();
         let foreign: Vec<String> =
@@ -64,7 +62,7 @@ impl CacheSpec {
             }
             return Err(foreign_key(&name, &key, keys));
         }
-        let spec = CacheSpec::read(&name, table).map_err(|e| {
+        let spec = (method.read)(table).map_err(|e| {
             let key = e.path().to_string();
             let key = if key == "." { String::new() } else { key };
             SettingError::new(key, e.inner().message())

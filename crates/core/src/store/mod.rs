@@ -459,28 +459,17 @@ impl Store {
     /// # Errors
     /// Why not.
     pub fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
-        // As many as would be packed of so few.
-        let packed = match self.scheme {
-            Scheme::Quant { residual, axis: Axis::Token, .. } => len.saturating_sub(residual),
+        // No more must be packed than would be of so few; a group along tokens cannot lose some of them.
+        let possible = match self.scheme {
+            Scheme::Quant { residual, axis: Axis::Token, .. } => {
+                self.packed.min(len) <= len.saturating_sub(residual)
+            }
             Scheme::Quant { residual, group, axis: Axis::Channel, .. } => {
-                len.saturating_sub(residual) / group * group
+                len == 0 || self.packed <= len.saturating_sub(residual) / group * group
             }
-            _ => len,
+            Scheme::F32 | Scheme::F16 | Scheme::F8 | Scheme::Sections => true,
         };
-        match self.packed.min(len) > packed {
-            true => Err("newer tokens have been quantised already"),
-            false => self.can_truncate_group(len),
-        }
-    }
-
-    /// A group along tokens is one: it cannot lose some of them.
-    fn can_truncate_group(&self, len: usize) -> std::result::Result<(), &'static str> {
-        match self.scheme {
-            Scheme::Quant { axis: Axis::Channel, .. } if (1..self.packed).contains(&len) => {
-                Err("newer tokens have been quantised already")
-            }
-            _ => Ok(()),
-        }
+        if possible { Ok(()) } else { Err("newer tokens have been quantised already") }
     }
 
     /// Forgets the tokens from `len` on; [`Store::can_truncate`] says whether what is left is what it was.

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use minicache_core::KvCache;
-use minicache_core::settings::{ChosenPairs, Group, LatentSide, MergeSides, Rank};
+use minicache_core::settings::{ChosenPairs, Group, LatentSide, MergeSides, Pairs, Rank};
 use minicache_core::{CacheSpec, Latent};
 use minicache_models::{LogitsFor, Model, Step};
 
@@ -89,7 +89,7 @@ impl Chooser<'_> {
     /// Pairs of least loss per byte, until the budget is met or nothing is left to merge.
     fn pairs(&mut self, sides: MergeSides) -> Result<CacheSpec> {
         let layers = self.model.decoder.shape().layers;
-        let with = |pairs: ChosenPairs| self.spec.clone().with_chosen(pairs);
+        let with = |pairs: ChosenPairs| self.spec.clone().with_pairs(Pairs::Chosen(pairs));
         let merges = [sides.keys(), sides.values()];
         let mut candidates: Vec<(usize, usize)> = Vec::new();
         for (side, _) in merges.iter().enumerate().filter(|(_, merges)| **merges) {
