@@ -8,8 +8,8 @@ use std::time::Instant;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minicache_config::WeightMode;
+use minicache_core::CacheSpec;
 use minicache_core::settings::Calibration;
-use minicache_core::{CacheSpec, KvCache};
 use minicache_eval::run::Corpus;
 use minicache_models::{LoadOptions, Model};
 
@@ -139,11 +139,6 @@ fn ids(text: &str) -> Result<Vec<u32>> {
         })
         .collect::<Result<_>>()?;
     if ids.is_empty() { Err(usage("--tokens: no ids; give numbers such as \"1 2 3\"")) } else { Ok(ids) }
-}
-
-/// An empty cache of one sequence that is going to have `planned_len` tokens.
-pub(crate) fn new_cache(model: &Model, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
-    Ok(model.new_cache_for(spec, planned_len)?)
 }
 
 /// Calibrates, on the text that each specification names, the latent caches that have no basis file, and chooses what a

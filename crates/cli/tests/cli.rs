@@ -17,6 +17,8 @@ mod model_files;
 mod prompts;
 #[path = "cli/same_numbers.rs"]
 mod same_numbers;
+#[path = "cli/saved_caches.rs"]
+mod saved_caches;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use minicache_core::kernels::{Isa, bandwidth_gb_s, with_isa};
+use minicache_core::kernels::{Isa, with_isa};
 use minicache_core::settings::Axis;
 use minicache_core::{
     CacheSpec, LayerSimilarity, ModelShape, Precision, Resources, Scheme, Side, Store, Synthetic, build,
@@ -60,7 +60,6 @@ fn filled(model: &Model, tokens: usize, scheme: Scheme, side: Side) -> Store {
 }
 
 fn decode(c: &mut Criterion) {
-    println!("bandwidth: {:.1} GB/s", bandwidth_gb_s());
     for model in MODELS {
         let mut group = c.benchmark_group(format!("decode step at {TOKENS}, {}", model.name));
         group.sample_size(20);
@@ -148,7 +147,15 @@ fn merge(c: &mut Criterion) {
     const PROMPT: usize = 1024;
     for model in MODELS {
         let (kv_heads, head_dim, heads) = (model.heads, model.dim, model.heads * model.rows);
-        let shape = ModelShape { layers: 2, heads, kv_heads, head_dim, window: None, scale: 0.1 };
+        let shape = ModelShape {
+            layers: 2,
+            heads,
+            kv_heads,
+            head_dim,
+            window: None,
+            scale: 0.1,
+            ..ModelShape::PLAIN
+        };
         let states = Synthetic::new(&shape, PROMPT + 1, LayerSimilarity::default(), 0);
         let mut prompt = Vec::new();
         let keep = |_, k: &[f32], v: &[f32]| {

@@ -75,8 +75,15 @@ fn step(layers: &[Attention], mut x: Tensor, cache: &mut dyn KvCache) -> Result<
 }
 
 fn main() -> Result<()> {
-    let shape =
-        ModelShape { layers: 8, heads: 8, kv_heads: 2, head_dim: 64, window: None, scale: 64f32.powf(-0.5) };
+    let shape = ModelShape {
+        layers: 8,
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 64,
+        window: None,
+        scale: 64f32.powf(-0.5),
+        ..ModelShape::PLAIN
+    };
     let layers = (0..shape.layers).map(|l| Attention::random(l, &shape)).collect::<CandleResult<Vec<_>>>()?;
     let prompt = Tensor::randn(0f32, 1.0, (512, HIDDEN), &Device::Cpu)?;
 

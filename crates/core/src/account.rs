@@ -47,7 +47,7 @@ pub fn footprint(
         Ok::<_, Error>(cache.footprint())
     };
     let step = (STEP / shape.kv_dim()).max(1);
-    match method.alike() {
+    match if shape.full_layers.is_empty() { method.alike() } else { Alike::Nothing } {
         Alike::Nothing => measure(shape, step),
         Alike::Heads => {
             let part = ModelShape { layers: 1, heads: shape.group(), kv_heads: 1, ..*shape };
@@ -135,7 +135,7 @@ pub(crate) fn nominal_kept(
     context: usize,
 ) -> Nominal {
     let recent = recent.resolve(context).max(1);
-    let held = shape.window.map_or(context, |w| context.min(w));
+    let held = shape.window.filter(|_| shape.full_layers.is_empty()).map_or(context, |w| context.min(w));
     let kept = (recent + older).min(held);
     let ratio = held as f64 / kept as f64 * StoreType::F16.bytes() as f64 / dtype.bytes() as f64;
     let width = if dtype == StoreType::F16 { "" } else { " x 16/32" };
@@ -240,7 +240,15 @@ mod tests {
     use super::*;
 
     fn shape(layers: usize, group: usize, kv_heads: usize, head_dim: usize) -> ModelShape {
-        ModelShape { layers, heads: group * kv_heads, kv_heads, head_dim, window: None, scale: 0.1 }
+        ModelShape {
+            layers,
+            heads: group * kv_heads,
+            kv_heads,
+            head_dim,
+            window: None,
+            scale: 0.1,
+            ..ModelShape::PLAIN
+        }
     }
 
     /// The whole model's cache, prefilled in one step.

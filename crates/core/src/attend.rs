@@ -11,9 +11,10 @@ use crate::settings::ModelShape;
 use rayon::prelude::*;
 
 use crate::dense::{View, add_product, mul_transposed};
-use crate::lane::{Keys, Values};
+use crate::kernels::loops::{exp_sum, largest};
 use crate::scratch::with_buffer;
-use crate::softmax::{exp_sum, largest};
+use crate::states::States;
+use crate::view::{LayerView, SideView};
 
 /// Stored positions scored at a time: scores of all rows stay in the first-level cache.
 const BLOCK: usize = 512;
@@ -47,33 +48,44 @@ pub fn on_one_thread<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The states of one step: `q (tokens, heads, head_dim)`, `k` and `v` `(tokens, kv_heads, head_dim)`.
+/// The stored states of one layer, of which positions `start..end` are read.
 #[derive(Clone, Copy)]
-pub(crate) struct Step<'a> {
-    pub(crate) q: &'a [f32],
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
-    pub(crate) tokens: usize,
+struct Past<'p, 'a> {
+    keys: &'p SideView<'a>,
+    values: &'p SideView<'a>,
+    start: usize,
+    end: usize,
+    /// The layer's sliding window.
+    window: Option<usize>,
 }
 
-/// The stored states of one layer: positions `start..end` are held.
-#[derive(Clone, Copy)]
-pub(crate) struct Past<'a> {
-    pub(crate) keys: &'a dyn Keys,
-    pub(crate) values: &'a dyn Values,
-    pub(crate) start: usize,
-    pub(crate) end: usize,
+impl Past<'_, '_> {
+    /// First position that the query at `position` sees.
+    fn seen_from(&self, position: usize) -> usize {
+        self.window.map_or(0, |w| (position + 1).saturating_sub(w))
+    }
 }
 
-/// Writes attention of the step's queries over past and step to `out (tokens, heads, head_dim)`.
-pub(crate) fn attend(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
-    if step.tokens == 1 {
+/// Writes attention of the step's queries over the first `len` tokens, as `view` has them, and the step's own to
+/// `out (tokens, heads, head_dim)`.
+pub(crate) fn attend(
+    shape: &ModelShape,
+    layer: usize,
+    view: &LayerView<'_>,
+    len: usize,
+    step: States<'_>,
+    out: &mut [f32],
+) {
+    let (keys, values, window) = (&view.keys, &view.values, shape.window_of(layer));
+    let past = Past { keys, values, start: view.start().min(len), end: len, window };
+    let count = step.tokens(shape);
+    if count == 1 {
         return decode(shape, past, step, out);
     }
     // By the length alone: what a row is computed beside shows in its last digits.
-    let tile = step.tokens.div_ceil(TILES).min(TILE);
+    let tile = count.div_ceil(TILES).min(TILE);
     out.par_chunks_mut(tile * shape.heads * shape.head_dim).enumerate().for_each(|(i, out)| {
-        let tokens = i * tile..((i + 1) * tile).min(step.tokens);
+        let tokens = i * tile..((i + 1) * tile).min(count);
         for head in 0..shape.kv_heads {
             tile_attention(shape, past, step, head, tokens.clone(), out);
         }
@@ -96,6 +108,15 @@ impl<'a> Online<'a> {
         sum.fill(0.0);
         acc.fill(0.0);
         Self { max, sum, acc }
+    }
+
+    /// Begins with the scores of sinks, which give nothing: row i is of the query head `first + i % heads`.
+    fn sink(&mut self, scores: &[f32], first: usize, heads: usize) {
+        if !scores.is_empty() {
+            for (row, (max, sum)) in self.max.iter_mut().zip(&mut *self.sum).enumerate() {
+                (*max, *sum) = (scores[first + row % heads], 1.0);
+            }
+        }
     }
 
     /// Turns a block of scores `(rows, width)` into probabilities relative to the new running maximum and rescales
@@ -131,20 +152,22 @@ fn gather(shape: &ModelShape, q: &[f32], head: usize, tokens: Range<usize>, rows
 }
 
 /// The end of the block of stored positions that `at` is in.
-fn block_end(past: &Past<'_>, at: usize, block: usize) -> usize {
+fn block_end(past: &Past<'_, '_>, at: usize, block: usize) -> usize {
     let first = past.keys.aligned_from();
     if at < first { first } else { first + ((at - first) / block + 1) * block }
 }
 
-/// First position that the query at `position` sees.
-fn window_start(shape: &ModelShape, position: usize) -> usize {
-    shape.window.map_or(0, |w| (position + 1).saturating_sub(w))
+/// Caps scores as the model does, if it does.
+pub(crate) fn cap(shape: &ModelShape, scores: &mut [f32]) {
+    if let Some(cap) = shape.softcap {
+        scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+    }
 }
 
 fn tile_attention(
     shape: &ModelShape,
-    past: Past<'_>,
-    step: Step<'_>,
+    past: Past<'_, '_>,
+    step: States<'_>,
     head: usize,
     tokens: Range<usize>,
     out: &mut [f32],
@@ -157,22 +180,24 @@ fn tile_attention(
         let (mapped, rest) = rest.split_at_mut(rows * query);
         let (scores, rest) = rest.split_at_mut(rows * TILE_BLOCK);
         let mut online = Online::new(rest, rows);
+        online.sink(step.sink_scores, head * group, group);
         gather(shape, step.q, head, tokens.clone(), q);
-        past.keys.map_queries(head..head + 1, q, mapped);
-        let limit = |row: usize| window_start(shape, past.end + tokens.start + row / group);
+        past.keys.map_queries(head..head + 1, dim, q, mapped);
+        let limit = |row: usize| past.seen_from(past.end + tokens.start + row / group);
 
         let mut at = past.start.max(limit(0));
         while at < past.end {
             let range = at..block_end(&past, at, TILE_BLOCK).min(past.end);
             let width = range.len();
             let block = &mut scores[..rows * width];
-            past.keys.scores(head..head + 1, range.clone(), mapped, rows, block);
+            past.keys.scores(head..head + 1, dim, range.clone(), mapped, rows, block);
+            cap(shape, block);
             for (r, row) in block.chunks_exact_mut(width).enumerate() {
                 let hidden = limit(r).saturating_sub(range.start).min(width);
                 row[..hidden].fill(f32::NEG_INFINITY);
             }
             online.absorb(block, width);
-            past.values.accumulate(head..head + 1, range, block, rows, online.acc);
+            past.values.accumulate(head..head + 1, dim, range, block, rows, online.acc);
             at += width;
         }
 
@@ -185,6 +210,7 @@ fn tile_attention(
             let from = range.start * kv_dim + head * dim;
             let [keys, values] = [step.k, step.v].map(|x| View::new(&x[from..], width, dim, kv_dim));
             mul_transposed(View::new(q, rows, dim, dim), keys, block);
+            cap(shape, block);
             for (r, row) in block.chunks_exact_mut(width).enumerate() {
                 let hidden = limit(r).saturating_sub(past.end + range.start).min(width);
                 row[..hidden].fill(f32::NEG_INFINITY);
@@ -199,7 +225,7 @@ fn tile_attention(
         for (acc, total) in online.acc.chunks_exact_mut(sum).zip(&*online.sum) {
             acc.iter_mut().for_each(|a| *a /= total);
         }
-        past.values.map_sums(head, online.acc, rows, q);
+        past.values.map_sums(head, dim, online.acc, rows, q);
         for (token, q) in q.chunks_exact(group * dim).enumerate() {
             out[(token * shape.heads + head * group) * dim..][..group * dim].copy_from_slice(q);
         }
@@ -208,11 +234,11 @@ fn tile_attention(
 
 /// One new token: the past is split into parts, over KV heads and, where long, over positions; parts are joined by
 /// their maxima and sums.
-fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
+fn decode(shape: &ModelShape, past: Past<'_, '_>, step: States<'_>, out: &mut [f32]) {
     let (dim, group) = (shape.head_dim, shape.group());
     let heads_per_task = past.keys.together().max(past.values.together());
     let rows = heads_per_task * group;
-    let start = past.start.max(window_start(shape, past.end));
+    let start = past.start.max(past.seen_from(past.end));
     let held = past.end - start.min(past.end);
     let alone = ALONE.get();
     let parts = held.div_ceil(SPLIT).max(1);
@@ -230,15 +256,19 @@ fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
         let to = (base + (part + 1) * length).clamp(from, past.end);
         let to = if part + 1 == parts { past.end } else { to };
         let mut online = Online::new(partial, rows);
+        if part == 0 {
+            online.sink(step.sink_scores, heads.start * group, rows);
+        }
         with_buffer(rows * BLOCK, |scores| {
             let mut at = from;
             while at < to {
                 let range = at..block_end(&past, at, BLOCK).min(to);
                 let width = range.len();
                 let block = &mut scores[..rows * width];
-                past.keys.scores(heads.clone(), range.clone(), mapped, rows, block);
+                past.keys.scores(heads.clone(), dim, range.clone(), mapped, rows, block);
+                cap(shape, block);
                 online.absorb(block, width);
-                past.values.accumulate(heads.clone(), range, block, rows, online.acc);
+                past.values.accumulate(heads.clone(), dim, range, block, rows, online.acc);
                 at += width;
             }
             if part + 1 == parts {
@@ -249,6 +279,7 @@ fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
                 for (row, (s, q)) in block.iter_mut().zip(queries).enumerate() {
                     *s = q.iter().zip(&step.k[own(row)]).map(|(a, b)| a * b).sum();
                 }
+                cap(shape, block);
                 online.absorb(block, 1);
                 for (row, (p, acc)) in block.iter().zip(online.acc.chunks_exact_mut(sum)).enumerate() {
                     acc.iter_mut().zip(&step.v[own(row)]).for_each(|(a, v)| *a += p * v);
@@ -267,7 +298,12 @@ fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
         for lane in 0..lanes {
             let heads = lane * heads_per_task..(lane + 1) * heads_per_task;
             let from = &queries[lane * rows * dim..(lane + 1) * rows * dim];
-            past.keys.map_queries(heads, from, &mut mapped[lane * rows * query..(lane + 1) * rows * query]);
+            past.keys.map_queries(
+                heads,
+                dim,
+                from,
+                &mut mapped[lane * rows * query..(lane + 1) * rows * query],
+            );
         }
         let (queries, mapped) = (&*queries, &*mapped);
         if alone || held * shape.kv_heads * dim < SMALL {
@@ -280,7 +316,7 @@ fn decode(shape: &ModelShape, past: Past<'_>, step: Step<'_>, out: &mut [f32]) {
             let sums = records[2 * rows..record].chunks_exact(group * sum);
             let outs = out[lane * rows * dim..(lane + 1) * rows * dim].chunks_exact_mut(group * dim);
             for (i, (sums, out)) in sums.zip(outs).enumerate() {
-                past.values.map_sums(lane * heads_per_task + i, sums, group, out);
+                past.values.map_sums(lane * heads_per_task + i, dim, sums, group, out);
             }
         }
     });

@@ -1,41 +1,46 @@
 //! The seam between decoder and cache.
 
-use crate::settings::ModelShape;
 #[cfg(feature = "candle")]
 use candle_core::{Device, Tensor};
 
-#[cfg(feature = "candle")]
-use crate::Error;
+use crate::archive::Archive;
+use crate::settings::ModelShape;
+use crate::states::{States, check_truncate};
 use crate::{Footprint, Result};
 
 /// One sequence's KV cache.
 ///
-/// A forward step calls [`KvCache::attend_into`] once per layer, in order, with the step's new tokens, then
-/// [`KvCache::finish_step`]. Within a step attention sees the exact states of the step's own tokens and the stored
-/// (compressed) states of earlier ones.
-pub trait KvCache: Send {
+/// A forward step takes the new tokens through the layers in order: in each, attention reads what the cache holds of
+/// earlier tokens ([`KvCache::attend_held`]) beside the exact states of the step's own, which are then stored
+/// ([`KvCache::store`]); [`KvCache::finish_step`] ends it. [`KvCache::attend_into`] is the first two at once, and a
+/// [`crate::Batch`] is the steps of several sequences.
+///
+/// Whoever writes a cache of their own stores states as they like, describes by a [`crate::LayerView`] how they lie,
+/// and leaves attention to [`crate::LayerView::attend`].
+pub trait KvCache: Send + Sync {
     /// The model's shape.
     fn shape(&self) -> &ModelShape;
 
-    /// Appends `k` and `v`, each `(tokens, kv_heads, head_dim)`, of `layer`, and writes causal attention of `q`
-    /// `(tokens, heads, head_dim)` over all cached tokens to `out`, of the shape of `q`. Query head h reads KV head
-    /// `h / (heads / kv_heads)`.
+    /// Writes causal attention of the step's queries over held and new tokens to `out`, of the shape of `states.q`.
+    /// Query head h reads KV head `h / (heads / kv_heads)`. `received` takes what [`KvCache::store`] needs to know of
+    /// it, of a method that ranks tokens by the attention they receive; others leave it as it is.
     ///
     /// # Errors
-    /// Slices of the wrong length; states that are not finite, with layer and position.
-    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()>;
+    /// What the cache cannot read. Shapes and numbers have been checked.
+    fn attend_held(
+        &self,
+        layer: usize,
+        states: States<'_>,
+        out: &mut [f32],
+        received: &mut Vec<f32>,
+    ) -> Result<()>;
 
-    /// Stores `k` and `v` as [`KvCache::attend_into`] does, without attending: for states that were computed
-    /// elsewhere. A method that ranks tokens by the attention they receive counts none for these.
+    /// Stores the step's states of `layer`; `received` is what [`KvCache::attend_held`] left of them, or nothing for
+    /// states that were computed elsewhere.
     ///
     /// # Errors
-    /// As [`KvCache::attend_into`].
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
-        let shape = *self.shape();
-        let q = vec![0.0; k.len() / shape.kv_dim() * shape.heads * shape.head_dim];
-        let mut out = q.clone();
-        self.attend_into(layer, &q, k, v, &mut out)
-    }
+    /// What the cache cannot store. Shapes and numbers have been checked.
+    fn store(&mut self, layer: usize, states: States<'_>, received: &[f32]) -> Result<()>;
 
     /// Ends a forward step: tokens of the step now count as cached; what is complete is merged and packed.
     ///
@@ -74,6 +79,39 @@ pub trait KvCache: Send {
     /// An independent copy that shares storage until either side writes (a shared prefix, several continuations).
     fn fork(&self) -> Box<dyn KvCache>;
 
+    /// Writes what it holds to a file, or reads it, see [`crate::archive`].
+    ///
+    /// # Errors
+    /// A cache that cannot be saved, a damaged file, what the file says.
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        let _ = archive;
+        Err(crate::Error::Archive("is of a method that does not save".into()))
+    }
+
+    /// [`KvCache::attend_held`], then [`KvCache::store`]: `q (tokens, heads, head_dim)`, `k` and `v`
+    /// `(tokens, kv_heads, head_dim)` in, attention `(tokens, heads, head_dim)` out.
+    ///
+    /// # Errors
+    /// Slices of the wrong length; states that are not finite, with layer and position.
+    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
+        let states = States::new(q, k, v);
+        states.check(self.shape(), layer, self.len(), out)?;
+        let mut received = Vec::new();
+        self.attend_held(layer, states, out, &mut received)?;
+        self.store(layer, states, &received)
+    }
+
+    /// Stores `k` and `v` as [`KvCache::attend_into`] does, without attending: for states that were computed
+    /// elsewhere. A method that ranks tokens by the attention they receive counts none for these.
+    ///
+    /// # Errors
+    /// As [`KvCache::attend_into`].
+    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        let states = States::new(&[], k, v);
+        states.check_stored(self.shape(), layer, self.len())?;
+        self.store(layer, states, &[])
+    }
+
     /// [`KvCache::attend_into`] on candle tensors: `q` `(heads, tokens, head_dim)`, `k` and `v`
     /// `(kv_heads, tokens, head_dim)`; gives `(heads, tokens, head_dim)` on the device and in the dtype of `q`.
     ///
@@ -86,7 +124,7 @@ pub trait KvCache: Send {
         let wanted = (shape.kv_heads, tokens, shape.head_dim);
         for (what, t) in [("keys", k), ("values", v)] {
             if t.dims3()? != wanted {
-                return Err(Error::Shape {
+                return Err(crate::Error::Shape {
                     what,
                     expected: format!("{wanted:?}"),
                     got: format!("{:?}", t.dims()),
@@ -102,22 +140,6 @@ pub trait KvCache: Send {
         let out = Tensor::from_vec(out, (tokens, heads, dim), &Device::Cpu)?.transpose(0, 1)?.contiguous()?;
         Ok(out.to_dtype(q.dtype())?.to_device(q.device())?)
     }
-}
-
-/// Whether a cache of `held` tokens can go back to `len`, given what its method says of fewer.
-pub(crate) fn check_truncate(
-    held: usize,
-    len: usize,
-    fewer: impl FnOnce() -> std::result::Result<(), &'static str>,
-) -> Result<()> {
-    if len > held {
-        let expected = format!("at most {held} tokens");
-        return Err(crate::Error::Shape { what: "length", expected, got: len.to_string() });
-    }
-    if len == held {
-        return Ok(());
-    }
-    fewer().map_err(|reason| crate::Error::Truncate { len, reason })
 }
 
 /// One layer's states as attention sees them.

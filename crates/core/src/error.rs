@@ -34,6 +34,12 @@ pub enum Error {
         /// What has been made of the tokens.
         reason: &'static str,
     },
+    /// A saved cache that cannot be written or read; the message goes on from the file's name.
+    #[error("the saved cache {0}")]
+    Archive(String),
+    /// Of a file that a cache is saved to.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
     /// A cache that needs something it was not given (a calibrated basis, the model's RoPE).
     #[error("{0}")]
     Missing(String),

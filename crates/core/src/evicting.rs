@@ -5,12 +5,14 @@ use crate::settings::{ModelShape, StoreType};
 use half::f16;
 use rayon::prelude::*;
 
-use crate::cache::{KvCache, Restored, check_truncate};
+use crate::archive::{Archive, Number, damaged};
+use crate::attend;
+use crate::cache::{KvCache, Restored};
 use crate::dense::{View, add_product, mul_transposed};
 use crate::kernels::Float;
-use crate::layered::{check_layer, check_states, check_step};
+use crate::kernels::loops::{exp_sum, largest};
 use crate::scratch::with_buffer;
-use crate::softmax::{exp_sum, largest};
+use crate::states::{States, check_layer, check_truncate};
 use crate::{Footprint, Result};
 
 /// Query tokens worked on together.
@@ -53,7 +55,7 @@ impl<T: Float> Slots<T> {
         &mut self,
         shape: &ModelShape,
         evict: &impl Evict,
-        (head, len): (usize, usize),
+        (layer, head, len): (usize, usize, usize),
         (k, v): (&[f32], &[f32]),
         received: &[f32],
     ) {
@@ -76,7 +78,7 @@ impl<T: Float> Slots<T> {
         }
         let mut keep = vec![true; self.positions.len()];
         evict.keep(&self.positions, &self.attention, len + tokens, &mut keep);
-        let start = shape.window.map_or(0, |w| (len + tokens + 1).saturating_sub(w));
+        let start = shape.first_seen(layer, len + tokens);
         keep.iter_mut().zip(&self.positions).for_each(|(k, &p)| *k &= p as usize >= start);
         self.retain(&keep, dim);
     }
@@ -154,10 +156,11 @@ fn widened<T: Float>(x: &[T], room: usize) -> Vec<f32> {
 fn attend_head<T: Float>(
     shape: &ModelShape,
     slots: &Slots<T>,
-    (head, len): (usize, usize),
-    (q, k, v): (&[f32], &[f32], &[f32]),
+    (layer, head, len): (usize, usize, usize),
+    states: States<'_>,
     received: &mut [f32],
 ) -> Vec<f32> {
+    let States { q, k, v, sink_scores } = states;
     let (dim, group) = (shape.head_dim, shape.group());
     let tokens = k.len() / shape.kv_dim();
     let held = slots.positions.len();
@@ -177,11 +180,12 @@ fn attend_head<T: Float>(
                 query.iter_mut().zip(&q[from..from + dim]).for_each(|(d, s)| *d = s * shape.scale);
             }
             mul_transposed(View::new(queries, rows, dim, dim), View::new(&keys, width, dim, dim), scores);
+            attend::cap(shape, scores);
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
                 let token = first + row / group;
                 scores[held + token + 1..].fill(f32::NEG_INFINITY);
-                if let Some(window) = shape.window {
-                    let start = (len + token + 1).saturating_sub(window);
+                if shape.window_of(layer).is_some() {
+                    let start = shape.first_seen(layer, len + token);
                     for (s, &p) in scores.iter_mut().zip(&slots.positions) {
                         if (p as usize) < start {
                             *s = f32::NEG_INFINITY;
@@ -189,8 +193,9 @@ fn attend_head<T: Float>(
                     }
                     scores[held..held + start.saturating_sub(len)].fill(f32::NEG_INFINITY);
                 }
-                let top = largest(scores);
-                let factor = 1.0 / exp_sum(scores, top);
+                let sink = sink_scores.get(head * group + row % group).copied().unwrap_or(f32::NEG_INFINITY);
+                let top = largest(scores).max(sink);
+                let factor = 1.0 / (exp_sum(scores, top) + (sink - top).exp());
                 scores.iter_mut().for_each(|s| *s *= factor);
                 received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
             }
@@ -200,36 +205,48 @@ fn attend_head<T: Float>(
     out
 }
 
-impl<E: Evict + Clone + 'static, T: Float + Send + Sync + 'static> KvCache for Evicting<E, T> {
+impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCache for Evicting<E, T> {
     fn shape(&self) -> &ModelShape {
         &self.shape
     }
 
-    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
-        let (shape, len, evict) = (self.shape, self.len, &self.evict);
-        let tokens = check_step(&shape, layer, len, q, k, v, out)?;
-        let heads = self.slots[layer].par_iter_mut().enumerate().map(|(head, slots)| {
-            let held = slots.positions.len();
-            let mut received = vec![0.0; held + tokens];
-            let rows = attend_head(&shape, slots, (head, len), (q, k, v), &mut received);
-            slots.take(&shape, evict, (head, len), (k, v), &received);
-            rows
+    fn attend_held(
+        &self,
+        layer: usize,
+        states: States<'_>,
+        out: &mut [f32],
+        received: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (shape, len) = (self.shape, self.len);
+        let tokens = states.tokens(&shape);
+        let heads = self.slots[layer].par_iter().enumerate().map(|(head, slots)| {
+            let mut received = vec![0.0; slots.positions.len() + tokens];
+            let rows = attend_head(&shape, slots, (layer, head, len), states, &mut received);
+            (rows, received)
         });
-        let heads: Vec<Vec<f32>> = heads.collect();
+        let heads: Vec<(Vec<f32>, Vec<f32>)> = heads.collect();
         let width = shape.group() * shape.head_dim;
         for (i, part) in out.chunks_exact_mut(width).enumerate() {
             let (token, head) = (i / shape.kv_heads, i % shape.kv_heads);
-            part.copy_from_slice(&heads[head][token * width..(token + 1) * width]);
+            part.copy_from_slice(&heads[head].0[token * width..(token + 1) * width]);
         }
-        self.step = tokens;
+        received.clear();
+        heads.iter().for_each(|(_, of_head)| received.extend(of_head));
         Ok(())
     }
 
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+    /// `received` holds, head by head, what each held and each new token received.
+    fn store(&mut self, layer: usize, states: States<'_>, mut received: &[f32]) -> Result<()> {
         let (shape, len, evict) = (self.shape, self.len, &self.evict);
-        self.step = check_states(&shape, layer, len, k, v)?;
-        self.slots[layer].par_iter_mut().enumerate().for_each(|(head, slots)| {
-            slots.take(&shape, evict, (head, len), (k, v), &[]);
+        self.step = states.tokens(&shape);
+        let mut jobs = Vec::with_capacity(shape.kv_heads);
+        for slots in &mut self.slots[layer] {
+            let (own, others) = received.split_at((slots.positions.len() + self.step).min(received.len()));
+            received = others;
+            jobs.push((slots, own));
+        }
+        jobs.into_par_iter().enumerate().for_each(|(head, (slots, received))| {
+            slots.take(&shape, evict, (layer, head, len), (states.k, states.v), received);
         });
         Ok(())
     }
@@ -287,6 +304,22 @@ impl<E: Evict + Clone + 'static, T: Float + Send + Sync + 'static> KvCache for E
             }
         }
         Ok(restored)
+    }
+
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        archive.count(&mut self.len)?;
+        for slots in self.slots.iter_mut().flatten() {
+            archive.numbers(&mut slots.positions)?;
+            archive.numbers(&mut slots.keys)?;
+            archive.numbers(&mut slots.values)?;
+            archive.numbers(&mut slots.attention)?;
+            let (held, numbers) = (slots.positions.len(), slots.positions.len() * self.shape.head_dim);
+            let ranked = if self.evict.needs_attention() { held } else { 0 };
+            damaged(slots.positions.iter().all(|&p| (p as usize) < self.len))?;
+            damaged(slots.keys.len() == numbers && slots.values.len() == numbers)?;
+            damaged(slots.attention.len() == ranked)?;
+        }
+        Ok(())
     }
 
     fn fork(&self) -> Box<dyn KvCache> {

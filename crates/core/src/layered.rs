@@ -1,14 +1,17 @@
 //! The cache of every method that keeps all tokens: layers store their own states or share those of a pair.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use crate::settings::ModelShape;
 
-use crate::attend::{Past, Step, attend};
-use crate::cache::{KvCache, Restored, check_truncate};
-use crate::lane::{Keys, Lane, Values};
+use crate::archive::{Archive, damaged};
+use crate::cache::{KvCache, Restored};
+use crate::lane::Lane;
 use crate::pair::{PairSide, Proposal, SideSettings};
-use crate::{Error, Footprint, Result};
+use crate::states::{States, check_layer, check_truncate};
+use crate::view::{LayerView, SideView};
+use crate::{Footprint, Result};
 
 /// What a method decides: how each side of each layer is stored.
 pub(crate) struct Plan {
@@ -58,13 +61,13 @@ struct Pair {
     waiting: Vec<f32>,
 }
 
-/// One kind of states (keys or values) of all layers.
-struct States {
+/// One side (keys or values) of all layers.
+struct Stack {
     places: Vec<Place>,
     pairs: Vec<Pair>,
 }
 
-impl States {
+impl Stack {
     fn new(
         shape: &ModelShape,
         own: &dyn Lane,
@@ -94,10 +97,11 @@ impl States {
         }
     }
 
-    fn read(&self, layer: usize, head: usize, position: usize, out: &mut [f32]) {
+    /// How the first `len` tokens of a layer lie.
+    fn view(&self, layer: usize, len: usize) -> SideView<'_> {
         match &self.places[layer] {
-            Place::Own(lane) => lane.read(head, position, out),
-            Place::Shared(pair, member) => self.pairs[*pair].side.member(*member).read(head, position, out),
+            Place::Own(lane) => lane.segment(lane.start().min(len)..len).into(),
+            Place::Shared(pair, member) => self.pairs[*pair].side.view(*member, len),
         }
     }
 
@@ -118,13 +122,16 @@ impl States {
         }
     }
 
-    fn drop_before(&mut self, position: usize) {
-        for place in &mut self.places {
+    /// Frees what no query sees any more; `first(layer)` is what a layer's next one sees first.
+    fn drop_before(&mut self, first: impl Fn(usize) -> usize) {
+        for (layer, place) in self.places.iter_mut().enumerate() {
             if let Place::Own(lane) = place {
-                lane.drop_before(position);
+                lane.drop_before(first(layer));
             }
         }
-        self.pairs.iter_mut().for_each(|p| p.side.drop_before(position));
+        for Pair { layers, side, .. } in &mut self.pairs {
+            side.drop_before(first(layers.0).min(first(layers.1)));
+        }
     }
 
     fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
@@ -143,6 +150,15 @@ impl States {
             }
         }
         self.pairs.iter_mut().for_each(|p| p.side.truncate(len));
+    }
+
+    fn archive(&mut self, archive: &mut Archive<'_>, len: usize) -> Result<()> {
+        for place in &mut self.places {
+            if let Place::Own(lane) = place {
+                lane.archive(archive)?;
+            }
+        }
+        self.pairs.iter_mut().try_for_each(|p| p.side.archive(archive, len))
     }
 
     fn footprint(&self) -> Footprint {
@@ -195,8 +211,8 @@ impl Work {
 /// Keeps every token (within the model's window); see [`Plan`].
 pub(crate) struct Layered {
     shape: ModelShape,
-    keys: States,
-    values: States,
+    keys: Stack,
+    values: Stack,
     joint: bool,
     len: usize,
     /// Tokens of the step in progress.
@@ -207,17 +223,21 @@ impl Layered {
     pub(crate) fn new(shape: &ModelShape, plan: &Plan) -> Self {
         Self {
             shape: *shape,
-            keys: States::new(shape, &*plan.own_keys, &plan.key_pairs, plan.keys.as_ref()),
-            values: States::new(shape, &*plan.own_values, &plan.value_pairs, plan.values.as_ref()),
+            keys: Stack::new(shape, &*plan.own_keys, &plan.key_pairs, plan.keys.as_ref()),
+            values: Stack::new(shape, &*plan.own_values, &plan.value_pairs, plan.values.as_ref()),
             joint: plan.joint,
             len: 0,
             step: 0,
         }
     }
 
-    /// First position that the next query sees.
-    fn first_visible(&self) -> usize {
-        first_visible(&self.shape, self.len)
+    fn view(&self, layer: usize) -> LayerView<'_> {
+        LayerView { keys: self.keys.view(layer, self.len), values: self.values.view(layer, self.len) }
+    }
+
+    /// What of a layer the next query sees.
+    fn visible(&self, layer: usize) -> Range<usize> {
+        self.shape.first_seen(layer, self.len)..self.len
     }
 
     /// Retained positions of the pair whose deeper layer is `layer`: of keys and of values, per lane.
@@ -228,7 +248,7 @@ impl Layered {
         })
     }
 
-    fn store(&mut self, layer: usize, k: &[f32], v: &[f32]) {
+    fn put(&mut self, layer: usize, k: &[f32], v: &[f32]) {
         let pairs = [self.keys.push(layer, k), self.values.push(layer, v)];
         let [mut keys, mut values] = [(&mut self.keys, pairs[0]), (&mut self.values, pairs[1])]
             .map(|(side, p)| p.map(|p| &mut side.pairs[p]));
@@ -260,39 +280,23 @@ impl KvCache for Layered {
         &self.shape
     }
 
-    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
-        let tokens = check_step(&self.shape, layer, self.len, q, k, v, out)?;
-        let (start, end) = (self.keys.start(layer).max(self.values.start(layer)), self.len);
-        let step = Step { q, k, v, tokens };
-        match (&self.keys.places[layer], &self.values.places[layer]) {
-            (Place::Own(keys), Place::Own(values)) => {
-                let (keys, values) = (&**keys as &dyn Keys, &**values as &dyn Values);
-                attend(&self.shape, Past { keys, values, start, end }, step, out);
-            }
-            (keys, values) => {
-                let key_view = View::of(keys, &self.keys);
-                let value_view = View::of(values, &self.values);
-                let past = Past { keys: key_view.keys(), values: value_view.values(), start, end };
-                attend(&self.shape, past, step, out);
-            }
-        }
-        self.store(layer, k, v);
-        self.step = tokens;
+    fn attend_held(&self, layer: usize, states: States<'_>, out: &mut [f32], _: &mut Vec<f32>) -> Result<()> {
+        self.view(layer).attend(&self.shape, layer, self.len, states, out);
         Ok(())
     }
 
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
-        self.step = check_states(&self.shape, layer, self.len, k, v)?;
-        self.store(layer, k, v);
+    fn store(&mut self, layer: usize, states: States<'_>, _: &[f32]) -> Result<()> {
+        self.step = states.tokens(&self.shape);
+        self.put(layer, states.k, states.v);
         Ok(())
     }
 
     fn finish_step(&mut self) -> Result<()> {
         self.len += std::mem::take(&mut self.step);
-        let first = self.first_visible();
-        if first > 0 {
-            self.keys.drop_before(first);
-            self.values.drop_before(first);
+        if self.shape.window.is_some() {
+            let (shape, len) = (self.shape, self.len);
+            self.keys.drop_before(|layer| shape.first_seen(layer, len));
+            self.values.drop_before(|layer| shape.first_seen(layer, len));
         }
         Ok(())
     }
@@ -300,9 +304,8 @@ impl KvCache for Layered {
     fn truncate(&mut self, len: usize) -> Result<()> {
         let sides = [&self.keys, &self.values];
         check_truncate(self.len, len, || {
-            let first = first_visible(&self.shape, len);
-            let starts = sides.iter().flat_map(|side| (0..self.shape.layers).map(|l| side.start(l)));
-            if len > 0 && starts.max() > Some(first) {
+            let gone = |layer| sides.iter().any(|s| s.start(layer) > self.shape.first_seen(layer, len));
+            if len > 0 && (0..self.shape.layers).any(gone) {
                 return Err(GONE);
             }
             sides.iter().try_for_each(|side| side.can_truncate(len))
@@ -325,16 +328,14 @@ impl KvCache for Layered {
 
     fn restored(&self, layer: usize) -> Result<Restored> {
         check_layer(&self.shape, layer)?;
-        let positions: Vec<usize> = (self.first_visible()..self.len).collect();
-        let (heads, dim) = (self.shape.kv_heads, self.shape.head_dim);
-        let read = |side: &States| {
-            let mut out = vec![0.0; positions.len() * heads * dim];
-            for (i, row) in out.chunks_exact_mut(dim).enumerate() {
-                side.read(layer, i % heads, positions[i / heads], row);
-            }
-            out
-        };
-        Ok(Restored { keys: read(&self.keys), values: read(&self.values), positions })
+        Ok(self.view(layer).restored(&self.shape, self.visible(layer)))
+    }
+
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        archive.count(&mut self.len)?;
+        self.keys.archive(archive, self.len)?;
+        self.values.archive(archive, self.len)?;
+        damaged((0..self.shape.layers).all(|layer| self.view(layer).holds(self.visible(layer))))
     }
 
     fn fork(&self) -> Box<dyn KvCache> {
@@ -342,95 +343,5 @@ impl KvCache for Layered {
     }
 }
 
-/// First position that the query after `len` tokens sees.
-pub(crate) fn first_visible(shape: &ModelShape, len: usize) -> usize {
-    shape.window.map_or(0, |w| (len + 1).saturating_sub(w))
-}
-
 /// Why a cache with a sliding window cannot go back.
 pub(crate) const GONE: &str = "tokens that would come into sight again have left the sliding window";
-
-/// One side of one layer as attention reads it.
-enum View<'a> {
-    Own(&'a dyn Lane),
-    Shared(crate::pair::Member<'a>),
-}
-
-impl<'a> View<'a> {
-    fn of(place: &'a Place, side: &'a States) -> Self {
-        match place {
-            Place::Own(lane) => View::Own(&**lane),
-            Place::Shared(pair, member) => View::Shared(side.pairs[*pair].side.member(*member)),
-        }
-    }
-
-    fn keys(&self) -> &dyn Keys {
-        match self {
-            View::Own(lane) => *lane,
-            View::Shared(member) => member,
-        }
-    }
-
-    fn values(&self) -> &dyn Values {
-        match self {
-            View::Own(lane) => *lane,
-            View::Shared(member) => member,
-        }
-    }
-}
-
-/// Checks the slices of a step against the shape, and the states for NaN and infinity. Gives the tokens of the step.
-pub(crate) fn check_step(
-    shape: &ModelShape,
-    layer: usize,
-    len: usize,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &[f32],
-) -> Result<usize> {
-    let tokens = check_states(shape, layer, len, k, v)?;
-    let width = shape.heads * shape.head_dim;
-    check_len("queries", q.len(), tokens, width)?;
-    check_len("output", out.len(), tokens, width)?;
-    Ok(tokens)
-}
-
-/// [`check_step`] without queries.
-pub(crate) fn check_states(
-    shape: &ModelShape,
-    layer: usize,
-    len: usize,
-    k: &[f32],
-    v: &[f32],
-) -> Result<usize> {
-    check_layer(shape, layer)?;
-    let width = shape.kv_dim();
-    let tokens = k.len() / width;
-    check_len("keys", k.len(), tokens, width)?;
-    check_len("values", v.len(), tokens, width)?;
-    for (side, x) in [("key", k), ("value", v)] {
-        // One pass without branches, and the slow search only on failure.
-        if !x.iter().fold(true, |all, v| all & v.is_finite()) {
-            let at = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
-            return Err(Error::NotFinite { side, layer, position: len + at / width });
-        }
-    }
-    Ok(tokens)
-}
-
-fn check_len(what: &'static str, got: usize, tokens: usize, width: usize) -> Result<()> {
-    if tokens > 0 && got == tokens * width {
-        return Ok(());
-    }
-    let expected = format!("{} tokens of {width} numbers", tokens.max(1));
-    Err(Error::Shape { what, expected, got: format!("{got} numbers") })
-}
-
-pub(crate) fn check_layer(shape: &ModelShape, layer: usize) -> Result<()> {
-    if layer < shape.layers {
-        return Ok(());
-    }
-    let expected = format!("below {}", shape.layers);
-    Err(Error::Shape { what: "layer", expected, got: layer.to_string() })
-}

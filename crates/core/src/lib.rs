@@ -3,12 +3,15 @@
 //! Layouts: slices are f32, contiguous and token-major, `(tokens, heads, head_dim)`, as a linear layer writes them.
 
 mod account;
+pub mod archive;
 mod attend;
+mod batch;
 mod cache;
 mod dense;
 mod error;
 mod evicting;
 mod footprint;
+mod kept;
 pub mod kernels;
 mod lane;
 pub mod latent;
@@ -17,30 +20,39 @@ mod magnitudes;
 pub mod merge;
 mod merge_pair;
 mod methods;
+mod observed;
 mod pair;
 mod plain;
 mod resources;
 mod retain;
 mod scratch;
+mod sequence;
 pub mod settings;
-mod softmax;
+mod states;
 mod steps;
 pub mod store;
 mod synthetic;
+mod view;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
 pub use attend::on_one_thread;
+pub use batch::Batch;
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;
 pub use kernels::Precision;
+pub use magnitudes::Magnitudes;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
     CacheSpec, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo, MiniCache, Pairing, RankOne,
     Rtn, Sinks, SmoothQuant, build,
 };
+pub use observed::{LayerStates, observed, observed_steps};
 pub use resources::{Resources, Rotary};
+pub use sequence::Sequence;
 pub use settings::ModelShape;
+pub use states::States;
 pub use steps::{StepTime, time_steps};
 pub use store::{Scheme, Side, Store, StoreBytes};
 pub use synthetic::{LayerSimilarity, Synthetic};
+pub use view::{LayerView, Segment, SideView};

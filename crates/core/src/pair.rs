@@ -1,43 +1,20 @@
 //! One side (keys or values) of a pair of layers: the shared vectors, the magnitudes and the retained tokens.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::settings::{ModelShape, Retention, StoreType};
 
+use crate::archive::{Archive, damaged};
+use crate::kept::{Kept, Retained};
 use crate::kernels::LANES;
-use crate::lane::{Keys, Values};
 use crate::magnitudes::Magnitudes;
 use crate::merge::Merge;
 use crate::resources::Rotary;
 use crate::retain::Retainer;
 use crate::scratch::with_buffer;
 use crate::store::{Scheme, Side, Store};
-use crate::{Footprint, Precision};
-
-/// Tokens kept exact, for one lane.
-#[derive(Clone)]
-struct Retained {
-    /// Ascending.
-    positions: Arc<Vec<u32>>,
-    /// Tokens that a window has dropped before them.
-    dropped: usize,
-    /// Both layers' states; indices count the dropped ones too.
-    members: [Store; 2],
-}
-
-impl Retained {
-    /// The indices of the retained tokens whose positions lie in `range`.
-    fn within(&self, range: &Range<usize>) -> Range<usize> {
-        let at = |p: usize| self.dropped + self.positions.partition_point(|&x| (x as usize) < p);
-        at(range.start)..at(range.end)
-    }
-
-    /// Positions of the tokens with these indices.
-    fn positions(&self, indices: &Range<usize>) -> &[u32] {
-        &self.positions[indices.start - self.dropped..indices.end - self.dropped]
-    }
-}
+use crate::view::{Segment, SideView};
+use crate::{Footprint, Precision, Result};
 
 /// The newest tokens, which are not merged yet.
 #[derive(Clone)]
@@ -261,9 +238,19 @@ impl PairSide {
         }
     }
 
-    /// The side as `member` (0: shallower layer, 1: deeper) of the pair sees it.
-    pub(crate) fn member(&self, member: usize) -> Member<'_> {
-        Member { side: self, member }
+    /// The side as `member` (0: shallower layer, 1: deeper) of the pair sees it, of a sequence of `len` tokens.
+    pub(crate) fn view(&self, member: usize, len: usize) -> SideView<'_> {
+        let (start, merged) = (self.shared.start(), self.shared.len());
+        let kept = (!self.retained.is_empty()).then_some(Kept { lanes: &self.retained, member });
+        let mut shared = Segment::new(start..merged, &self.shared, start)
+            .but(kept)
+            .rotated(self.settings.rotary.as_deref());
+        if let Some(columns) = &self.magnitudes {
+            shared = shared.times(&columns[member]);
+        }
+        let newest = self.newest.as_ref().filter(|_| merged < len);
+        let newest = newest.map(|n| Segment::new(merged..len, &n.members[member], merged - n.base));
+        std::iter::once(shared).chain(newest).collect()
     }
 
     pub(crate) fn start(&self) -> usize {
@@ -322,6 +309,36 @@ impl PairSide {
         }
     }
 
+    /// Writes or reads what it holds, of a sequence of `len` tokens.
+    pub(crate) fn archive(&mut self, archive: &mut Archive<'_>, len: usize) -> Result<()> {
+        self.shared.archive(archive)?;
+        let merged = self.shared.len();
+        for column in self.magnitudes.iter_mut().flatten() {
+            column.archive(archive)?;
+            damaged(column.len() == merged)?;
+        }
+        self.retainers.iter_mut().try_for_each(|r| r.archive(archive))?;
+        for r in &mut self.retained {
+            archive.numbers(Arc::make_mut(&mut r.positions))?;
+            archive.count(&mut r.dropped)?;
+            let ascending = r.positions.windows(2).all(|two| two[0] < two[1]);
+            damaged(ascending && r.positions.last().is_none_or(|&p| (p as usize) < merged))?;
+            let ever = r.dropped.checked_add(r.positions.len());
+            for store in &mut r.members {
+                store.archive(archive)?;
+                damaged(Some(store.len()) == ever && store.start() <= r.dropped)?;
+            }
+        }
+        let Some(newest) = &mut self.newest else { return damaged(merged == len) };
+        archive.count(&mut newest.base)?;
+        for store in &mut newest.members {
+            store.archive(archive)?;
+            let held = newest.base.checked_add(store.len());
+            damaged(held == Some(len) && newest.base.saturating_add(store.start()) <= merged)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn drop_before(&mut self, position: usize) {
         self.shared.drop_before(position);
         let start = self.shared.start();
@@ -355,161 +372,5 @@ impl PairSide {
             }
         }
         out
-    }
-}
-
-/// One layer's view of a pair side.
-pub(crate) struct Member<'a> {
-    side: &'a PairSide,
-    member: usize,
-}
-
-impl Member<'_> {
-    /// Lane of `head`, and its head index within the lane's stores.
-    fn lane(&self, head: usize) -> (usize, usize) {
-        if self.side.settings.per_head { (head, 0) } else { (0, head) }
-    }
-
-    /// The merged positions of `range`, and the unmerged ones with the store that has them and its first index.
-    fn split(&self, range: &Range<usize>) -> (Range<usize>, Option<(&Store, Range<usize>)>) {
-        let merged = self.side.shared.len();
-        let apart = self.side.newest.as_ref().filter(|_| range.end > merged).map(|newest| {
-            let first = range.start.max(merged);
-            (&newest.members[self.member], first - newest.base..range.end - newest.base)
-        });
-        (range.start.min(merged)..range.end.min(merged), apart)
-    }
-
-    /// The vector at `position` as attention sees it.
-    pub(crate) fn read(&self, head: usize, position: usize, out: &mut [f32]) {
-        if let (_, Some((store, index))) = self.split(&(position..position + 1)) {
-            return store.read(head, index.start, out);
-        }
-        let (lane, inner) = self.lane(head);
-        let kept = self.side.retained.get(lane).map_or(0..0, |r| r.within(&(position..position + 1)));
-        if kept.is_empty() {
-            self.side.shared.read(head, position, out);
-            if let Some(columns) = &self.side.magnitudes {
-                let m = columns[self.member].get(lane, position);
-                out.iter_mut().for_each(|x| *x *= m);
-            }
-        } else {
-            self.side.retained[lane].members[self.member].read(inner, kept.start, out);
-        }
-        if let Some(rotary) = &self.side.settings.rotary {
-            rotary.rotate(position, out);
-        }
-    }
-
-    /// Scores of keys that have to be rotated first: restored one at a time in a buffer of one vector.
-    fn rotated_scores(&self, head: usize, range: Range<usize>, q: &[f32], out: &mut [f32]) {
-        let (dim, width) = (self.side.head_dim, range.len());
-        with_buffer(dim, |key| {
-            for (column, position) in range.enumerate() {
-                self.read(head, position, key);
-                for (row, q) in q.chunks_exact(dim).enumerate() {
-                    out[row * width + column] = q.iter().zip(&*key).map(|(a, b)| a * b).sum();
-                }
-            }
-        });
-    }
-
-    fn merged_scores(&self, head: usize, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
-        if self.side.settings.rotary.is_some() {
-            return self.rotated_scores(head, range, q, out);
-        }
-        let width = range.len();
-        let (lane, inner) = self.lane(head);
-        self.side.shared.scores(head, range.clone(), q, rows, out);
-        if let Some(columns) = &self.side.magnitudes {
-            columns[self.member].scale(lane, range.clone(), &mut out[..rows * width]);
-        }
-        let Some(retained) = self.side.retained.get(lane) else { return };
-        let kept = retained.within(&range);
-        if kept.is_empty() {
-            return;
-        }
-        with_buffer(rows * kept.len(), |exact| {
-            retained.members[self.member].scores(inner, kept.clone(), q, rows, exact);
-            for (row, exact) in exact.chunks_exact(kept.len()).enumerate() {
-                for (&position, &score) in retained.positions(&kept).iter().zip(exact) {
-                    out[row * width + position as usize - range.start] = score;
-                }
-            }
-        });
-    }
-
-    fn merged_sum(&self, head: usize, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
-        let width = range.len();
-        let (lane, inner) = self.lane(head);
-        match &self.side.magnitudes {
-            Some(columns) => with_buffer(rows * width, |scaled| {
-                scaled.copy_from_slice(&p[..rows * width]);
-                columns[self.member].scale(lane, range.clone(), scaled);
-                self.side.shared.accumulate(head, range.clone(), scaled, rows, out);
-            }),
-            None => self.side.shared.accumulate(head, range.clone(), p, rows, out),
-        }
-        let Some(retained) = self.side.retained.get(lane) else { return };
-        let kept = retained.within(&range);
-        if kept.is_empty() {
-            return;
-        }
-        with_buffer(rows * kept.len(), |exact| {
-            for (row, exact) in exact.chunks_exact_mut(kept.len()).enumerate() {
-                for (&position, x) in retained.positions(&kept).iter().zip(exact) {
-                    *x = p[row * width + position as usize - range.start];
-                }
-            }
-            retained.members[self.member].accumulate(inner, kept.clone(), exact, rows, out);
-        });
-    }
-}
-
-impl Keys for Member<'_> {
-    /// <q, x_a> = ||x_a|| <q, e>, and exact scores for retained and unmerged tokens.
-    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
-        let (merged, Some((store, newest))) = self.split(&range) else {
-            return self.merged_scores(head, range, q, rows, out);
-        };
-        if merged.is_empty() {
-            return store.scores(head, newest, q, rows, out);
-        }
-        let (width, left) = (range.len(), merged.len());
-        with_buffer(rows * width, |buffer| {
-            let (old, new) = buffer.split_at_mut(rows * left);
-            self.merged_scores(head, merged, q, rows, old);
-            store.scores(head, newest, q, rows, new);
-            let parts = old.chunks_exact(left).zip(new.chunks_exact(width - left));
-            for (row, (old, new)) in out.chunks_exact_mut(width).zip(parts) {
-                row[..left].copy_from_slice(old);
-                row[left..].copy_from_slice(new);
-            }
-        });
-    }
-}
-
-impl Values for Member<'_> {
-    /// sum_i p_i x_a,i = sum_i (p_i ||x_a,i||) e_i over merged tokens, plus the retained and unmerged ones.
-    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
-        let (merged, Some((store, newest))) = self.split(&range) else {
-            return self.merged_sum(head, range, p, rows, out);
-        };
-        if merged.is_empty() {
-            return store.accumulate(head, newest, p, rows, out);
-        }
-        let (width, left) = (range.len(), merged.len());
-        with_buffer(rows * width, |buffer| {
-            let (old, new) = buffer.split_at_mut(rows * left);
-            let parts = old.chunks_exact_mut(left).zip(new.chunks_exact_mut(width - left));
-            for (row, (old, new)) in p.chunks_exact(width).zip(parts) {
-                old.copy_from_slice(&row[..left]);
-                new.copy_from_slice(&row[left..]);
-            }
-            self.merged_sum(head, merged, old, rows, out);
-            store.accumulate(head, newest, new, rows, out);
-        });
     }
 }

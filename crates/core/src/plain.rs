@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use crate::Footprint;
-use crate::lane::{Keys, Lane, Values};
+use crate::archive::Archive;
+use crate::lane::Lane;
 use crate::store::Store;
+use crate::view::Segment;
+use crate::{Footprint, Result};
 
 /// States of one side of one layer in one [`Store`].
 #[derive(Clone)]
@@ -16,31 +18,18 @@ impl Plain {
     }
 }
 
-impl Keys for Plain {
-    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
-        self.0.scores(head, range, q, rows, out);
-    }
-}
-
-impl Values for Plain {
-    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
-        self.0.accumulate(head, range, p, rows, out);
-    }
-}
-
 impl Lane for Plain {
     fn push(&mut self, rows: &[f32]) {
         self.0.push(rows);
     }
-    fn read(&self, head: usize, position: usize, out: &mut [f32]) {
-        self.0.read(head, position, out);
+    fn segment(&self, positions: Range<usize>) -> Segment<'_> {
+        let first = positions.start;
+        Segment::new(positions, &self.0, first)
     }
     fn drop_before(&mut self, position: usize) {
         self.0.drop_before(position);
     }
-    fn can_truncate(&self, len: usize) -> Result<(), &'static str> {
+    fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
         self.0.can_truncate(len)
     }
     fn truncate(&mut self, len: usize) {
@@ -57,6 +46,9 @@ impl Lane for Plain {
             residual: bytes.residual,
             ..Footprint::default()
         }
+    }
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        self.0.archive(archive)
     }
     fn fork(&self) -> Box<dyn Lane> {
         Box::new(self.clone())

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-/// The model's rotary embedding, for caches that work on un-rotated keys.
+/// The rotary embedding of a sequence: its frequencies, which may depend on how long it is going to be.
 pub trait Rotary: Send + Sync {
+    /// Writes the cosines, then the sines of the angles of `position` to `out` (`rotary_dim` numbers).
+    fn angles_into(&self, position: usize, out: &mut [f32]);
     /// Rotates one head vector (`head_dim` numbers, half-split order: pair j is (j, j + rotary_dim/2)) from position 0
     /// to `position`.
     fn rotate(&self, position: usize, x: &mut [f32]);

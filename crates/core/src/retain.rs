@@ -1,5 +1,7 @@
 //! Token retention: which tokens of a pair are too distinct to merge (MiniCache, section 4.2 and Figure 2b).
 
+use crate::Result;
+use crate::archive::Archive;
 use crate::settings::{Retention, RetentionRule};
 
 /// The rule with its running extremes, for one side of one pair (and one head, with head granularity).
@@ -39,6 +41,14 @@ impl Retainer {
             [self.min, self.max, self.least] = NONE;
             self.settled = 0;
         }
+    }
+
+    pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        for number in [&mut self.min, &mut self.max, &mut self.least] {
+            archive.number(number)?;
+        }
+        archive.number(&mut self.seen)?;
+        archive.number(&mut self.settled)
     }
 
     fn note(&mut self, tokens: usize, before: [f32; 3]) {

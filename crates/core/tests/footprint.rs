@@ -114,14 +114,23 @@ fn footprints_are_what_the_allocator_gave() {
             [(3, 3, 64, None), (8, 1, 128, None), (2, 2, 80, None), (4, 2, 96, Some(500))]
         {
             let heads = kv_heads * group;
-            let shape = ModelShape { layers: 4, heads, kv_heads, head_dim, window, scale: 0.1 };
+            let shape =
+                ModelShape { layers: 4, heads, kv_heads, head_dim, window, scale: 0.1, ..ModelShape::PLAIN };
             for text in SPECS {
                 check(text, &shape, &Resources::default());
             }
         }
         // The random basis is made by a cubic process, so small.
         for (kv_heads, head_dim, window) in [(2, 32, None), (1, 64, None), (2, 32, Some(500))] {
-            let shape = ModelShape { layers: 4, heads: 4, kv_heads, head_dim, window, scale: 0.1 };
+            let shape = ModelShape {
+                layers: 4,
+                heads: 4,
+                kv_heads,
+                head_dim,
+                window,
+                scale: 0.1,
+                ..ModelShape::PLAIN
+            };
             for text in LATENTS {
                 let latent = Some(latent::plan(text, &shape));
                 check(text, &shape, &Resources { latent, rotary: None });

@@ -63,22 +63,16 @@ pub fn collect<'a>(
     sinks: usize,
 ) -> Result<Moments> {
     let moments = Arc::new(Mutex::new(Moments::new(decoder.shape(), keys, values, sinks)));
+    let hidden = decoder.config().hidden;
     let mut stream = vec![0.0; decoder.shape().layers];
     for tokens in chunks.filter(|c| !c.is_empty()) {
-        let mut cache = Moments::collector(&moments, decoder.rotary(tokens.len()))?;
-        let planned_len = tokens.len();
-        let step = Step { tokens, cache: &mut *cache, planned_len, logits: LogitsFor::None };
-        let mut failed = None;
+        let collector = Moments::collector(&moments, decoder.rotary(tokens.len()))?;
+        let mut sequence = decoder.sequence(collector, tokens.len());
+        let step = Step { tokens, sequence: &mut sequence, logits: LogitsFor::None };
         decoder.forward_observed(&mut [step], &mut |layer, x| {
-            let norms = x.sqr().and_then(|x| x.sum(1)).and_then(|x| x.to_vec1::<f32>());
-            match norms {
-                Ok(norms) => stream[layer] += norms.iter().skip(sinks).map(|x| f64::from(*x)).sum::<f64>(),
-                Err(e) => failed = Some(e),
-            }
+            let rows = x.chunks_exact(hidden).skip(sinks);
+            stream[layer] += rows.flatten().map(|x| f64::from(x * x)).sum::<f64>();
         })?;
-        if let Some(e) = failed {
-            return Err(e.into());
-        }
     }
     let mut moments = moments.lock().unwrap_or_else(PoisonError::into_inner).clone();
     moments.stream = stream;

@@ -166,6 +166,7 @@ impl ModelConfig {
             head_dim: self.head_dim,
             window: self.window,
             scale: (1.0 / (self.head_dim as f64).sqrt()) as f32,
+            ..ModelShape::PLAIN
         }
     }
 

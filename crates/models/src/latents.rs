@@ -1,21 +1,27 @@
 //! The bases that latent caches of a loaded model take, and the transforms made from them.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minicache_core::latent::{Basis, LatentPlan};
 use minicache_core::settings::Calibration;
-use minicache_core::{Latent, ModelShape, Rotary};
+use minicache_core::{Latent, ModelShape};
 
-use crate::{Error, Result, calibrate};
+use crate::{Error, Frequencies, Result, calibrate};
 
 /// Bases by the calibration that they come from, and plans by specification and frequencies: made once, shared by all
 /// caches of the model.
 #[derive(Default)]
 pub(crate) struct Latents {
     bases: Mutex<Vec<(Calibration, Arc<Basis>)>>,
-    plans: Mutex<HashMap<String, Arc<LatentPlan>>>,
+    plans: Mutex<Vec<Planned>>,
+}
+
+/// A plan with what it is for.
+struct Planned {
+    spec: Latent,
+    frequencies: Arc<Frequencies>,
+    plan: Arc<LatentPlan>,
 }
 
 impl std::fmt::Debug for Latents {
@@ -39,17 +45,14 @@ impl Latents {
         &self,
         spec: &Latent,
         shape: &ModelShape,
-        rotary: Arc<dyn Rotary>,
+        frequencies: &Arc<Frequencies>,
         fingerprint: &str,
     ) -> Result<Arc<LatentPlan>> {
-        // Frequencies may depend on a sequence's length; position 1 of a probe tells them apart.
-        let mut probe = vec![1.0f32; shape.head_dim];
-        rotary.rotate(1, &mut probe);
-        let frequencies: Vec<u32> = probe.iter().map(|x| x.to_bits()).collect();
-        let key = format!("{spec:?} {frequencies:?}");
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.get(&key) {
-            return Ok(plan.clone());
+        // Frequencies may depend on a sequence's length.
+        let same = |p: &&Planned| p.spec == *spec && p.frequencies == *frequencies;
+        if let Some(found) = plans.iter().find(same) {
+            return Ok(found.plan.clone());
         }
         let basis = match &spec.basis {
             Some(path) => Arc::new(calibrate::load(Path::new(path), fingerprint, shape)?.0),
@@ -64,8 +67,8 @@ impl Latents {
                 })?
             }
         };
-        let plan = Arc::new(LatentPlan::new(spec, shape, &basis, rotary)?);
-        plans.insert(key, plan.clone());
+        let plan = Arc::new(LatentPlan::new(spec, shape, &basis, frequencies.clone())?);
+        plans.push(Planned { spec: spec.clone(), frequencies: frequencies.clone(), plan: plan.clone() });
         Ok(plan)
     }
 }

@@ -15,6 +15,7 @@ mod linear;
 mod model;
 mod moe;
 pub mod packed;
+mod prefix;
 pub mod registry;
 mod rope;
 mod save;
@@ -23,7 +24,7 @@ mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::{Experts, ModelConfig};
-pub use decoder::{Decoder, LoadOptions, LogitsFor, Progress, Step};
+pub use decoder::{Decoder, LoadOptions, Logits, LogitsFor, Progress, Step};
 pub use devices::{DeviceMap, parse_devices, split_layers};
 pub use error::{Error, Result};
 pub use families::Family;

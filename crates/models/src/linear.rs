@@ -6,13 +6,13 @@
 
 mod float;
 mod quantized;
-pub(crate) mod simd;
 
 use std::borrow::Cow;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use minicache_config::WeightMode;
+use minicache_core::kernels::loops::add;
 
 pub(crate) use float::{FloatMatrix, product};
 use quantized::QuantizedMatrix;
@@ -93,7 +93,7 @@ impl Linear {
             }
         }
         if let Some(bias) = &self.bias {
-            out.chunks_exact_mut(self.outputs).for_each(|row| simd::add(bias, row));
+            out.chunks_exact_mut(self.outputs).for_each(|row| add(bias, row));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use minicache_core::latent::{Basis, Grouping};
 use minicache_core::settings::Calibration;
-use minicache_core::{CacheSpec, KvCache, ModelShape, Resources};
+use minicache_core::{CacheSpec, ModelShape, Resources, Sequence};
 use sha2::{Digest, Sha256};
 
 use crate::align::{Aligned, Alignment};
@@ -184,29 +184,31 @@ impl Model {
         })
     }
 
-    /// An empty cache of one sequence.
+    /// An empty sequence with a cache of `spec`, which is going to have `planned_len` tokens in the end; 0 where that is
+    /// not known (see [`Decoder::sequence`]).
     ///
     /// # Errors
     /// A specification that does not fit the model.
-    pub fn new_cache(&self, spec: &CacheSpec) -> Result<Box<dyn KvCache>> {
-        self.new_cache_for(spec, 0)
-    }
-
-    /// An empty cache of a sequence that is going to have `planned_len` tokens (0: not known), by which LongRoPE and
-    /// dynamic RoPE choose frequencies; give the same number to [`crate::Step`].
-    ///
-    /// # Errors
-    /// A specification that does not fit the model.
-    pub fn new_cache_for(&self, spec: &CacheSpec, planned_len: usize) -> Result<Box<dyn KvCache>> {
+    pub fn sequence(&self, spec: &CacheSpec, planned_len: usize) -> Result<Sequence> {
         let rotary = self.decoder.rotary(planned_len);
         let shape = self.decoder.shape();
         let latent = match spec {
             CacheSpec::Latent(settings) => {
-                Some(self.latents.plan(settings, shape, rotary.clone(), &self.fingerprint)?)
+                Some(self.latents.plan(settings, shape, &rotary, &self.fingerprint)?)
             }
             _ => None,
         };
-        Ok(minicache_core::build(spec, shape, &Resources { rotary: Some(rotary), latent })?)
+        let resources = Resources { rotary: Some(rotary.clone()), latent };
+        let cache = minicache_core::build(spec, shape, &resources)?;
+        Ok(Sequence::rotated(cache, rotary, planned_len))
+    }
+
+    /// The digest of the transforms that latent caches of `spec` have, in words; nothing for other methods.
+    pub(crate) fn latent_digest(&self, spec: &CacheSpec, planned_len: usize) -> Result<String> {
+        let CacheSpec::Latent(settings) = spec else { return Ok(String::new()) };
+        let rotary = self.decoder.rotary(planned_len);
+        let plan = self.latents.plan(settings, self.decoder.shape(), &rotary, &self.fingerprint)?;
+        Ok(format!(", basis {:08x}", plan.digest()))
     }
 
     /// Whether latent caches with these calibration settings have their basis.

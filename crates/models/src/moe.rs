@@ -52,7 +52,11 @@ impl Routing {
             result.resize(rows.len(), 0.0);
             expert(*number, &rows, tokens.len(), &mut result)?;
             for ((token, weight), row) in tokens.iter().zip(result.chunks_exact(width)) {
-                crate::linear::simd::add_scaled(row, *weight, &mut out[token * width..(token + 1) * width]);
+                minicache_core::kernels::loops::add_scaled(
+                    row,
+                    *weight,
+                    &mut out[token * width..(token + 1) * width],
+                );
             }
         }
         Ok(())

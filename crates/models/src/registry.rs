@@ -81,6 +81,7 @@ impl Entry {
             head_dim: self.head_dim,
             window: self.window,
             scale: (1.0 / (self.head_dim as f64).sqrt()) as f32,
+            ..ModelShape::PLAIN
         }
     }
 

@@ -244,18 +244,6 @@ pub struct Frequencies {
 }
 
 impl Frequencies {
-    /// Writes the cosines, then the sines of `position`, both times the attention factor, to `out`
-    /// (`rotary_dim` numbers).
-    pub fn angles_into(&self, position: usize, out: &mut [f32]) {
-        let (cos, sin) = out.split_at_mut(self.inv_freq.len());
-        for ((f, cos), sin) in self.inv_freq.iter().zip(cos).zip(sin) {
-            // The angle is rounded to f32 as in the reference; its cosine is exact.
-            let (s, c) = f64::from(position as f32 * f).sin_cos();
-            *cos = c as f32 * self.attention;
-            *sin = s as f32 * self.attention;
-        }
-    }
-
     /// The cosines, then the sines of `position`.
     fn angles(&self, position: usize) -> Vec<f32> {
         let mut angles = vec![0.0; self.rotary_dim()];
@@ -265,6 +253,17 @@ impl Frequencies {
 }
 
 impl Rotary for Frequencies {
+    /// Both times the attention factor.
+    fn angles_into(&self, position: usize, out: &mut [f32]) {
+        let (cos, sin) = out.split_at_mut(self.inv_freq.len());
+        for ((f, cos), sin) in self.inv_freq.iter().zip(cos).zip(sin) {
+            // The angle is rounded to f32 as in the reference; its cosine is exact.
+            let (s, c) = f64::from(position as f32 * f).sin_cos();
+            *cos = c as f32 * self.attention;
+            *sin = s as f32 * self.attention;
+        }
+    }
+
     fn rotate(&self, position: usize, x: &mut [f32]) {
         rotate(&self.angles(position), x);
     }

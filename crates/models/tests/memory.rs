@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use minicache_config::WeightMode;
-use minicache_core::{CacheSpec, KvCache, Resources, build};
+use minicache_core::{CacheSpec, Resources, build};
 use minicache_models::{Decoder, Gguf, LoadOptions, LogitsFor, ModelConfig, Step};
 
 /// Counts what the process holds, and the most it held.
@@ -55,8 +55,9 @@ fn decoder(context: usize) -> Decoder {
     Decoder::load(&ModelConfig { context, ..config }, &gguf, &options).unwrap()
 }
 
-fn cache(decoder: &Decoder, spec: &str) -> Box<dyn KvCache> {
-    build(&CacheSpec::parse(spec).unwrap(), decoder.shape(), &Resources::default()).unwrap()
+fn sequence(decoder: &Decoder, spec: &str) -> minicache_core::Sequence {
+    let cache = build(&CacheSpec::parse(spec).unwrap(), decoder.shape(), &Resources::default()).unwrap();
+    decoder.sequence(cache, 0)
 }
 
 /// A request: its prompt, and how many tokens are wanted.
@@ -68,7 +69,7 @@ fn request(id: usize) -> (Vec<u32>, usize) {
 
 struct Sequence {
     id: usize,
-    cache: Box<dyn KvCache>,
+    sequence: minicache_core::Sequence,
     next: Vec<u32>,
     tokens: Vec<u32>,
     wanted: usize,
@@ -77,7 +78,7 @@ struct Sequence {
 impl Sequence {
     fn new(decoder: &Decoder, spec: &str, id: usize) -> Self {
         let (next, wanted) = request(id);
-        Self { id, cache: cache(decoder, spec), next, tokens: Vec::with_capacity(wanted), wanted }
+        Self { id, sequence: sequence(decoder, spec), next, tokens: Vec::with_capacity(wanted), wanted }
     }
 
     fn is_done(&self) -> bool {
@@ -89,11 +90,10 @@ impl Sequence {
 fn step(decoder: &Decoder, sequences: &mut [Sequence]) {
     let mut steps: Vec<Step<'_>> = sequences
         .iter_mut()
-        .map(|s| Step { tokens: &s.next, cache: &mut *s.cache, planned_len: 0, logits: LogitsFor::Last })
+        .map(|s| Step { tokens: &s.next, sequence: &mut s.sequence, logits: LogitsFor::Last })
         .collect();
     let logits = decoder.forward(&mut steps).unwrap();
-    for (s, logits) in sequences.iter_mut().zip(&logits) {
-        let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+    for (s, logits) in sequences.iter_mut().zip(logits.iter()) {
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
         s.next = vec![best];
         s.tokens.push(best);
@@ -116,7 +116,7 @@ fn soak(spec: &str, tokens: usize, check: usize) {
     let mut decoded = 0;
     while decoded < tokens {
         step(&decoder, &mut running);
-        let caches: usize = running.iter().map(|s| s.cache.footprint().total()).sum();
+        let caches: usize = running.iter().map(|s| s.sequence.footprint().total()).sum();
         let own: usize = finished.iter().map(|(_, t)| t.capacity() * size_of::<u32>()).sum();
         let quarter = &mut besides[4 * decoded / tokens];
         *quarter = (HELD.load(Relaxed) - caches - own).max(*quarter);
@@ -161,10 +161,10 @@ fn soak_of_100_000_tokens() {
 /// The most that a prefill of `tokens` tokens holds beyond what was held before.
 fn peak(decoder: &Decoder, spec: &str, tokens: usize) -> usize {
     let tokens: Vec<u32> = (0..tokens).map(|i| ((i * 31) % 200) as u32).collect();
-    let mut cache = cache(decoder, spec);
+    let mut sequence = sequence(decoder, spec);
     let before = HELD.load(Relaxed);
     MOST.store(before, Relaxed);
-    let step = Step { tokens: &tokens, cache: &mut *cache, planned_len: 0, logits: LogitsFor::Last };
+    let step = Step { tokens: &tokens, sequence: &mut sequence, logits: LogitsFor::Last };
     decoder.forward(&mut [step]).unwrap();
     MOST.load(Relaxed) - before
 }

@@ -13,6 +13,9 @@ use crate::views::{View, of_paper};
 const CSS: &str = include_str!("../assets/page.css");
 const JS: &str = include_str!("../assets/page.js");
 
+/// A table with a cell of more characters is shown row by row where there is little room.
+const WORDY: usize = 60;
+
 /// Tables with more rows than this scroll in a box of their own.
 const TALL: usize = 24;
 /// Longer tables are for programs.
@@ -74,7 +77,7 @@ fn overview(reports: &[Report], problems: &[String]) -> String {
             let _ = writeln!(out, "<details><summary>What would tell</summary><ul>{items}</ul></details>");
         }
     }
-    out += "<div class=\"scroll\"><table>\n<thead><tr><th scope=\"col\">Experiment</th><th scope=\"col\">Shows</th>\
+    out += "<div class=\"scroll\"><table class=\"stacks\">\n<thead><tr><th scope=\"col\">Experiment</th><th scope=\"col\">Shows</th>\
             <th scope=\"col\">Rows</th><th scope=\"col\">The paper's claims here</th></tr></thead>\n<tbody>\n";
     for report in reports {
         let data = &report.data;
@@ -83,7 +86,7 @@ fn overview(reports: &[Report], problems: &[String]) -> String {
         let judged = report.verdicts.iter().map(|v| badge(v.outcome())).collect::<Vec<_>>().join(" ");
         let _ = writeln!(
             out,
-            "<tr><th scope=\"row\"><a href=\"#{0}\">{0}</a></th><td>{1}{state}</td><td class=\"n\">{2}</td><td>{judged}</td></tr>",
+            "<tr><th scope=\"row\"><a href=\"#{0}\">{0}</a></th><td>{1}{state}</td><td class=\"n\" data-label=\"rows\">{2}</td><td>{judged}</td></tr>",
             escaped(&data.id),
             escaped(data.title()),
             data.cells.rows.len(),
@@ -182,10 +185,13 @@ fn table(out: &mut String, view: &View, open: bool) {
     if !view.caption.is_empty() {
         let _ = writeln!(out, "<p class=\"caption\">{}</p>", inline(&view.caption));
     }
+    // Sentences have no room side by side on a phone.
+    let wordy = view.rows.iter().flatten().any(|value| value.text.chars().count() > WORDY);
+    let stacks = if wordy { " stacks" } else { "" };
     let tall = if view.rows.len() > TALL { " tall" } else { "" };
     let _ = write!(
         out,
-        "<div class=\"scroll{tall}\" tabindex=\"0\" role=\"region\" aria-label=\"{}\"><table class=\"sortable\">\n<thead><tr>",
+        "<div class=\"scroll{tall}\" tabindex=\"0\" role=\"region\" aria-label=\"{}\"><table class=\"sortable{stacks}\">\n<thead><tr>",
         escaped(title)
     );
     for column in &view.columns {
@@ -200,7 +206,9 @@ fn table(out: &mut String, view: &View, open: bool) {
             let (tag, scope) = if i == 0 { ("th", " scope=\"row\"") } else { ("td", "") };
             let class = if column.numeric { " class=\"n\"" } else { "" };
             let sort = value.sort.map_or(String::new(), |x| format!(" data-v=\"{x}\""));
-            let _ = write!(out, "<{tag}{scope}{class}{sort}>{}</{tag}>", escaped(&value.text));
+            let label =
+                if wordy { format!(" data-label=\"{}\"", escaped(&column.label)) } else { String::new() };
+            let _ = write!(out, "<{tag}{scope}{class}{sort}{label}>{}</{tag}>", escaped(&value.text));
         }
         *out += "</tr>\n";
     }

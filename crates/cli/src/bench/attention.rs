@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use minicache_core::{CacheSpec, KvCache, LayerSimilarity, ModelShape, Resources, Synthetic, build};
+use minicache_core::{
+    Batch, CacheSpec, LayerSimilarity, LayerStates, ModelShape, Resources, Sequence, Synthetic, build,
+};
 use rayon::prelude::*;
 
 use super::{Subject, bytes_wanted};
@@ -22,18 +24,11 @@ pub(crate) struct Attention {
     context: usize,
     batch: usize,
     similarity: LayerSimilarity,
-    /// States of each sequence's new tokens: by sequence, then step, then layer.
-    fresh: Vec<Vec<Vec<Token>>>,
+    /// States of the new tokens of all sequences: by step, then layer.
+    fresh: Vec<Vec<LayerStates>>,
     at: usize,
-    /// Bytes of attention output of a layer, reused.
-    out: Vec<Vec<f32>>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Token {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    /// Attention output of a layer, reused.
+    out: Vec<f32>,
 }
 
 /// Steps of new tokens that are kept; they repeat after that.
@@ -60,9 +55,9 @@ impl Attention {
             similarity,
             fresh: Vec::new(),
             at: 0,
-            out: vec![vec![0.0; shape.heads * shape.head_dim]; batch],
+            out: vec![0.0; batch * shape.heads * shape.head_dim],
         };
-        made.fresh = (0..batch).map(|i| made.fresh_tokens(i as u64)).collect::<Result<_>>()?;
+        made.fresh = made.fresh_tokens()?;
         Ok(made)
     }
 
@@ -71,16 +66,18 @@ impl Attention {
         (self.shape.layers, self.layers)
     }
 
-    fn fresh_tokens(&self, sequence: u64) -> Result<Vec<Vec<Token>>> {
-        let states = Synthetic::new(&self.shape, FRESH, self.similarity, 1000 + sequence);
-        let mut steps = Vec::with_capacity(FRESH);
-        for step in 0..FRESH {
-            let mut layers = Vec::with_capacity(self.shape.layers);
-            states.states(step..step + 1, |layer, k, v| {
-                layers.push(Token { q: states.queries(layer, step, 1), k: k.to_vec(), v: v.to_vec() });
-                Ok(())
-            })?;
-            steps.push(layers);
+    fn fresh_tokens(&self) -> Result<Vec<Vec<LayerStates>>> {
+        let mut steps = vec![vec![LayerStates::default(); self.shape.layers]; FRESH];
+        for sequence in 0..self.batch as u64 {
+            let states = Synthetic::new(&self.shape, FRESH, self.similarity, 1000 + sequence);
+            for (step, layers) in steps.iter_mut().enumerate() {
+                states.states(step..step + 1, |layer, k, v| {
+                    layers[layer].q.extend(states.queries(layer, step, 1));
+                    layers[layer].k.extend(k);
+                    layers[layer].v.extend(v);
+                    Ok(())
+                })?;
+            }
         }
         Ok(steps)
     }
@@ -109,7 +106,7 @@ impl Attention {
 }
 
 impl Subject for Attention {
-    fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Box<dyn KvCache>>, f64)> {
+    fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Sequence>, f64)> {
         let rate = self.prefill_rate(spec)?;
         let spec = reduced(spec, self.layers, self.shape.layers);
         let step = (STEP / self.shape.kv_dim()).max(1);
@@ -117,31 +114,22 @@ impl Subject for Attention {
             let mut cache = build(&spec, &self.shape, &Resources::default())?;
             let states = Synthetic::new(&self.shape, self.context, self.similarity, i as u64);
             states.fill(&mut *cache, 0..self.context, step)?;
-            Ok(cache)
+            Ok(Sequence::new(cache))
         });
         Ok((caches.collect::<minicache_core::Result<_>>()?, rate))
     }
 
-    fn step(&mut self, caches: &mut [Box<dyn KvCache>]) -> Result<()> {
+    fn step(&mut self, sequences: &mut [Sequence]) -> Result<()> {
         let step = self.at % FRESH;
         self.at += 1;
-        let attend = |layer: usize, i: usize, cache: &mut Box<dyn KvCache>, out: &mut Vec<f32>| {
-            let Token { q, k, v } = &self.fresh[i][step][layer];
-            cache.attend_into(layer, q, k, v, out)
-        };
-        let outputs = &mut self.out;
-        // Inside the pool and sequence by sequence within a layer, as a decoder does it.
-        rayon::scope(|_| -> minicache_core::Result<()> {
-            for layer in 0..self.shape.layers {
-                match &mut *caches {
-                    [cache] => attend(layer, 0, cache, &mut outputs[0])?,
-                    _ => {
-                        let sequences = caches.par_iter_mut().zip(outputs.par_iter_mut()).enumerate();
-                        sequences.try_for_each(|(i, (cache, out))| attend(layer, i, cache, out))?;
-                    }
-                }
+        let (fresh, out) = (&self.fresh[step], &mut self.out);
+        // Inside the pool, as a decoder does it.
+        rayon::scope(|_| {
+            let mut batch = Batch::begin(sequences.iter_mut().map(|s| (s, 1)))?;
+            for (layer, states) in fresh.iter().enumerate() {
+                batch.attend(layer, states.states(), out)?;
             }
-            caches.par_iter_mut().try_for_each(|cache| cache.finish_step())
+            batch.finish()
         })?;
         Ok(())
     }
@@ -197,7 +185,15 @@ mod tests {
 
     #[test]
     fn caches_alone_decode() {
-        let shape = ModelShape { layers: 8, heads: 4, kv_heads: 2, head_dim: 32, window: None, scale: 0.2 };
+        let shape = ModelShape {
+            layers: 8,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            window: None,
+            scale: 0.2,
+            ..ModelShape::PLAIN
+        };
         let specs = [CacheSpec::default(), CacheSpec::parse("minicache-4").unwrap()];
         let full = shape.full_bytes(100);
         let mut subject =

@@ -4,14 +4,16 @@
 //! them alike; the median over all steps counts.
 
 mod attention;
+mod bandwidth;
 mod whole;
 
 use std::time::Instant;
 
 use anyhow::Result;
-use minicache_core::{CacheSpec, KvCache, ModelShape, nominal};
+use minicache_core::{CacheSpec, ModelShape, Sequence, nominal};
 
 pub(crate) use attention::Attention;
+pub(crate) use bandwidth::bandwidth_gb_s;
 pub(crate) use whole::Whole;
 
 /// Rounds in which every cache gets its turn.
@@ -34,10 +36,10 @@ pub(crate) fn bytes_wanted(shape: &ModelShape, specs: &[CacheSpec], context: usi
 
 /// What is timed: a model with its caches, or the caches alone.
 pub(crate) trait Subject {
-    /// Fills the caches of all sequences with the context. Gives them, and the tokens per second of prefilling one.
-    fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Box<dyn KvCache>>, f64)>;
+    /// Sequences with the context in their caches, and the tokens per second of prefilling one.
+    fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Sequence>, f64)>;
     /// One decode step of all sequences.
-    fn step(&mut self, caches: &mut [Box<dyn KvCache>]) -> Result<()>;
+    fn step(&mut self, sequences: &mut [Sequence]) -> Result<()>;
     /// Bytes that a step reads besides the caches.
     fn weight_bytes(&self) -> usize;
     /// Model layers per layer that is really there: times and bytes are multiplied by it.
@@ -57,7 +59,7 @@ pub(crate) struct Measured {
 
 /// A cache under measurement.
 struct Lane {
-    caches: Vec<Box<dyn KvCache>>,
+    sequences: Vec<Sequence>,
     prefill: f64,
     bytes: f64,
     turn: usize,
@@ -74,22 +76,22 @@ pub(crate) fn measure(
     let mut lanes = Vec::with_capacity(specs.len());
     for spec in specs {
         progress(&format!("filling {}", spec.label()));
-        let (caches, prefill) = subject.fill(spec)?;
-        let bytes = caches.iter().map(|c| c.footprint().total() as f64).sum::<f64>() * subject.scale();
-        lanes.push(Lane { caches, prefill, bytes, turn: 1, times: Vec::new() });
+        let (sequences, prefill) = subject.fill(spec)?;
+        let bytes = sequences.iter().map(|s| s.footprint().total() as f64).sum::<f64>() * subject.scale();
+        lanes.push(Lane { sequences, prefill, bytes, turn: 1, times: Vec::new() });
     }
     progress("decoding");
     for lane in &mut lanes {
         let mut last = 0.0;
         for _ in 0..WARM_UP {
-            last = timed(subject, &mut lane.caches)?;
+            last = timed(subject, &mut lane.sequences)?;
         }
         lane.turn = ((TURN / last) as usize).clamp(*TURN_STEPS.start(), *TURN_STEPS.end());
     }
     for _ in 0..ROUNDS {
         for lane in &mut lanes {
             for _ in 0..lane.turn {
-                let time = timed(subject, &mut lane.caches)?;
+                let time = timed(subject, &mut lane.sequences)?;
                 lane.times.push(time);
             }
         }
@@ -99,7 +101,7 @@ pub(crate) fn measure(
         let step = median(&mut lane.times) * subject.scale();
         Measured {
             prefill_tokens_per_s: lane.prefill,
-            decode_tokens_per_s: lane.caches.len() as f64 / step,
+            decode_tokens_per_s: lane.sequences.len() as f64 / step,
             cache_bytes: lane.bytes,
             bandwidth_share: (weights + lane.bytes) / (step * bandwidth),
         }
@@ -107,9 +109,9 @@ pub(crate) fn measure(
     Ok(lanes.iter_mut().map(finish).collect())
 }
 
-fn timed(subject: &mut dyn Subject, caches: &mut [Box<dyn KvCache>]) -> Result<f64> {
+fn timed(subject: &mut dyn Subject, sequences: &mut [Sequence]) -> Result<f64> {
     let start = Instant::now();
-    subject.step(caches)?;
+    subject.step(sequences)?;
     Ok(start.elapsed().as_secs_f64())
 }
 
@@ -137,17 +139,25 @@ mod tests {
         steps: usize,
     }
 
-    const SHAPE: ModelShape =
-        ModelShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 32, window: None, scale: 1.0 };
+    const SHAPE: ModelShape = ModelShape {
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 32,
+        window: None,
+        scale: 1.0,
+        ..ModelShape::PLAIN
+    };
 
     impl Subject for Sleeper {
-        fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Box<dyn KvCache>>, f64)> {
+        fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Sequence>, f64)> {
             let mut cache = build(spec, &SHAPE, &Resources::default())?;
             cache.append(0, &[1.0; 32 * 64], &[1.0; 32 * 64])?;
             cache.finish_step()?;
-            Ok((vec![cache.fork(), cache], 7.0))
+            let sequence = Sequence::new(cache);
+            Ok((vec![sequence.fork(), sequence], 7.0))
         }
-        fn step(&mut self, _: &mut [Box<dyn KvCache>]) -> Result<()> {
+        fn step(&mut self, _: &mut [Sequence]) -> Result<()> {
             self.steps += 1;
             std::thread::sleep(std::time::Duration::from_millis(20));
             Ok(())

@@ -1,16 +1,16 @@
 //! A whole model with its caches.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Restored};
+use minicache_core::{CacheSpec, Sequence, States, observed};
 use minicache_models::{LogitsFor, Model, Step};
 use rayon::prelude::*;
 
 use super::{MOST_STEPS, Subject};
-use crate::source::new_cache;
 
 /// A model that decodes a batch of sequences after a context of made-up tokens.
 pub(crate) struct Whole<'a> {
@@ -35,55 +35,55 @@ impl<'a> Whole<'a> {
 }
 
 impl Subject for Whole<'_> {
-    fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Box<dyn KvCache>>, f64)> {
-        let mut caches: Vec<Box<dyn KvCache>> =
-            (0..self.batch).map(|_| new_cache(self.model, spec, self.planned_len)).collect::<Result<_>>()?;
-        let (first, others) = caches.split_at_mut(1);
-        let record = !others.is_empty() && self.recorded.is_empty();
-        let layers = self.model.decoder.shape().layers;
-        let mut tap = Tap {
-            cache: &mut *first[0],
-            states: record.then(|| vec![Default::default(); layers]),
-            spent: Duration::ZERO,
-        };
+    fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Sequence>, f64)> {
+        let record = self.batch > 1 && self.recorded.is_empty();
+        let noted = Arc::new(Mutex::new(Noted::default()));
+        let mut first = self.model.sequence(spec, self.planned_len)?;
+        if record {
+            let noted = noted.clone();
+            first = first.wrapped(|cache| {
+                observed(cache, move |_, _, states| {
+                    noted.lock().unwrap_or_else(PoisonError::into_inner).note(states);
+                })
+            });
+        }
         let start = Instant::now();
-        let step = Step {
-            tokens: &self.tokens,
-            cache: &mut tap,
-            planned_len: self.planned_len,
-            logits: LogitsFor::Last,
-        };
+        let step = Step { tokens: &self.tokens, sequence: &mut first, logits: LogitsFor::Last };
         self.model.decoder.forward(&mut [step])?;
-        let time = start.elapsed() - tap.spent;
-        if let Some(states) = tap.states {
-            self.recorded = states;
+        let mut time = start.elapsed();
+        if record {
+            let noted = std::mem::take(&mut *noted.lock().unwrap_or_else(PoisonError::into_inner));
+            time -= noted.spent;
+            self.recorded = noted.states;
+            // What notes is not to be there when steps are timed.
+            first = first.fork();
         }
         // Prefill attends to exact states, so those of another sequence with these tokens are the same.
-        others.par_iter_mut().try_for_each(|cache| -> minicache_core::Result<()> {
+        let others = (1..self.batch).into_par_iter().map(|_| -> Result<Sequence> {
+            let mut other = self.model.sequence(spec, self.planned_len)?;
             let widened = |x: &[f16]| {
                 let mut out = vec![0.0; x.len()];
                 x.convert_to_f32_slice(&mut out);
                 out
             };
             for (layer, [k, v]) in self.recorded.iter().enumerate() {
-                cache.append(layer, &widened(k), &widened(v))?;
+                other.cache_mut().append(layer, &widened(k), &widened(v))?;
             }
-            cache.finish_step()
-        })?;
-        Ok((caches, self.tokens.len() as f64 / time.as_secs_f64()))
+            other.cache_mut().finish_step()?;
+            Ok(other)
+        });
+        let mut sequences = others.collect::<Result<Vec<_>>>()?;
+        sequences.insert(0, first);
+        Ok((sequences, self.tokens.len() as f64 / time.as_secs_f64()))
     }
 
-    fn step(&mut self, caches: &mut [Box<dyn KvCache>]) -> Result<()> {
+    fn step(&mut self, sequences: &mut [Sequence]) -> Result<()> {
         self.steps = self.steps.wrapping_add(1);
         let vocab = self.model.config.vocab;
         let tokens: Vec<u32> =
-            (0..caches.len()).map(|i| ((self.steps as usize * 31 + i * 7) % vocab) as u32).collect();
-        let planned_len = self.planned_len;
-        let mut steps: Vec<Step<'_>> = caches
-            .iter_mut()
-            .zip(tokens.chunks(1))
-            .map(|(cache, tokens)| Step { tokens, cache: &mut **cache, planned_len, logits: LogitsFor::Last })
-            .collect();
+            (0..sequences.len()).map(|i| ((self.steps as usize * 31 + i * 7) % vocab) as u32).collect();
+        let step = |(sequence, tokens)| Step { tokens, sequence, logits: LogitsFor::Last };
+        let mut steps: Vec<Step<'_>> = sequences.iter_mut().zip(tokens.chunks(1)).map(step).collect();
         self.model.decoder.forward(&mut steps)?;
         Ok(())
     }
@@ -106,55 +106,21 @@ impl Subject for Whole<'_> {
     }
 }
 
-/// A cache that notes the states it is given, and the time that noting takes.
-struct Tap<'a> {
-    cache: &'a mut dyn KvCache,
-    states: Option<Vec<[Vec<f16>; 2]>>,
+/// A prompt's states by layer, and the time that noting them took.
+#[derive(Default)]
+struct Noted {
+    states: Vec<[Vec<f16>; 2]>,
     spent: Duration,
 }
 
-impl KvCache for Tap<'_> {
-    fn shape(&self) -> &ModelShape {
-        self.cache.shape()
-    }
-
-    fn attend_into(
-        &mut self,
-        layer: usize,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        out: &mut [f32],
-    ) -> minicache_core::Result<()> {
-        self.cache.attend_into(layer, q, k, v, out)?;
-        if let Some(states) = &mut self.states {
-            let start = Instant::now();
-            for (to, from) in states[layer].iter_mut().zip([k, v]) {
-                to.resize(from.len(), f16::ZERO);
-                to.convert_from_f32_slice(from);
-            }
-            self.spent += start.elapsed();
-        }
-        Ok(())
-    }
-
-    fn finish_step(&mut self) -> minicache_core::Result<()> {
-        self.cache.finish_step()
-    }
-
-    fn len(&self) -> usize {
-        self.cache.len()
-    }
-
-    fn footprint(&self) -> Footprint {
-        self.cache.footprint()
-    }
-
-    fn restored(&self, layer: usize) -> minicache_core::Result<Restored> {
-        self.cache.restored(layer)
-    }
-
-    fn fork(&self) -> Box<dyn KvCache> {
-        self.cache.fork()
+impl Noted {
+    fn note(&mut self, states: States<'_>) {
+        let start = Instant::now();
+        self.states.push([states.k, states.v].map(|x| {
+            let mut to = vec![f16::ZERO; x.len()];
+            to.convert_from_f32_slice(x);
+            to
+        }));
+        self.spent += start.elapsed();
     }
 }

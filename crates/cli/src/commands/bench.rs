@@ -6,10 +6,9 @@ use anyhow::Result;
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minicache_config::WeightMode;
 use minicache_core::CacheSpec;
-use minicache_core::kernels::bandwidth_gb_s;
 use serde_json::json;
 
-use crate::bench::{Attention, MOST_STEPS, Measured, Whole, bytes_wanted, measure};
+use crate::bench::{Attention, MOST_STEPS, Measured, Whole, bandwidth_gb_s, bytes_wanted, measure};
 use crate::failure::{OrUsage, usage};
 use crate::global::Global;
 use crate::output;

@@ -8,7 +8,7 @@ use minicache_models::{LogitsFor, Step};
 
 use crate::global::Global;
 use crate::output;
-use crate::source::{ModelArgs, TokensArgs, cache_or_exact, new_cache, prepare};
+use crate::source::{ModelArgs, TokensArgs, cache_or_exact, prepare};
 use crate::tensors::{self, Tensor};
 
 /// Options of `minicache dump-kv`.
@@ -35,15 +35,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let model = args.model.load(global, WeightMode::F32)?;
     let tokens = args.tokens.read(&model)?;
     let spec = &prepare(&model, std::slice::from_ref(&spec), global)?[0];
-    let mut cache = new_cache(&model, spec, tokens.len())?;
-    let step =
-        Step { tokens: &tokens, cache: &mut *cache, planned_len: tokens.len(), logits: LogitsFor::None };
+    let mut sequence = model.sequence(spec, tokens.len())?;
+    let step = Step { tokens: &tokens, sequence: &mut sequence, logits: LogitsFor::None };
     model.decoder.forward(&mut [step])?;
-    let shape = *cache.shape();
+    let shape = *sequence.shape();
     let mut states = Vec::with_capacity(2 * shape.layers);
     let mut held = 0;
     for layer in 0..shape.layers {
-        let restored = cache.restored(layer)?;
+        let restored = sequence.restored(layer)?;
         held = restored.positions.len();
         for (side, x) in [("key", &restored.keys), ("value", &restored.values)] {
             let name = format!("layer.{layer}.{side}");

@@ -1,20 +1,21 @@
 //! `minicache generate`: continues a prompt with any cache.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use minicache_config::WeightMode;
-use minicache_core::{CacheSpec, KvCache};
+use minicache_core::{CacheSpec, Sequence};
 use minicache_models::{LogitsFor, Model, Step};
 
 use crate::failure::{OrUsage, usage};
 use crate::global::Global;
 use crate::prompt::{PromptArgs, Rendered, need_chat};
 use crate::shape::at_least_one;
-use crate::source::{ModelArgs, new_cache, prepare};
+use crate::source::{ModelArgs, prepare};
 
 /// Options of `minicache generate`.
 #[derive(Debug, clap::Args)]
@@ -47,6 +48,12 @@ pub(crate) struct Args {
     /// Seed of the sampling.
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
+    /// Write the prompt's cache to this file.
+    #[arg(long, value_name = "FILE")]
+    save_cache: Option<PathBuf>,
+    /// Go on from a cache that was saved of the same model and method, whose prompt this one begins with.
+    #[arg(long, value_name = "FILE")]
+    load_cache: Option<PathBuf>,
 }
 
 /// Generates, streaming to stdout; says on stderr what it took.
@@ -65,11 +72,18 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let planned_len = tokens.len() + args.max_new_tokens.min(room);
     let mut sampler = LogitsProcessor::from_sampling(args.seed, sampling);
     let spec = &prepare(&model, std::slice::from_ref(&spec), global)?[0];
-    let mut cache = new_cache(&model, spec, planned_len)?;
+    let mut sequence = match &args.load_cache {
+        Some(path) => saved(&model, spec, planned_len, path, &tokens)?,
+        None => model.sequence(spec, planned_len)?,
+    };
+    let loaded = sequence.len();
 
     let start = Instant::now();
-    let mut next = forward(&model, &mut *cache, &tokens, planned_len, &mut sampler)?;
+    let mut next = forward(&model, &mut sequence, &tokens[loaded..], &mut sampler)?;
     let prefill = start.elapsed();
+    if let Some(path) = &args.save_cache {
+        model.save_sequence(&sequence, spec, &tokens, path)?;
+    }
 
     let mut stream = model.need_tokenizer()?.stream(true);
     let mut stdout = std::io::stdout().lock();
@@ -85,7 +99,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         if tokens.len() + made == planned_len {
             break;
         }
-        next = forward(&model, &mut *cache, &[next], planned_len, &mut sampler)?;
+        next = forward(&model, &mut sequence, &[next], &mut sampler)?;
         steps += 1;
     }
     say(&stream.finish()?)?;
@@ -94,21 +108,45 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if tokens.len() + made == planned_len && made < args.max_new_tokens {
         eprintln!("stopped after {made} tokens: the model's context of {planned_len} tokens is full");
     }
-    eprintln!("{}", summary(&model, spec, &*cache, (tokens.len(), prefill), (steps, decode)));
+    eprintln!("{}", summary(spec, &sequence, (tokens.len() - loaded, prefill), (steps, decode)));
     Ok(())
+}
+
+/// The sequence of a saved cache that the prompt begins with.
+fn saved(
+    model: &Model,
+    spec: &CacheSpec,
+    planned_len: usize,
+    path: &Path,
+    prompt: &[u32],
+) -> Result<Sequence> {
+    let (sequence, tokens) = model.load_sequence(spec, planned_len, path)?;
+    let alike = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    if alike < tokens.len() {
+        return Err(usage(format!(
+            "{}: the prompt does not begin with the saved one: {alike} of its {} tokens are the same",
+            path.display(),
+            tokens.len()
+        )));
+    }
+    if tokens.len() == prompt.len() {
+        let message = "the saved prompt is all of this one; there is nothing to go on with";
+        return Err(usage(format!("{}: {message}", path.display())));
+    }
+    Ok(sequence)
 }
 
 /// One step: the token that follows.
 fn forward(
     model: &Model,
-    cache: &mut dyn KvCache,
+    sequence: &mut Sequence,
     tokens: &[u32],
-    planned_len: usize,
     sampler: &mut LogitsProcessor,
 ) -> Result<u32> {
-    let step = Step { tokens, cache, planned_len, logits: LogitsFor::Last };
-    let logits: Vec<Tensor> = model.decoder.forward(&mut [step])?;
-    Ok(sampler.sample(&logits[0].flatten_all()?)?)
+    let step = Step { tokens, sequence, logits: LogitsFor::Last };
+    let logits = model.decoder.forward(&mut [step])?.into_data();
+    let words = logits.len();
+    Ok(sampler.sample(&Tensor::from_vec(logits, words, &Device::Cpu)?)?)
 }
 
 fn sampling(args: &Args) -> Result<Sampling> {
@@ -141,14 +179,13 @@ fn encode(args: &Args, model: &Model, prompt: &str) -> Result<Vec<u32>> {
 }
 
 fn summary(
-    model: &Model,
     spec: &CacheSpec,
-    cache: &dyn KvCache,
+    sequence: &Sequence,
     prefill: (usize, Duration),
     decode: (usize, Duration),
 ) -> String {
     let rate = |(tokens, time): (usize, Duration)| tokens as f64 / time.as_secs_f64().max(1e-9);
-    let (held, full) = (cache.footprint().total(), model.decoder.shape().full_bytes(cache.len()));
+    let (held, full) = (sequence.footprint().total(), sequence.shape().full_bytes(sequence.len()));
     let decoded = match decode.0 {
         0 => String::new(),
         n => format!("; decode: {n} tokens, {:.1} tokens/s", rate(decode)),
@@ -159,7 +196,7 @@ fn summary(
         rate(prefill),
         spec.label(),
         indicatif::BinaryBytes(held as u64),
-        cache.len(),
+        sequence.len(),
         full as f64 / held.max(1) as f64
     )
 }

@@ -9,7 +9,7 @@ use minicache_models::{LogitsFor, Step};
 use crate::failure::usage;
 use crate::global::Global;
 use crate::output;
-use crate::source::{ModelArgs, TokensArgs, cache_or_exact, new_cache, prepare};
+use crate::source::{ModelArgs, TokensArgs, cache_or_exact, prepare};
 use crate::tensors::{self, Tensor};
 
 /// Options of `minicache logits`.
@@ -42,15 +42,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(usage(format!("--prefill: {prefill} of {} tokens; it may be at most all", tokens.len())));
     }
     let spec = &prepare(&model, std::slice::from_ref(&spec), global)?[0];
-    let mut cache = new_cache(&model, spec, tokens.len())?;
+    let mut sequence = model.sequence(spec, tokens.len())?;
     let mut data = Vec::with_capacity(tokens.len() * model.config.vocab);
     let (first, rest) = tokens.split_at(prefill);
     for tokens in std::iter::once(first).filter(|f| !f.is_empty()).chain(rest.chunks(1)) {
-        let planned_len = prefill + rest.len();
-        let step = Step { tokens, cache: &mut *cache, planned_len, logits: LogitsFor::All };
-        for logits in model.decoder.forward(&mut [step])? {
-            data.extend(logits.flatten_all()?.to_vec1::<f32>()?);
-        }
+        let step = Step { tokens, sequence: &mut sequence, logits: LogitsFor::All };
+        data.extend(model.decoder.forward(&mut [step])?.into_data());
     }
     let shape = vec![tokens.len(), model.config.vocab];
     tensors::write(&args.out, &[Tensor { name: "logits".to_string(), shape, data }])?;

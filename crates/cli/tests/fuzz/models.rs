@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use minicache_core::latent::{Grouping, LatentPlan};
 use minicache_core::settings::{Group, LatentSide};
-use minicache_core::{CacheSpec, KvCache, Latent, Resources, build};
+use minicache_core::{CacheSpec, Latent, Resources, Sequence, build};
 use minicache_models::calibrate::{self, BasisOptions, CalibrationInfo};
 use minicache_models::{
     Gguf, LoadOptions, LogitsFor, Model, Registry, Safetensors, Step, Tokenizer, WeightSource,
@@ -31,17 +31,17 @@ pub(crate) fn tiny() -> Model {
     load(&fixture("llama3")).unwrap()
 }
 
-/// Runs two tokens of a sequence that is going to be as long as the model lets it.
-pub(crate) fn step(model: &Model, cache: &mut dyn KvCache) -> Outcome {
-    let step = Step { tokens: &[1, 2], cache, planned_len: model.config.context, logits: LogitsFor::Last };
+/// Runs two tokens of a sequence.
+pub(crate) fn step(model: &Model, sequence: &mut Sequence) -> Outcome {
+    let step = Step { tokens: &[1, 2], sequence, logits: LogitsFor::Last };
     model.decoder.forward(&mut [step]).map(drop).map_err(line)
 }
 
 fn whole(path: &Path) -> Outcome {
     let model = load(path)?;
-    let mut cache =
-        model.new_cache_for(&CacheSpec::parse("full").map_err(line)?, model.config.context).map_err(line)?;
-    step(&model, &mut *cache)?;
+    // As long as the model lets it.
+    let full = CacheSpec::parse("full").map_err(line)?;
+    step(&model, &mut model.sequence(&full, model.config.context).map_err(line)?)?;
     if let Some(tokenizer) = &model.tokenizer {
         speak(tokenizer)?;
     }
@@ -300,7 +300,8 @@ pub(crate) fn basis(dir: &Path) -> Format {
         let (shape, rotary) = (model.decoder.shape(), model.decoder.rotary(0));
         let plan = LatentPlan::new(&latent, shape, &basis, rotary.clone()).map_err(line)?;
         let resources = Resources { rotary: Some(rotary), latent: Some(Arc::new(plan)) };
-        step(&model, &mut *build(&spec, shape, &resources).map_err(line)?)
+        let cache = build(&spec, shape, &resources).map_err(line)?;
+        step(&model, &mut model.decoder.sequence(cache, 0))
     };
     let words = &[
         "key.",

@@ -115,7 +115,7 @@ pub(crate) fn cache(_: &Path) -> Format {
         // What it says of latents is the step's error too.
         let _ = footprint(&spec, shape, &resources, 48, LayerSimilarity::default());
         let _ = (nominal(&spec, shape, 48), shared_bytes(&spec, shape, 48));
-        step(&model, &mut *model.new_cache(&spec).map_err(line)?)
+        step(&model, &mut model.sequence(&spec, 0).map_err(line)?)
     };
     Format::new(Seeds { shape: Shape::Text, files, words: KEYS }, read)
 }

@@ -15,16 +15,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod bandwidth;
 mod codes;
 pub(crate) mod f8;
 mod isa;
 mod lines;
+pub mod loops;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+pub mod tile;
 
-pub use bandwidth::bandwidth_gb_s;
 pub(crate) use codes::{get_code, put_lane, put_step, strip_bytes};
 pub use isa::{Isa, Set, with_isa};
 pub(crate) use lines::{Line, Plain, prefetch, view, view_mut};

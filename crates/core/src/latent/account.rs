@@ -57,6 +57,11 @@ pub(crate) fn shared_bytes(spec: &Latent, shape: &ModelShape, context: usize) ->
 struct Still(usize);
 
 impl Rotary for Still {
+    fn angles_into(&self, _: usize, out: &mut [f32]) {
+        let (cos, sin) = out.split_at_mut(self.0 / 2);
+        cos.fill(1.0);
+        sin.fill(0.0);
+    }
     fn rotate(&self, _: usize, _: &mut [f32]) {}
     fn unrotate(&self, _: usize, _: &mut [f32]) {}
     fn rotary_dim(&self) -> usize {
@@ -117,7 +122,8 @@ fn group(
         for layer in 0..layers {
             held.push(layer, &rows, (spec.sinks, spec.residual), |_, _, _, z| z.fill(1.0));
         }
-        if let Some(window) = shape.window {
+        // Groups in which some layer sees all tokens keep them; where layers differ, all groups are taken to be such.
+        if let Some(window) = shape.window.filter(|_| shape.full_layers.is_empty()) {
             held.drop_before((first + tokens + 1).saturating_sub(window));
         }
     }
@@ -159,7 +165,15 @@ mod tests {
 
     #[test]
     fn made_up_coefficients_take_the_room_of_real_ones() {
-        let shape = ModelShape { layers: 7, heads: 4, kv_heads: 2, head_dim: 32, window: None, scale: 0.2 };
+        let shape = ModelShape {
+            layers: 7,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            window: None,
+            scale: 0.2,
+            ..ModelShape::PLAIN
+        };
         for (text, window) in [
             ("{ method = \"latent\" }", None),
             ("{ method = \"latent\", k = { group = 2 }, v = { group = 3, bits = 16, rank = 40 } }", None),

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::archive::{Archive, damaged};
 use crate::methods::Latent;
 use crate::settings::ModelShape;
 
@@ -9,7 +10,8 @@ use super::plan::{Plan, Set};
 use crate::kernels::LANES;
 use crate::scratch::with_buffer;
 use crate::store::{Side, Store};
-use crate::{Footprint, Precision};
+use crate::view::{Segment, SideView};
+use crate::{Footprint, Precision, Result};
 
 /// Tokens of a block of the first ones, at most.
 const SINK_BLOCK: usize = 32;
@@ -41,6 +43,22 @@ impl Coded {
             recent: vec![recent; plan.layers],
             waiting: vec![Vec::new(); plan.layers],
         }
+    }
+
+    /// Writes or reads what it holds, of a sequence of `len` tokens.
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>, len: usize) -> Result<()> {
+        for store in self.latents.iter_mut().chain(&mut self.sinks).chain(&mut self.recent) {
+            store.archive(archive)?;
+        }
+        let alike = |stores: &[Store]| stores.iter().all(|s| s.len() == stores[0].len());
+        damaged(alike(&self.latents) && alike(&self.sinks) && alike(&self.recent))?;
+        // Those that are newer than the latents count from the first of these.
+        let after = len.checked_sub(self.first_latent());
+        let recent = self.recent[0].len();
+        damaged(match recent {
+            0 => after == Some(self.latent_len()),
+            _ => after == Some(recent) && self.recent[0].start() <= self.latent_len(),
+        })
     }
 
     /// Tokens that have become latents.
@@ -168,14 +186,19 @@ impl Coded {
         out
     }
 
-    /// Cuts a range of positions into sinks, latents and recent ones, each with its offset in the range.
-    pub(super) fn cut(&self, range: &Range<usize>) -> [(Range<usize>, usize); 3] {
-        let (a, b) = (self.first_latent(), self.first_recent());
-        let part = |from: usize, to: usize, base: usize| {
-            let (from, to) = (range.start.max(from), range.end.min(to));
-            if from < to { (from - base..to - base, from - range.start) } else { (0..0, 0) }
-        };
-        [part(0, a, 0), part(a, b, a), part(b, usize::MAX, a)]
+    /// How the first `len` tokens of a layer of the group lie; `latents(positions, first index)` is the segment of what has
+    /// become latents.
+    pub(super) fn view<'a>(
+        &'a self,
+        layer: usize,
+        len: usize,
+        latents: impl FnOnce(Range<usize>, usize) -> Segment<'a>,
+    ) -> SideView<'a> {
+        let (start, a, b) = (self.start(), self.first_latent(), self.first_recent());
+        let sinks = (start < a).then(|| Segment::new(start..a, &self.sinks[layer], start));
+        let from = start.max(a);
+        let recent = (b < len).then(|| Segment::new(b..len, &self.recent[layer], b - a));
+        sinks.into_iter().chain([latents(from..b.max(from), from - a)]).chain(recent).collect()
     }
 }
 

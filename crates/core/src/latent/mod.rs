@@ -23,9 +23,11 @@ mod coder;
 mod moments;
 mod plan;
 mod transform;
+mod view;
 
 pub use basis::{Basis, Grouping, KeyBasis, Span, ValueBasis};
 pub(crate) use cache::LatentCache;
 pub use coder::{Allocation, allocate};
 pub use moments::{KeyMoments, Moments, ValueMoments};
 pub use plan::LatentPlan;
+pub(crate) use view::{LatentKeys, LatentValues};

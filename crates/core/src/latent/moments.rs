@@ -8,9 +8,10 @@ use crate::settings::{ModelShape, StoreType};
 use rayon::prelude::*;
 
 use super::basis::{Grouping, Span};
-use crate::cache::{KvCache, Restored};
+use crate::cache::KvCache;
 use crate::dense::{View, mul_transposed};
-use crate::{Footprint, Resources, Result, Rotary};
+use crate::observed::{LayerStates, observed_steps};
+use crate::{Resources, Result, Rotary};
 
 /// Sums over the values of one span, n = layers * heads * head_dim.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,11 +86,14 @@ impl Moments {
         let shape = moments.lock().unwrap_or_else(PoisonError::into_inner).shape;
         let spec = CacheSpec::default().with_dtype(StoreType::F32);
         let inner = crate::build(&spec, &shape, &Resources::default())?;
-        let states = vec![Step::default(); shape.layers];
-        Ok(Box::new(Collector { moments: moments.clone(), rotary, inner, states }))
+        let moments = moments.clone();
+        Ok(observed_steps(inner, move |first, states| {
+            let mut moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
+            moments.add(first, &states, &*rotary);
+        }))
     }
 
-    fn add(&mut self, first: usize, states: &[Step], rotary: &dyn Rotary) {
+    fn add(&mut self, first: usize, states: &[LayerStates], rotary: &dyn Rotary) {
         let (kv_dim, dim) = (self.shape.kv_dim(), self.shape.head_dim);
         let all = states[0].k.len() / kv_dim;
         let skip = self.sinks.saturating_sub(first).min(all);
@@ -184,61 +188,5 @@ impl ValueMoments {
         let view = View::new(&x, n, tokens, tokens);
         mul_transposed(view, view, &mut products);
         self.products.iter_mut().zip(&products).for_each(|(s, &p)| *s += f64::from(p));
-    }
-}
-
-/// One layer's states of the step in progress.
-#[derive(Clone, Default)]
-struct Step {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
-struct Collector {
-    moments: Arc<Mutex<Moments>>,
-    rotary: Arc<dyn Rotary>,
-    inner: Box<dyn KvCache>,
-    states: Vec<Step>,
-}
-
-impl KvCache for Collector {
-    fn shape(&self) -> &ModelShape {
-        self.inner.shape()
-    }
-
-    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
-        self.inner.attend_into(layer, q, k, v, out)?;
-        self.states[layer] = Step { q: q.to_vec(), k: k.to_vec(), v: v.to_vec() };
-        Ok(())
-    }
-
-    fn finish_step(&mut self) -> Result<()> {
-        let first = self.inner.len();
-        self.inner.finish_step()?;
-        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        moments.add(first, &self.states, &*self.rotary);
-        Ok(())
-    }
-
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn footprint(&self) -> Footprint {
-        self.inner.footprint()
-    }
-
-    fn restored(&self, layer: usize) -> Result<Restored> {
-        self.inner.restored(layer)
-    }
-
-    fn fork(&self) -> Box<dyn KvCache> {
-        Box::new(Self {
-            moments: self.moments.clone(),
-            rotary: self.rotary.clone(),
-            inner: self.inner.fork(),
-            states: self.states.clone(),
-        })
     }
 }

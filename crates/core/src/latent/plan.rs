@@ -66,6 +66,17 @@ impl LatentPlan {
     }
 }
 
+impl LatentPlan {
+    /// A check sum of the transforms: caches of plans with another one have other latents.
+    pub fn digest(&self) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        let mut add = |numbers: Vec<f32>| numbers.iter().for_each(|x| sum.update(&x.to_le_bytes()));
+        self.keys.iter().flat_map(|p| &p.sets).for_each(|s| s.transform.numbers().for_each(&mut add));
+        self.values.iter().flat_map(|p| &p.sets).for_each(|s| s.transform.numbers().for_each(&mut add));
+        sum.finalize()
+    }
+}
+
 /// One group of layers.
 pub(super) struct Plan<T> {
     pub(super) first: usize,

@@ -97,6 +97,16 @@ impl ValueTransform {
         self.restore.add_sums(member, 0..self.rank(), w, Sums { y: out, stride: self.head_dim });
     }
 
+    /// What it is made of, for a check sum.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = Vec<f32>> {
+        let row = |i: usize| {
+            let mut row = vec![0.0; self.rank()];
+            self.encode.read(0, i, &mut row);
+            row
+        };
+        std::iter::once(self.mean.clone()).chain((0..self.mean.len()).map(row))
+    }
+
     pub(super) fn bytes(&self) -> usize {
         value_bytes(&self.mean, [&self.restore, &self.encode])
     }
@@ -248,6 +258,11 @@ impl KeyTransform {
             out[j] += u[0] * z[0] - u[1] * z[1];
             out[j + half] += u[0] * z[1] + u[1] * z[0];
         }
+    }
+
+    /// What it is made of, for a check sum.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = Vec<f32>> {
+        [self.mean.clone(), self.encode.clone(), self.decode.clone()].into_iter()
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -9,13 +9,15 @@ use std::ops::Range;
 
 use super::{Method, Stored};
 use crate::Footprint;
+use crate::archive::{Archive, damaged};
 use crate::kernels::f8::LARGEST;
-use crate::lane::{Keys, Lane, Values};
+use crate::lane::Lane;
 use crate::layered::Plan;
 use crate::magnitudes::Magnitudes;
 use crate::scratch::with_buffer;
 use crate::settings::{Checked, ModelShape, StoreType};
 use crate::store::{Scheme, Side, Store};
+use crate::view::Segment;
 use crate::{Resources, Result};
 
 /// Floats of eight bits with a scale per token and KV head.
@@ -71,23 +73,6 @@ struct Scaled {
     scales: Magnitudes,
 }
 
-impl Keys for Scaled {
-    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
-        self.states.scores(heads.start, range.clone(), q, rows, out);
-        self.scales.scale(heads.start, range, out);
-    }
-}
-
-impl Values for Scaled {
-    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
-        with_buffer(p.len(), |weights| {
-            weights.copy_from_slice(p);
-            self.scales.scale(heads.start, range.clone(), weights);
-            self.states.accumulate(heads.start, range, weights, rows, out);
-        });
-    }
-}
-
 impl Lane for Scaled {
     fn push(&mut self, rows: &[f32]) {
         let (heads, dim) = (self.states.heads(), self.states.dim());
@@ -102,7 +87,7 @@ impl Lane for Scaled {
                 let vectors = row.chunks_exact_mut(dim).zip(token.chunks_exact(dim));
                 for (head, (to, from)) in vectors.enumerate() {
                     // By the scale as it is stored. Where that is zero, nothing of the vector is left to store.
-                    let scale = self.scales.get(head, position);
+                    let scale = self.scales.of_head(head, position);
                     let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
                     to.iter_mut().zip(from).for_each(|(to, x)| *to = x * factor);
                 }
@@ -110,10 +95,9 @@ impl Lane for Scaled {
             }
         });
     }
-    fn read(&self, head: usize, position: usize, out: &mut [f32]) {
-        self.states.read(head, position, out);
-        let scale = self.scales.get(head, position);
-        out.iter_mut().for_each(|x| *x *= scale);
+    fn segment(&self, positions: Range<usize>) -> Segment<'_> {
+        let first = positions.start;
+        Segment::new(positions, &self.states, first).times(&self.scales)
     }
     fn drop_before(&mut self, position: usize) {
         self.states.drop_before(position);
@@ -133,6 +117,11 @@ impl Lane for Scaled {
         let states = self.states.bytes().total();
         Footprint { states, scales: self.scales.bytes(), ..Footprint::default() }
     }
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        self.states.archive(archive)?;
+        self.scales.archive(archive)?;
+        damaged(self.scales.len() == self.states.len())
+    }
     fn fork(&self) -> Box<dyn Lane> {
         Box::new(self.clone())
     }
@@ -145,7 +134,7 @@ mod tests {
 
     #[test]
     fn numbers_keep_three_bits_of_mantissa_beside_the_largest_of_their_head() {
-        let shape = ModelShape { layers: 1, heads: 2, kv_heads: 2, head_dim: 16, window: None, scale: 1.0 };
+        let shape = ModelShape { layers: 1, heads: 2, kv_heads: 2, head_dim: 16, window: None, scale: 1.0, ..ModelShape::PLAIN };
         for dtype in [StoreType::F16, StoreType::F32] {
             let mut cache = Fp8 { dtype }.build(&shape, &Resources::default()).unwrap();
             let states: Vec<f32> = (0..32 * 40).map(|i| (i as f32 * 0.37).sin() * 10f32.powi(i / 320)).collect();

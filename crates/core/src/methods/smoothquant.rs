@@ -10,12 +10,13 @@ use std::ops::Range;
 
 use super::quantised::{quant_method, quant_settings};
 use super::{Method, Stored};
-use crate::lane::{Keys, Lane, Values};
+use crate::archive::{Archive, damaged};
+use crate::lane::Lane;
 use crate::layered::Plan;
-use crate::scratch::with_buffer;
 use crate::settings::bounds::check_unit;
 use crate::settings::{Axis, Checked, ModelShape, Quant};
 use crate::store::{Side, Store};
+use crate::view::Segment;
 use crate::{Footprint, Resources, Result};
 
 quant_settings! {
@@ -66,12 +67,6 @@ struct Smoothed {
     store: Store,
 }
 
-impl Smoothed {
-    fn of_head(&self, head: usize) -> &[f32] {
-        &self.factors[head * self.head_dim..(head + 1) * self.head_dim]
-    }
-}
-
 /// s_c for each channel of `rows (tokens, channels)`.
 fn factors(rows: &[f32], channels: usize, head_dim: usize, alpha: f32) -> Vec<f32> {
     let mut top = vec![0.0f32; channels];
@@ -86,31 +81,6 @@ fn factors(rows: &[f32], channels: usize, head_dim: usize, alpha: f32) -> Vec<f3
     top
 }
 
-impl Keys for Smoothed {
-    fn scores(&self, heads: Range<usize>, range: Range<usize>, q: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
-        with_buffer(q.len(), |scaled| {
-            for (to, from) in scaled.chunks_exact_mut(self.head_dim).zip(q.chunks_exact(self.head_dim)) {
-                to.iter_mut().zip(from).zip(self.of_head(head)).for_each(|((t, x), s)| *t = x * s);
-            }
-            self.store.scores(head, range, scaled, rows, out);
-        });
-    }
-}
-
-impl Values for Smoothed {
-    fn accumulate(&self, heads: Range<usize>, range: Range<usize>, p: &[f32], rows: usize, out: &mut [f32]) {
-        let head = heads.start;
-        with_buffer(rows * self.head_dim, |sums| {
-            sums.fill(0.0);
-            self.store.accumulate(head, range, p, rows, sums);
-            for (to, from) in out.chunks_exact_mut(self.head_dim).zip(sums.chunks_exact(self.head_dim)) {
-                to.iter_mut().zip(from).zip(self.of_head(head)).for_each(|((t, x), s)| *t += x * s);
-            }
-        });
-    }
-}
-
 impl Lane for Smoothed {
     fn push(&mut self, rows: &[f32]) {
         if self.factors.is_empty() {
@@ -121,9 +91,9 @@ impl Lane for Smoothed {
         let divided: Vec<f32> = rows.iter().zip(self.factors.iter().cycle()).map(|(x, s)| x / s).collect();
         self.store.push(&divided);
     }
-    fn read(&self, head: usize, position: usize, out: &mut [f32]) {
-        self.store.read(head, position, out);
-        out.iter_mut().zip(self.of_head(head)).for_each(|(x, s)| *x *= s);
+    fn segment(&self, positions: Range<usize>) -> Segment<'_> {
+        let first = positions.start;
+        Segment::new(positions, &self.store, first).times_channels(&self.factors)
     }
     fn drop_before(&mut self, position: usize) {
         self.store.drop_before(position);
@@ -153,6 +123,13 @@ impl Lane for Smoothed {
             state,
             ..Footprint::default()
         }
+    }
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        archive.numbers(&mut self.factors)?;
+        archive.count(&mut self.first)?;
+        self.store.archive(archive)?;
+        let channels = self.store.heads() * self.head_dim;
+        damaged(self.factors.len() == if self.store.is_empty() { 0 } else { channels })
     }
     fn fork(&self) -> Box<dyn Lane> {
         Box::new(self.clone())

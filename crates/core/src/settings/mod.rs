@@ -27,7 +27,7 @@ pub use pairs::{
     ChosenPairs, Granularity, KeySpace, MergeSides, Pairs, Retention, RetentionRule, StartLayer,
 };
 pub use quant::{Axis, Budget, Quant, StoreType};
-pub use shape::ModelShape;
+pub use shape::{LayerSet, ModelShape};
 pub use shown::{escaped, shown, within};
 #[cfg(feature = "toml")]
 pub use text::Unread;

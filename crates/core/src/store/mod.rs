@@ -3,25 +3,28 @@
 mod grid;
 mod layout;
 pub(crate) mod normal;
+mod pack;
 mod pages;
+mod scores;
+mod sums;
 mod weigh;
 
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::Result;
+use crate::archive::{Archive, damaged};
 use crate::settings::{Axis, StoreType};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-use self::grid::{Grid, decode};
+use self::grid::decode;
 use self::layout::{CodeBlock, FloatBlock, Scaling};
 use self::pages::Pages;
 use crate::kernels::f8::F8;
-use crate::kernels::{Float, LANES, Line, Precision, view, view_mut};
+use crate::kernels::{Float, LANES, Line, Precision, view};
 
 /// Tokens of a block of floats.
 const BLOCK: usize = 32;
@@ -228,92 +231,9 @@ impl Store {
         self
     }
 
-    /// Appends tokens: `rows` is `(tokens, heads, dim)`.
-    ///
-    /// # Panics
-    /// A length that is no multiple of `heads * dim`.
-    pub fn push(&mut self, rows: &[f32]) {
-        let size = self.heads * self.dim;
-        assert_eq!(rows.len() % size.max(1), 0, "rows of {size} numbers, not {}", rows.len());
-        for row in rows.chunks_exact(size) {
-            match self.scheme {
-                Scheme::F32 => self.push_float(row),
-                Scheme::F16 => PACKING.with_borrow_mut(|p| {
-                    rounded(row, &mut p.halves);
-                    self.push_float(&p.halves);
-                }),
-                Scheme::F8 => PACKING.with_borrow_mut(|p| {
-                    rounded(row, &mut p.eighths);
-                    self.push_float(&p.eighths);
-                }),
-                Scheme::Sections => {
-                    PACKING.with_borrow_mut(|p| self.pack_sections(row, &mut p.codes));
-                    self.len += 1;
-                }
-                Scheme::Quant { residual, axis: Axis::Token, .. } => {
-                    if residual == 0 {
-                        PACKING.with_borrow_mut(|p| {
-                            let row = match self.waits {
-                                StoreType::F32 => row,
-                                StoreType::F16 => {
-                                    rounded(row, &mut p.halves);
-                                    at_least(&mut p.floats, size);
-                                    p.halves.convert_to_f32_slice(&mut p.floats[..size]);
-                                    &p.floats[..size]
-                                }
-                            };
-                            self.pack_token(row, &mut p.codes);
-                        });
-                    } else {
-                        if self.len - self.packed == residual {
-                            self.pack_oldest_token();
-                        }
-                        self.keep(row);
-                    }
-                    self.len += 1;
-                }
-                Scheme::Quant { residual, group, axis: Axis::Channel, .. } => {
-                    self.keep(row);
-                    self.len += 1;
-                    if self.len - self.packed == residual + group {
-                        self.pack_block();
-                    }
-                }
-            }
-        }
-    }
-
-    fn push_float<T: Float>(&mut self, row: &[T]) {
-        let (Block::F32(block) | Block::F16(block) | Block::F8(block)) = self.block else { return };
-        let slot = self.len % block.slots;
-        if slot == 0 {
-            self.pages.push();
-        }
-        write_token(self.pages.block_mut(self.len / block.slots), block, slot, row);
-        self.len += 1;
-        self.packed = self.len;
-    }
-
     /// How the tokens that wait are laid out.
     fn waiting(&self) -> FloatBlock {
         FloatBlock { side: self.side, dim: self.dim, slots: RECENT }
-    }
-
-    /// Appends the next token to those that wait.
-    fn keep(&mut self, row: &[f32]) {
-        let slot = self.len % RECENT;
-        if slot == 0 {
-            self.recent.push();
-        }
-        let block = self.waiting();
-        let lines = self.recent.block_mut(self.len / RECENT);
-        match self.waits {
-            StoreType::F32 => write_token(lines, block, slot, row),
-            StoreType::F16 => PACKING.with_borrow_mut(|p| {
-                rounded(row, &mut p.halves);
-                write_token(lines, block, slot, &p.halves);
-            }),
-        }
     }
 
     /// Reads a vector of a block of those that wait.
@@ -322,99 +242,6 @@ impl Store {
             StoreType::F16 => read_token::<f16>(lines, self.waiting(), head, slot, out),
             StoreType::F32 => read_token::<f32>(lines, self.waiting(), head, slot, out),
         }
-    }
-
-    /// Moves the oldest token that waits into the codes.
-    fn pack_oldest_token(&mut self) {
-        let slot = self.packed % RECENT;
-        PACKING.with_borrow_mut(|p| {
-            at_least(&mut p.floats, self.heads * self.dim);
-            let x = &mut p.floats[..self.heads * self.dim];
-            let lines = self.recent.block(self.packed / RECENT);
-            for (head, x) in x.chunks_exact_mut(self.dim).enumerate() {
-                self.read_waiting(lines, head, slot, x);
-            }
-            self.pack_token(x, &mut p.codes);
-        });
-        self.recent.drop_before(self.packed / RECENT);
-    }
-
-    /// Quantises one token `(heads, dim)` along its channels.
-    fn pack_token(&mut self, x: &[f32], codes: &mut Vec<u8>) {
-        self.pack_slot(x, codes, |x, bits, codes| {
-            let grid = Grid::of(x, bits);
-            grid.codes(x, codes);
-            (grid.scale, grid.zero)
-        });
-    }
-
-    /// Quantises one token section by section, around zero.
-    fn pack_sections(&mut self, x: &[f32], codes: &mut Vec<u8>) {
-        self.pack_slot(x, codes, |x, bits, codes| {
-            let scale = normal::quantise(x, bits, codes);
-            (scale, scale)
-        });
-    }
-
-    /// Appends a token to the codes; `quantise(numbers, bits, codes)` returns scale and zero.
-    fn pack_slot(
-        &mut self,
-        x: &[f32],
-        codes: &mut Vec<u8>,
-        quantise: impl Fn(&[f32], u8, &mut [u8]) -> (f16, f16),
-    ) {
-        let Block::Codes(block) = &self.block else { return };
-        let slot = self.packed % block.slots;
-        if slot == 0 {
-            self.pages.push();
-        }
-        at_least(codes, block.dim);
-        let lines = self.pages.block_mut(self.packed / block.slots);
-        let heads = lines.chunks_exact_mut(block.head_lines());
-        for (lines, x) in heads.zip(x.chunks_exact(block.dim)) {
-            for (i, section) in block.sections.iter().enumerate() {
-                let codes = &mut codes[..section.channels.len()];
-                let pair = quantise(&x[section.channels.clone()], section.bits, codes);
-                block.put_scale(lines, slot, (i, section.channels.start), pair);
-                block.put_slot(view_mut(lines), slot, section, codes);
-            }
-        }
-        self.packed += 1;
-    }
-
-    /// Quantises the oldest group of the tokens that wait along tokens, channel by channel.
-    fn pack_block(&mut self) {
-        let waiting = self.waiting();
-        let Block::Codes(block) = &self.block else { return };
-        self.pages.push();
-        let lines = self.pages.block_mut(self.packed / block.slots);
-        let section = &block.sections[0];
-        PACKING.with_borrow_mut(|p| {
-            at_least(&mut p.floats, block.slots);
-            at_least(&mut p.codes, block.slots);
-            let (x, codes) = (&mut p.floats[..block.slots], &mut p.codes[..block.slots]);
-            for (head, lines) in lines.chunks_exact_mut(block.head_lines()).enumerate() {
-                for channel in 0..block.dim {
-                    for (part, x) in x.chunks_exact_mut(RECENT).enumerate() {
-                        let from = self.recent.block(self.packed / RECENT + part);
-                        match self.waits {
-                            StoreType::F16 => {
-                                waiting.channel(head_view::<f16>(from, waiting, head), channel, x)
-                            }
-                            StoreType::F32 => {
-                                waiting.channel(head_view::<f32>(from, waiting, head), channel, x)
-                            }
-                        }
-                    }
-                    let grid = Grid::of(x, section.bits);
-                    block.put_scale(lines, 0, (0, channel), (grid.scale, grid.zero));
-                    grid.codes(x, codes);
-                    block.put_channel(view_mut(lines), section, channel, codes);
-                }
-            }
-        });
-        self.packed += block.slots;
-        self.recent.drop_before(self.packed / RECENT);
     }
 
     /// Tokens pushed, dropped ones included: indices stay positions.
@@ -525,6 +352,28 @@ impl Store {
         }
     }
 
+    /// Writes or reads what it holds.
+    pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        archive.count(&mut self.len)?;
+        archive.count(&mut self.packed)?;
+        self.pages.archive(archive)?;
+        self.recent.archive(archive)?;
+        let waits = self.packed < self.len;
+        damaged(
+            self.packed <= self.len && self.pages.blocks_ever() == self.packed.div_ceil(self.block_tokens()),
+        )?;
+        let recent = self.recent.first()..self.recent.blocks_ever();
+        damaged(!waits || (recent.start * RECENT <= self.packed && recent.end == self.len.div_ceil(RECENT)))?;
+        // What waits to be packed is less than a group beyond the window.
+        damaged(match self.scheme {
+            Scheme::Quant { residual, axis: Axis::Token, .. } => self.len - self.packed <= residual,
+            Scheme::Quant { residual, group, axis: Axis::Channel, .. } => {
+                self.len - self.packed < residual + group
+            }
+            _ => !waits,
+        })
+    }
+
     /// Bytes held, from the allocations. Storage that clones share counts in each of them.
     pub fn bytes(&self) -> StoreBytes {
         let scales = match &self.block {
@@ -551,25 +400,6 @@ impl Store {
     }
 }
 
-thread_local! {
-    static PACKING: RefCell<Packing> = RefCell::default();
-}
-
-/// Working memory of a thread that packs.
-#[derive(Default)]
-struct Packing {
-    halves: Vec<f16>,
-    eighths: Vec<F8>,
-    floats: Vec<f32>,
-    codes: Vec<u8>,
-}
-
-fn at_least<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
-    if scratch.len() < len {
-        scratch.resize(len, T::default());
-    }
-}
-
 /// Lines of a block of tokens that wait, all heads together.
 fn waiting_lines(heads: usize, dim: usize, side: Side, dtype: StoreType) -> usize {
     let block = FloatBlock { side, dim, slots: RECENT };
@@ -578,21 +408,6 @@ fn waiting_lines(heads: usize, dim: usize, side: Side, dtype: StoreType) -> usiz
             StoreType::F16 => block.head_lines::<f16>(),
             StoreType::F32 => block.head_lines::<f32>(),
         }
-}
-
-/// A row rounded to what is stored.
-fn rounded<T: Float>(row: &[f32], out: &mut Vec<T>) {
-    out.clear();
-    out.resize(row.len(), T::default());
-    T::round(row, out);
-}
-
-/// Writes a token `(heads, dim)` into a slot of a block of floats.
-fn write_token<T: Float>(lines: &mut [Line], block: FloatBlock, slot: usize, row: &[T]) {
-    let heads = lines.chunks_exact_mut(block.head_lines::<T>());
-    for (lines, row) in heads.zip(row.chunks_exact(block.dim)) {
-        block.put(view_mut::<T>(lines), slot, row);
-    }
 }
 
 fn read_token<T: Float>(lines: &[Line], block: FloatBlock, head: usize, slot: usize, out: &mut [f32]) {
@@ -610,4 +425,10 @@ fn read_token<T: Float>(lines: &[Line], block: FloatBlock, head: usize, slot: us
 fn head_view<T: Float>(lines: &[Line], block: FloatBlock, head: usize) -> &[T] {
     let n = block.head_lines::<T>();
     view(lines.get(head * n..(head + 1) * n).unwrap_or(&[]))
+}
+
+fn at_least<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
+    if scratch.len() < len {
+        scratch.resize(len, T::default());
+    }
 }

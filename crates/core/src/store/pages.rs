@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::Result;
+use crate::archive::{Archive, damaged};
 use crate::kernels::Line;
 
 /// Blocks are gathered into pages of about this size, so that what an allocation costs beside its contents is small.
@@ -132,6 +134,27 @@ impl Pages {
         let counters = Line::BYTES.max(2 * size_of::<usize>());
         let pages: usize = self.pages.iter().map(|lines| counters + size_of_val(&lines[..])).sum();
         pages + self.pages.capacity() * size_of::<Arc<[Line]>>()
+    }
+
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        archive.count(&mut self.dropped)?;
+        archive.count(&mut self.blocks)?;
+        let per_page = 1 << self.page_log;
+        let pages = self.blocks.div_ceil(per_page).checked_sub(self.dropped);
+        damaged(pages.is_some())?;
+        for i in 0..pages.unwrap_or(0) {
+            if archive.reads() {
+                self.pages.push_back(Arc::from([]));
+            }
+            let blocks = (self.blocks - (self.dropped + i) * per_page).min(per_page);
+            archive.page(&mut self.pages[i], blocks * self.block_lines)?;
+        }
+        Ok(())
+    }
+
+    /// Blocks, dropped ones included.
+    pub(super) fn blocks_ever(&self) -> usize {
+        self.blocks
     }
 
     /// Blocks held.

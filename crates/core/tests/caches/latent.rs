@@ -21,6 +21,11 @@ impl Rope {
 }
 
 impl Rotary for Rope {
+    fn angles_into(&self, position: usize, out: &mut [f32]) {
+        out[..self.0 / 2].fill(1.0);
+        out[self.0 / 2..].fill(0.0);
+        self.turn(position as f32, out);
+    }
     fn rotate(&self, position: usize, x: &mut [f32]) {
         self.turn(position as f32, x);
     }

@@ -1,8 +1,11 @@
 //! What caches promise: golden merges of an independent reference, attention over what is restored, forks, windows.
 #![allow(clippy::unwrap_used)]
 
+mod archive;
+mod batch;
 mod latent;
 mod numbers;
+mod softmax;
 mod truncate;
 
 use std::path::{Path, PathBuf};
@@ -101,7 +104,7 @@ fn merges_equal_the_independent_reference() {
 
 fn shape(kv_heads: usize, group: usize, head_dim: usize, window: Option<usize>) -> ModelShape {
     let scale = (head_dim as f32).sqrt().recip();
-    ModelShape { layers: 4, heads: kv_heads * group, kv_heads, head_dim, window, scale }
+    ModelShape { layers: 4, heads: kv_heads * group, kv_heads, head_dim, window, scale, ..ModelShape::PLAIN }
 }
 
 struct StepStates {
@@ -134,7 +137,7 @@ fn check_steps(cache: &mut dyn KvCache, seed: u64, tolerance: f32, what: &str) {
     for tokens in [150, 1, 1, 7, 1, 40, 1] {
         let states: Vec<_> = (0..shape.layers).map(|_| random_states(&mut rng, &shape, tokens)).collect();
         let len = cache.len();
-        let past = |l| reference(&shape, &cache.restored(l).unwrap(), len, &states[l]);
+        let past = |l| reference(&shape, l, &cache.restored(l).unwrap(), len, &states[l], &[]);
         let want: Vec<_> = (0..shape.layers).map(past).collect();
         let got = step(cache, &states);
         for l in 0..shape.layers {
@@ -161,8 +164,15 @@ fn step(cache: &mut dyn KvCache, layers: &[StepStates]) -> Vec<Vec<f32>> {
     out
 }
 
-/// Attention by its definition in f64, over restored states plus the step's own.
-fn reference(shape: &ModelShape, past: &minicache_core::Restored, len: usize, s: &StepStates) -> Vec<f32> {
+/// Attention by its definition in f64, over restored states plus the step's own; `sinks` are scores by query head.
+fn reference(
+    shape: &ModelShape,
+    layer: usize,
+    past: &minicache_core::Restored,
+    len: usize,
+    s: &StepStates,
+    sinks: &[f32],
+) -> Vec<f32> {
     let (dim, kv) = (shape.head_dim, shape.kv_dim());
     let tokens = s.k.len() / kv;
     let mut out = vec![0.0; s.q.len()];
@@ -171,7 +181,7 @@ fn reference(shape: &ModelShape, past: &minicache_core::Restored, len: usize, s:
             let q = &s.q[(t * shape.heads + h) * dim..][..dim];
             let head = h / shape.group();
             let position = len + t;
-            let seen = |p: usize| p <= position && shape.window.is_none_or(|w| position - p < w);
+            let seen = |p: usize| p <= position && shape.window_of(layer).is_none_or(|w| position - p < w);
             let mut rows: Vec<(&[f32], &[f32])> = Vec::new();
             for (i, &p) in past.positions.iter().enumerate() {
                 if seen(p) {
@@ -188,10 +198,12 @@ fn reference(shape: &ModelShape, past: &minicache_core::Restored, len: usize, s:
             let dot = |k: &[f32]| {
                 q.iter().zip(k).map(|(a, b)| f64::from(a * b)).sum::<f64>() * f64::from(shape.scale)
             };
-            let scores: Vec<f64> = rows.iter().map(|(k, _)| dot(k)).collect();
+            let capped = |s: f64| shape.softcap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
+            let scores: Vec<f64> = rows.iter().map(|(k, _)| capped(dot(k))).collect();
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
-            let total: f64 = weights.iter().sum();
+            let sink = sinks.get(h).map_or(0.0, |&s| (f64::from(s) - top).exp());
+            let total: f64 = weights.iter().sum::<f64>() + sink;
             for c in 0..dim {
                 let sum: f64 = weights.iter().zip(&rows).map(|(w, (_, v))| w * f64::from(v[c])).sum();
                 out[(t * shape.heads + h) * dim + c] = (sum / total) as f32;

@@ -38,7 +38,7 @@ struct Sample {
     sequences: usize,
     /// Tokens generated or scored.
     tokens: usize,
-    /// Texts that ended in a loop (see [`engine::LOOP_TOKENS`]).
+    /// Texts that ended in a loop (see [`super::writer::LOOP_TOKENS`]).
     loops: usize,
     /// Footprint of the sequences' caches at their ends.
     bytes: usize,

@@ -8,9 +8,8 @@
 
 use std::collections::BTreeSet;
 
-use minicache_core::KvCache;
 use minicache_core::settings::{ChosenPairs, Group, LatentSide, MergeSides, Pairs, Rank};
-use minicache_core::{CacheSpec, Latent};
+use minicache_core::{CacheSpec, Latent, Sequence};
 use minicache_models::{LogitsFor, Model, Step};
 
 use super::calibration::{CalibrationText, Corpus};
@@ -193,15 +192,15 @@ impl Chooser<'_> {
             for (specs, out) in specs.chunks(batch).zip(out.chunks_mut(batch)) {
                 let reference = CacheSpec::default();
                 let specs: Vec<&CacheSpec> = std::iter::once(&reference).chain(specs).collect();
-                let mut caches: Vec<Box<dyn KvCache>> = Vec::with_capacity(specs.len());
+                let mut sequences: Vec<Sequence> = Vec::with_capacity(specs.len());
                 for spec in &specs {
-                    caches.push(self.model.new_cache_for(spec, tokens.len())?);
+                    sequences.push(self.model.sequence(spec, tokens.len())?);
                 }
-                prefill.fill(&mut caches, &specs)?;
-                let sums = self.feed(&mut caches, tokens, fed.clone())?;
-                for ((out, sum), cache) in out.iter_mut().zip(&sums[1..]).zip(&caches[1..]) {
+                prefill.fill(&mut sequences, &specs)?;
+                let sums = self.feed(&mut sequences, tokens, fed.clone())?;
+                for ((out, sum), sequence) in out.iter_mut().zip(&sums[1..]).zip(&sequences[1..]) {
                     out.loss += sum.kl;
-                    out.bytes += cache.footprint().total() as f64;
+                    out.bytes += sequence.footprint().total() as f64;
                 }
             }
         }
@@ -209,32 +208,28 @@ impl Chooser<'_> {
         Ok(out)
     }
 
-    /// Feeds `tokens[fed]` to every cache in one step; the first one is the reference of the others.
+    /// Feeds `tokens[fed]` to every sequence in one step; the first one is the reference of the others.
     fn feed(
         &self,
-        caches: &mut [Box<dyn KvCache>],
+        sequences: &mut [Sequence],
         tokens: &[u32],
         fed: std::ops::Range<usize>,
     ) -> Result<Vec<Sums>> {
-        let per_window = caches.len();
+        let per_window = sequences.len();
         let mut sums = vec![Sums::default(); per_window];
         let mut reference = Vec::new();
         let at_once = (LOGITS_BYTES / (fed.len() * self.model.config.vocab * 4).max(1)).max(1);
-        for (part, group) in caches.chunks_mut(at_once).enumerate() {
+        for (part, group) in sequences.chunks_mut(at_once).enumerate() {
             let first = part * at_once;
             let mut batch: Vec<Step<'_>> = group
                 .iter_mut()
-                .map(|cache| Step {
-                    tokens: &tokens[fed.clone()],
-                    cache: cache.as_mut(),
-                    planned_len: tokens.len(),
-                    logits: LogitsFor::All,
-                })
+                .map(|sequence| Step { tokens: &tokens[fed.clone()], sequence, logits: LogitsFor::All })
                 .collect();
             let logits = self.model.decoder.forward(&mut batch)?;
             let targets = |_: usize| &tokens[fed.start + 1..fed.end + 1];
             let sums = &mut sums[first..first + logits.len()];
-            score(&logits, first, per_window, &targets, &mut reference, sums)?;
+            let logits: Vec<&[f32]> = logits.iter().collect();
+            score(&logits, first, per_window, &targets, &mut reference, sums);
         }
         Ok(sums)
     }

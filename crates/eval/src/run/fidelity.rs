@@ -12,10 +12,8 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use candle_core::Tensor;
 use minicache_config::{Experiment, python_json};
-use minicache_core::CacheSpec;
-use minicache_core::KvCache;
+use minicache_core::{CacheSpec, Sequence};
 use minicache_models::{LogitsFor, Step, Tokenizer};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -246,9 +244,9 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
             }))
         })
         .collect();
-    let mut caches: Vec<Vec<Box<dyn KvCache>>> = Vec::with_capacity(windows.len());
+    let mut caches: Vec<Vec<Sequence>> = Vec::with_capacity(windows.len());
     for window in windows {
-        let mut of_window = vec![work.model.new_cache_for(&reference, prefill + steps)?];
+        let mut of_window = vec![work.model.sequence(&reference, prefill + steps)?];
         let mut specs = vec![&reference];
         for (planned, own) in work.cells.iter().zip(&own) {
             if own.is_some() {
@@ -256,7 +254,7 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
                 specs.push(&planned.cell.cache);
                 of_window.push(
                     work.model
-                        .new_cache_for(&planned.cell.cache, prefill + steps)
+                        .sequence(&planned.cell.cache, prefill + steps)
                         .map_err(|e| RunError::from(e).in_cell(label()))?,
                 );
             }
@@ -268,7 +266,7 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
     }
     let per_window = caches[0].len();
     let mut sums = vec![Sums::default(); windows.len() * per_window];
-    let mut sequences: Vec<&mut Box<dyn KvCache>> = caches.iter_mut().flatten().collect();
+    let mut sequences: Vec<&mut Sequence> = caches.iter_mut().flatten().collect();
     for from in (prefill..prefill + steps).step_by(settings.chunk) {
         let fed = from..(from + settings.chunk).min(prefill + steps);
         let vocab = work.model.config.vocab;
@@ -279,10 +277,9 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
             let mut batch: Vec<Step<'_>> = group
                 .iter_mut()
                 .enumerate()
-                .map(|(i, cache)| Step {
+                .map(|(i, sequence)| Step {
                     tokens: &windows[(first + i) / per_window].tokens[fed.clone()],
-                    cache: cache.as_mut(),
-                    planned_len: prefill + steps,
+                    sequence,
                     logits: LogitsFor::All,
                 })
                 .collect();
@@ -290,7 +287,8 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
             let targets =
                 |sequence: usize| &windows[sequence / per_window].tokens[fed.start + 1..fed.end + 1];
             let sums = &mut sums[first..first + logits.len()];
-            score(&logits, first, per_window, &targets, &mut reference, sums)?;
+            let logits: Vec<&[f32]> = logits.iter().collect();
+            score(&logits, first, per_window, &targets, &mut reference, sums);
             progress.add(sums.len() * fed.len());
         }
     }
@@ -313,23 +311,22 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
     Ok(own.iter().map(|&own| (0..windows.len()).map(|w| sample(w, own)).collect()).collect())
 }
 
-/// Adds the predictions of one step of the sequences from `first` on. Every window's sequences follow each other, its
+/// Adds the predictions of one step of the sequences from `first` on: a row of logits for each of their targets. Every window's sequences follow each other, its
 /// reference first; `reference` carries the last one's log-probabilities from call to call.
 pub(super) fn score<'t>(
-    logits: &[Tensor],
+    logits: &[&[f32]],
     first: usize,
     per_window: usize,
     targets: &(dyn Fn(usize) -> &'t [u32] + Sync),
     reference: &mut Vec<f32>,
     sums: &mut [Sums],
-) -> Result<()> {
-    let log_probs = |t: &Tensor| -> Result<Vec<f32>> {
-        let vocab = t.dim(1)?;
-        let mut x: Vec<f32> = t.flatten_all()?.to_vec1()?;
-        x.chunks_exact_mut(vocab).for_each(log_softmax);
-        Ok(x)
+) {
+    let log_probs = |(i, logits): (usize, &&[f32])| {
+        let mut x = logits.to_vec();
+        x.chunks_exact_mut(logits.len() / targets(first + i).len()).for_each(log_softmax);
+        x
     };
-    let mut all: Vec<Vec<f32>> = logits.par_iter().map(log_probs).collect::<Result<_>>()?;
+    let mut all: Vec<Vec<f32>> = logits.par_iter().enumerate().map(log_probs).collect();
     let reference_of = |i: usize| i.checked_sub((first + i) % per_window);
     sums.par_iter_mut().zip(&all).enumerate().for_each(|(i, (sum, own))| {
         let full = reference_of(i).map_or(&*reference, |r| &all[r]);
@@ -347,7 +344,6 @@ pub(super) fn score<'t>(
     if let Some(last) = all.len().checked_sub(1).and_then(reference_of) {
         *reference = std::mem::take(&mut all[last]);
     }
-    Ok(())
 }
 
 /// One cell's row over its samples; perplexities pool the tokens of all samples, spreads are over samples.
@@ -384,14 +380,13 @@ mod tests {
 
     #[test]
     fn predictions_are_compared_with_the_reference_of_their_window() {
-        let t = |x: [f32; 3]| Tensor::from_slice(&x, (1, 3), &candle_core::Device::Cpu).unwrap();
-        let logits = [
-            t([0.0, 1.0, 2.0]),
-            t([0.0, 1.0, 2.0]),
-            t([5.0, 0.0, 0.0]),
-            t([5.0, 0.0, 0.0]),
-            t([0.0, 5.0, 0.0]),
-            t([5.0, 0.0, 0.0]),
+        let logits: [&[f32]; 6] = [
+            &[0.0, 1.0, 2.0],
+            &[0.0, 1.0, 2.0],
+            &[5.0, 0.0, 0.0],
+            &[5.0, 0.0, 0.0],
+            &[0.0, 5.0, 0.0],
+            &[5.0, 0.0, 0.0],
         ];
         let targets = |sequence: usize| if sequence < 3 { &[2][..] } else { &[1][..] };
         let check = |sums: &[Sums]| {
@@ -407,7 +402,7 @@ mod tests {
             for (part, logits) in logits.chunks(at_once).enumerate() {
                 let first = part * at_once;
                 let sums = &mut sums[first..first + logits.len()];
-                score(logits, first, 3, &targets, &mut reference, sums).unwrap();
+                score(logits, first, 3, &targets, &mut reference, sums);
             }
             check(&sums);
         }

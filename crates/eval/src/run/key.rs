@@ -8,8 +8,8 @@ use minicache_models::Description;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::engine::LOOP_TOKENS;
 use super::input::Input;
+use super::writer::LOOP_TOKENS;
 use super::{Result, RunError};
 use crate::data::{DataSource, calibration_texts, hex_digest};
 use crate::tasks::texts;

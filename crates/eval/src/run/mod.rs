@@ -25,6 +25,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod throughput;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -7,32 +7,25 @@
 
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use minicache_core::CacheSpec;
-use minicache_core::{Footprint, KvCache, ModelShape, Restored, Result};
+use minicache_core::{CacheSpec, KvCache, LayerStates, Result, Sequence, observed_steps};
 use minicache_models::{LogitsFor, Model, Step};
 use rayon::prelude::*;
-
-/// Queries, keys and values of one layer, token-major.
-#[derive(Debug, Clone, Default)]
-struct States {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
 
 /// A prompt's tokens with their exact states in every layer, and the logits after the last token.
 #[derive(Clone)]
 pub(crate) struct Prefill {
     tokens: Vec<u32>,
-    planned_len: usize,
     logits: Rc<Vec<f32>>,
-    recorder: Rc<Recorder>,
+    /// An exact cache of them, for prompts that go on from here.
+    exact: Rc<Sequence>,
+    layers: Rc<Vec<LayerStates>>,
 }
 
 impl Prefill {
     /// Runs `tokens` (at least one), going on from `prefix` where they begin with all of its tokens. `planned_len` is
-    /// the length that the sequences are going to have (see [`Step::planned_len`]).
+    /// the length that the sequences are going to have.
     pub(crate) fn new(
         model: &Model,
         tokens: &[u32],
@@ -40,16 +33,25 @@ impl Prefill {
         prefix: Option<&Prefill>,
     ) -> crate::run::Result<Self> {
         let shared = prefix.filter(|p| p.serves(model, tokens, planned_len));
-        let mut recorder = match shared {
-            Some(prefix) => prefix.recorder.copy(),
-            None => Recorder::new(model)?,
+        let spec = CacheSpec::default().with_f32();
+        let exact = match shared {
+            Some(prefix) => prefix.exact.fork(),
+            None => model.sequence(&spec, planned_len)?,
         };
         let fresh = &tokens[shared.map_or(0, |p| p.tokens.len())..];
-        let step = Step { tokens: fresh, cache: &mut recorder, planned_len, logits: LogitsFor::Last };
-        let logits = model.decoder.forward(&mut [step])?;
-        let logits = logits[0].flatten_all()?.to_vec1()?;
-        let (tokens, logits, recorder) = (tokens.to_vec(), Rc::new(logits), Rc::new(recorder));
-        Ok(Self { tokens, planned_len, logits, recorder })
+        let mut layers = shared.map_or_else(Vec::new, |p| p.layers.to_vec());
+        let (exact, logits, new) = record(model, exact, fresh)?;
+        if layers.is_empty() {
+            layers = new;
+        } else {
+            for (all, new) in layers.iter_mut().zip(new) {
+                all.q.extend(new.q);
+                all.k.extend(new.k);
+                all.v.extend(new.v);
+            }
+        }
+        let (logits, exact, layers) = (Rc::new(logits), Rc::new(exact), Rc::new(layers));
+        Ok(Self { tokens: tokens.to_vec(), logits, exact, layers })
     }
 
     /// Its tokens.
@@ -61,7 +63,7 @@ impl Prefill {
     /// tokens and has more, and its rotary embedding is the same.
     pub(crate) fn serves(&self, model: &Model, tokens: &[u32], planned_len: usize) -> bool {
         let begins = self.tokens.len() < tokens.len() && tokens.starts_with(&self.tokens);
-        begins && (planned_len == self.planned_len || same_rotation(model, planned_len, self.planned_len))
+        begins && *model.decoder.rotary(planned_len) == *model.decoder.rotary(self.exact.planned_len())
     }
 
     /// Logits after the last token, one per word of the vocabulary.
@@ -71,16 +73,17 @@ impl Prefill {
 
     /// Appends the states of the tokens `range` to `cache` as one step, without attention.
     pub(crate) fn append(&self, cache: &mut dyn KvCache, range: Range<usize>) -> Result<()> {
-        append(&self.recorder.layers, cache, range)
+        append(&self.layers, cache, range)
     }
 
-    /// Gives every one of the empty `caches`, each of the spec beside it, the whole prompt as its first step. What they
-    /// would attend is known already, so only those attend that rank tokens by it.
-    pub(crate) fn fill(&self, caches: &mut [Box<dyn KvCache>], specs: &[&CacheSpec]) -> Result<()> {
-        let (layers, tokens) = (&self.recorder.layers, self.tokens.len());
-        caches.par_iter_mut().zip(specs).try_for_each(|(cache, spec)| {
+    /// Gives every one of the empty `sequences`, each with a cache of the spec beside it, the whole prompt as its first
+    /// step. What they would attend is known already, so only those attend that rank tokens by it.
+    pub(crate) fn fill(&self, sequences: &mut [Sequence], specs: &[&CacheSpec]) -> Result<()> {
+        let (layers, tokens) = (&*self.layers, self.tokens.len());
+        sequences.par_iter_mut().zip(specs).try_for_each(|(sequence, spec)| {
+            let cache = sequence.cache_mut();
             if !spec.needs_attention() {
-                return append(layers, cache.as_mut(), 0..tokens);
+                return append(layers, cache, 0..tokens);
             }
             let mut out = Vec::new();
             for (layer, s) in layers.iter().enumerate() {
@@ -93,7 +96,7 @@ impl Prefill {
 }
 
 /// Appends the states of the tokens `range` in all `layers` to `cache` as one step.
-fn append(layers: &[States], cache: &mut dyn KvCache, range: Range<usize>) -> Result<()> {
+fn append(layers: &[LayerStates], cache: &mut dyn KvCache, range: Range<usize>) -> Result<()> {
     let width = cache.shape().kv_dim();
     let numbers = range.start * width..range.end * width;
     for (layer, s) in layers.iter().enumerate() {
@@ -102,66 +105,21 @@ fn append(layers: &[States], cache: &mut dyn KvCache, range: Range<usize>) -> Re
     cache.finish_step()
 }
 
-/// Whether sequences of these two lengths rotate keys alike (LongRoPE and dynamic RoPE choose by length).
-fn same_rotation(model: &Model, a: usize, b: usize) -> bool {
-    let rotated = |length: usize| {
-        let rotary = model.decoder.rotary(length);
-        let mut x = vec![1.0; model.decoder.shape().head_dim];
-        rotary.rotate(997, &mut x);
-        x
-    };
-    rotated(a) == rotated(b)
-}
-
-/// An exact cache that keeps what it is given.
-struct Recorder {
-    exact: Box<dyn KvCache>,
-    layers: Vec<States>,
-}
-
-impl Recorder {
-    fn new(model: &Model) -> crate::run::Result<Self> {
-        let exact = model.new_cache(&CacheSpec::default().with_f32())?;
-        let layers = vec![States::default(); exact.shape().layers];
-        Ok(Self { exact, layers })
-    }
-
-    fn copy(&self) -> Self {
-        Self { exact: self.exact.fork(), layers: self.layers.clone() }
-    }
-}
-
-impl KvCache for Recorder {
-    fn shape(&self) -> &ModelShape {
-        self.exact.shape()
-    }
-
-    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
-        self.exact.attend_into(layer, q, k, v, out)?;
-        let states = &mut self.layers[layer];
-        states.q.extend_from_slice(q);
-        states.k.extend_from_slice(k);
-        states.v.extend_from_slice(v);
-        Ok(())
-    }
-
-    fn finish_step(&mut self) -> Result<()> {
-        self.exact.finish_step()
-    }
-
-    fn len(&self) -> usize {
-        self.exact.len()
-    }
-
-    fn footprint(&self) -> Footprint {
-        self.exact.footprint()
-    }
-
-    fn restored(&self, layer: usize) -> Result<Restored> {
-        self.exact.restored(layer)
-    }
-
-    fn fork(&self) -> Box<dyn KvCache> {
-        Box::new(self.copy())
-    }
+/// Runs `tokens` in an exact sequence: the sequence, the logits after the last token, and the states by layer.
+fn record(
+    model: &Model,
+    exact: Sequence,
+    tokens: &[u32],
+) -> crate::run::Result<(Sequence, Vec<f32>, Vec<LayerStates>)> {
+    let kept: Arc<Mutex<Vec<LayerStates>>> = Arc::default();
+    let keep = kept.clone();
+    let mut exact = exact.wrapped(|cache| {
+        observed_steps(cache, move |_, layers| {
+            *keep.lock().unwrap_or_else(PoisonError::into_inner) = layers;
+        })
+    });
+    let step = Step { tokens, sequence: &mut exact, logits: LogitsFor::Last };
+    let logits = model.decoder.forward(&mut [step])?.into_data();
+    let layers = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((exact, logits, layers))
 }

@@ -3,7 +3,8 @@
 use indexmap::IndexMap;
 use minicache_models::{Message, Model, Tokenizer};
 
-use super::engine::{Ask, Generation, Prompt};
+use super::engine::{Ask, Prompt};
+use super::writer::Generation;
 use super::{Result, RunError};
 use crate::tasks::{Chat, Choice, Document, Generate, Overflow, Request, Turns, cut_middle};
 

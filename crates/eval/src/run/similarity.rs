@@ -172,23 +172,13 @@ struct States {
 
 impl States {
     fn of(model: &Model, tokens: &[u32]) -> Result<Self> {
-        let exact = CacheSpec::default().with_f32();
-        let mut cache = model.new_cache(&exact)?;
-        let shape = *cache.shape();
+        let mut sequence = model.sequence(&CacheSpec::default().with_f32(), tokens.len())?;
+        let shape = *sequence.shape();
         let mut hidden = vec![Vec::new(); shape.layers];
-        let mut failed = None;
-        let step = Step { tokens, cache: cache.as_mut(), planned_len: tokens.len(), logits: LogitsFor::None };
-        let mut observe = |layer: usize, x: &Tensor| match x.flatten_all().and_then(|x| x.to_vec1()) {
-            Ok(x) if layer < hidden.len() => hidden[layer] = x,
-            Ok(_) => {}
-            Err(e) => failed = Some(e),
-        };
-        model.decoder.forward_observed(&mut [step], &mut observe)?;
-        if let Some(e) = failed {
-            return Err(e.into());
-        }
+        let step = Step { tokens, sequence: &mut sequence, logits: LogitsFor::None };
+        model.decoder.forward_observed(&mut [step], &mut |layer, x| hidden[layer] = x.to_vec())?;
         let layers = (0..shape.layers)
-            .map(|layer| cache.restored(layer).map(|r| [r.keys, r.values]))
+            .map(|layer| sequence.restored(layer).map(|r| [r.keys, r.values]))
             .collect::<std::result::Result<_, _>>()?;
         Ok(Self { layers, hidden, tokens: tokens.len(), head_dim: shape.head_dim })
     }

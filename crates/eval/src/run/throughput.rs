@@ -12,7 +12,7 @@
 
 use std::time::Instant;
 
-use minicache_core::KvCache;
+use minicache_core::Sequence;
 use minicache_models::{LogitsFor, Model, Step};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -153,21 +153,20 @@ fn prompt(tokens: usize, vocab: usize) -> Vec<u32> {
     (0..tokens as u64).map(|i| ((i * 2_654_435_761 % (1 << 32) * vocab as u64) >> 32) as u32).collect()
 }
 
-/// One sequence.
-struct Sequence {
-    cache: Box<dyn KvCache>,
+/// A request that is being served.
+struct Running {
+    sequence: Sequence,
     /// Tokens of the next step.
     next: Vec<u32>,
     /// Tokens still to be generated.
     left: usize,
-    planned_len: usize,
 }
 
 /// One cache with its batch.
 struct Lane<'a> {
     model: &'a Model,
     planned: &'a Planned,
-    running: Vec<Sequence>,
+    running: Vec<Running>,
     waiting: std::slice::Iter<'a, Request>,
     budget: Option<u64>,
     /// The caches came to more than the budget.
@@ -200,15 +199,15 @@ impl<'a> Lane<'a> {
             peak: (0, 0),
         };
         for (i, request) in workload.running.iter().enumerate() {
-            let mut sequence = lane.sequence(request)?;
+            let mut running = lane.begin(request)?;
             // Its past as it came about: the prompt at once, then token by token.
             let prompt = std::iter::once(0..request.prompt);
             let written = (request.prompt..request.prompt + request.written).map(|p| p..p + 1);
             for range in prompt.chain(written) {
-                states.append(&mut *sequence.cache, range)?;
+                states.append(running.sequence.cache_mut(), range)?;
             }
-            sequence.next = vec![(i % model.config.vocab) as u32];
-            lane.running.push(sequence);
+            running.next = vec![(i % model.config.vocab) as u32];
+            lane.running.push(running);
             lane.watch();
             if lane.over {
                 lane.running.clear();
@@ -218,11 +217,11 @@ impl<'a> Lane<'a> {
         Ok(lane)
     }
 
-    /// An empty sequence.
-    fn sequence(&self, request: &Request) -> Result<Sequence> {
+    /// An empty sequence for a request.
+    fn begin(&self, request: &Request) -> Result<Running> {
         let planned_len = request.prompt + request.written + request.left;
-        let cache = self.model.new_cache_for(&self.planned.cell.cache, planned_len)?;
-        Ok(Sequence { cache, next: Vec::new(), left: request.left, planned_len })
+        let sequence = self.model.sequence(&self.planned.cell.cache, planned_len)?;
+        Ok(Running { sequence, next: Vec::new(), left: request.left })
     }
 
     /// One step of all sequences; those that end make room for the next requests.
@@ -234,17 +233,12 @@ impl<'a> Lane<'a> {
         let mut steps: Vec<Step<'_>> = self
             .running
             .iter_mut()
-            .map(|s| Step {
-                tokens: &s.next,
-                cache: &mut *s.cache,
-                planned_len: s.planned_len,
-                logits: LogitsFor::Last,
-            })
+            .map(|r| Step { tokens: &r.next, sequence: &mut r.sequence, logits: LogitsFor::Last })
             .collect();
         let logits = self.model.decoder.forward(&mut steps)?;
-        for (sequence, logits) in self.running.iter_mut().zip(&logits) {
-            sequence.next = vec![argmax(&logits.flatten_all()?.to_vec1::<f32>()?) as u32];
-            sequence.left -= 1;
+        for (running, logits) in self.running.iter_mut().zip(logits.iter()) {
+            running.next = vec![argmax(logits) as u32];
+            running.left -= 1;
         }
         let forward = start.elapsed();
         // Not timed: the most memory is taken before a sequence leaves.
@@ -254,7 +248,7 @@ impl<'a> Lane<'a> {
             if self.running[i].left == 0
                 && let Some(request) = self.waiting.next()
             {
-                let mut next = self.sequence(request)?;
+                let mut next = self.begin(request)?;
                 next.next = prompt(request.prompt, self.model.config.vocab);
                 self.running[i] = next;
                 self.joined += usize::from(counts);
@@ -273,9 +267,9 @@ impl<'a> Lane<'a> {
     /// Notes what the caches hold.
     fn watch(&mut self) {
         let shape = self.model.decoder.shape();
-        let bytes: usize = self.running.iter().map(|s| s.cache.footprint().total()).sum();
+        let bytes: usize = self.running.iter().map(|r| r.sequence.footprint().total()).sum();
         if bytes > self.peak.0 {
-            let full = self.running.iter().map(|s| shape.full_bytes(s.cache.len())).sum();
+            let full = self.running.iter().map(|r| shape.full_bytes(r.sequence.len())).sum();
             self.peak = (bytes, full);
         }
         self.over |= self.budget.is_some_and(|budget| bytes as u64 > budget);

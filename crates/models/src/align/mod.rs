@@ -72,9 +72,9 @@ pub fn align<'a>(
     let (shape, rotary_dim) = (decoder.shape(), decoder.config().rope.rotary_dim);
     let moments = Arc::new(Mutex::new(Moments::new(shape, rotary_dim, SINKS)));
     for tokens in chunks.filter(|c| !c.is_empty()) {
-        let planned_len = tokens.len();
-        let mut cache = Moments::collector(&moments, decoder.rotary(planned_len))?;
-        decoder.forward(&mut [Step { tokens, cache: &mut *cache, planned_len, logits: LogitsFor::None }])?;
+        let collector = Moments::collector(&moments, decoder.rotary(tokens.len()))?;
+        let mut sequence = decoder.sequence(collector, tokens.len());
+        decoder.forward(&mut [Step { tokens, sequence: &mut sequence, logits: LogitsFor::None }])?;
     }
     let moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
     if moments.tokens == 0 {

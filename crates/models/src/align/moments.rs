@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minicache_core::settings::StoreType;
-use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, Rotary};
+use minicache_core::{CacheSpec, KvCache, LayerStates, ModelShape, Resources, Rotary, observed_steps};
 use rayon::prelude::*;
 
 use crate::linear::product;
@@ -46,14 +46,6 @@ pub(super) struct Pair {
     pub(super) values: Vec<f64>,
 }
 
-/// One layer's states of the step in progress, token-major.
-#[derive(Clone, Default)]
-struct States {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
 impl Moments {
     pub(super) fn new(shape: &ModelShape, rotary_dim: usize, sinks: usize) -> Self {
         let (heads, half, kv_dim) = (shape.kv_heads, rotary_dim / 2, shape.kv_dim());
@@ -86,12 +78,15 @@ impl Moments {
         let shape = moments.lock().unwrap_or_else(PoisonError::into_inner).shape;
         let spec = CacheSpec::default().with_dtype(StoreType::F32);
         let inner = minicache_core::build(&spec, &shape, &Resources::default())?;
-        let states = vec![States::default(); shape.layers];
-        Ok(Box::new(Collector { moments: moments.clone(), rotary, inner, states }))
+        let moments = moments.clone();
+        Ok(observed_steps(inner, move |first, mut states| {
+            let mut moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
+            moments.add(first, &mut states, &*rotary);
+        }))
     }
 
     /// Adds the states of a step whose first token has position `first`.
-    fn add(&mut self, first: usize, states: &mut [States], rotary: &dyn Rotary) {
+    fn add(&mut self, first: usize, states: &mut [LayerStates], rotary: &dyn Rotary) {
         let (dim, kv_dim) = (self.shape.head_dim, self.shape.kv_dim());
         let all = states[0].k.len() / kv_dim;
         let skip = self.sinks.saturating_sub(first).min(all);
@@ -118,7 +113,7 @@ impl Moments {
 }
 
 impl Layer {
-    fn add(&mut self, states: &States, shape: &ModelShape, half: usize) {
+    fn add(&mut self, states: &LayerStates, shape: &ModelShape, half: usize) {
         let (dim, heads) = (shape.head_dim, shape.kv_heads);
         let energy = |x: &[f32], sums: &mut [f64]| {
             for (j, sum) in sums.iter_mut().enumerate() {
@@ -151,7 +146,7 @@ impl Layer {
 }
 
 impl Pair {
-    fn add(&mut self, a: &States, b: &States, shape: &ModelShape, half: usize) {
+    fn add(&mut self, a: &LayerStates, b: &LayerStates, shape: &ModelShape, half: usize) {
         let (dim, heads, kv_dim) = (shape.head_dim, shape.kv_heads, shape.kv_dim());
         for (ka, kb) in a.k.chunks_exact(kv_dim).zip(b.k.chunks_exact(kv_dim)) {
             for (i, sums) in self.keys.chunks_exact_mut(half * 2).enumerate() {
@@ -171,60 +166,5 @@ impl Pair {
         let mut products = vec![0.0; kv_dim * kv_dim];
         product(&a, &b, kv_dim, a.len() / kv_dim, &mut products);
         self.values.iter_mut().zip(&products).for_each(|(s, p)| *s += f64::from(*p));
-    }
-}
-
-struct Collector {
-    moments: Arc<Mutex<Moments>>,
-    rotary: Arc<dyn Rotary>,
-    inner: Box<dyn KvCache>,
-    states: Vec<States>,
-}
-
-impl KvCache for Collector {
-    fn shape(&self) -> &ModelShape {
-        self.inner.shape()
-    }
-
-    fn attend_into(
-        &mut self,
-        layer: usize,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        out: &mut [f32],
-    ) -> minicache_core::Result<()> {
-        self.inner.attend_into(layer, q, k, v, out)?;
-        self.states[layer] = States { q: q.to_vec(), k: k.to_vec(), v: v.to_vec() };
-        Ok(())
-    }
-
-    fn finish_step(&mut self) -> minicache_core::Result<()> {
-        let first = self.inner.len();
-        self.inner.finish_step()?;
-        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        moments.add(first, &mut self.states, &*self.rotary);
-        Ok(())
-    }
-
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn footprint(&self) -> Footprint {
-        self.inner.footprint()
-    }
-
-    fn restored(&self, layer: usize) -> minicache_core::Result<Restored> {
-        self.inner.restored(layer)
-    }
-
-    fn fork(&self) -> Box<dyn KvCache> {
-        Box::new(Self {
-            moments: self.moments.clone(),
-            rotary: self.rotary.clone(),
-            inner: self.inner.fork(),
-            states: self.states.clone(),
-        })
     }
 }

@@ -1,21 +1,19 @@
-//! From projected queries, keys and values to the attention output: the norms of heads, rotation, then each sequence's
-//! cache.
+//! From projected queries, keys and values to the attention output: the norms of heads, rotation, then the sequences'
+//! caches.
 
 use std::ops::Range;
 
+use minicache_core::{Batch, States};
 use rayon::prelude::*;
 
 use super::{Step, host};
 use crate::families::{LayerNames, Role};
 use crate::linear::Loader;
-use crate::rope::{self, Rope};
+use crate::rope;
 use crate::{ModelConfig, Result};
 
 /// Rows below which spreading over threads does not pay.
 const SERIAL_ROWS: usize = 16;
-
-/// Sequences for each thread from which on the sequences are all that is divided.
-const MANY: usize = 3;
 
 /// Where each step's tokens lie among all new tokens, and their rotations.
 pub(crate) struct Positions {
@@ -26,7 +24,7 @@ pub(crate) struct Positions {
 }
 
 impl Positions {
-    pub(crate) fn new(steps: &[Step<'_>], rope: &Rope, rotary_dim: usize) -> Self {
+    pub(crate) fn new(steps: &[Step<'_>], rotary_dim: usize) -> Self {
         let mut ranges = Vec::with_capacity(steps.len());
         let mut total = 0;
         for step in steps {
@@ -35,12 +33,10 @@ impl Positions {
         }
         let mut angles = vec![0.0; total * rotary_dim];
         for (step, range) in steps.iter().zip(&ranges) {
-            let start = step.cache.len();
-            let planned = step.planned_len.max(start + range.len());
-            let frequencies = rope.for_length(planned);
             let rows = angles[range.start * rotary_dim..range.end * rotary_dim].chunks_exact_mut(rotary_dim);
+            let Some(rotary) = step.sequence.rotary() else { continue };
             for (i, row) in rows.enumerate() {
-                frequencies.angles_into(start + i, row);
+                rotary.angles_into(step.sequence.len() + i, row);
             }
         }
         Self { ranges, angles, rotary_dim }
@@ -99,7 +95,7 @@ impl Attention {
         &self,
         config: &ModelConfig,
         qkv: &mut [f32],
-        steps: &mut [Step<'_>],
+        batch: &mut Batch<'_>,
         positions: &Positions,
         buffers: &mut Buffers,
         out: &mut [f32],
@@ -111,7 +107,7 @@ impl Attention {
             let (qk, v) = qkv.split_at_mut(q_dim + kv_dim);
             qk.chunks_exact_mut(head_dim).for_each(|head| rope::rotate(positions.angles(0), head));
             let (q, k) = qk.split_at(q_dim);
-            return Ok(steps[0].cache.attend_into(self.layer, q, k, v, out)?);
+            return Ok(batch.attend(self.layer, States::new(q, k, v), out)?);
         }
 
         let rows = qkv.len() / width;
@@ -153,24 +149,6 @@ impl Attention {
                 .for_each(|(i, (((qkv, q), k), v))| row(i, qkv, q, k, v));
         }
 
-        if let [step] = steps {
-            return Ok(step.cache.attend_into(self.layer, q, k, v, out)?);
-        }
-        let mut jobs = Vec::with_capacity(steps.len());
-        let mut rest = out;
-        for (step, range) in steps.iter_mut().zip(positions.ranges()) {
-            let (own, others) = rest.split_at_mut(range.len() * q_dim);
-            rest = others;
-            jobs.push((step, range, own));
-        }
-        // With several sequences for each thread, dividing each of them costs more than the last one alone does. Who works on
-        // what makes no difference to the results.
-        let many = jobs.len() >= MANY * rayon::current_num_threads();
-        jobs.into_par_iter().try_for_each(|(step, range, out)| {
-            let part = |dim: usize| range.start * dim..range.end * dim;
-            let (q, k, v) = (&q[part(q_dim)], &k[part(kv_dim)], &v[part(kv_dim)]);
-            let mut work = || Ok(step.cache.attend_into(self.layer, q, k, v, out)?);
-            if many { minicache_core::on_one_thread(&mut work) } else { work() }
-        })
+        Ok(batch.attend(self.layer, States::new(q, k, v), out)?)
     }
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 use candle_nn::ops;
+use minicache_core::Batch;
 
-use super::Step;
 use super::attention::{Attention, Buffers, Positions};
 use crate::families::{LayerNames, Role};
 use crate::linear::{DeviceLinear, Loader, Piece};
@@ -108,7 +108,7 @@ impl Layer {
         &self,
         config: &ModelConfig,
         x: &Tensor,
-        steps: &mut [Step<'_>],
+        batch: &mut Batch<'_>,
         positions: &Positions,
     ) -> Result<Tensor> {
         let rows = x.dim(0)?;
@@ -117,7 +117,7 @@ impl Layer {
         let mut qkv: Vec<f32> = qkv.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
         let mut attended = vec![0.0; rows * config.q_dim()];
         let mut buffers = Buffers::default();
-        self.attention.attend(config, &mut qkv, steps, positions, &mut buffers, &mut attended)?;
+        self.attention.attend(config, &mut qkv, batch, positions, &mut buffers, &mut attended)?;
         let attended = Tensor::from_vec(attended, (rows, config.q_dim()), &self.device)?;
         let x = (x + self.output.forward(&attended)?)?;
 

@@ -1,11 +1,12 @@
 //! A layer on the CPU: slices, fused elementwise loops, no tensor operations.
 
+use minicache_core::Batch;
+use minicache_core::kernels::loops;
 use rayon::prelude::*;
 
-use super::Step;
 use super::attention::{Attention, Buffers, Positions};
 use crate::families::{LayerNames, Role};
-use crate::linear::{Linear, Loader, Piece, simd};
+use crate::linear::{Linear, Loader, Piece};
 use crate::moe::Routing;
 use crate::{ModelConfig, Result};
 
@@ -110,7 +111,7 @@ impl Layer {
         &self,
         config: &ModelConfig,
         x: &mut [f32],
-        steps: &mut [Step<'_>],
+        batch: &mut Batch<'_>,
         positions: &Positions,
         scratch: &mut Scratch,
     ) -> Result<()> {
@@ -124,7 +125,7 @@ impl Layer {
 
         rms_norm(x, &self.input_norm, config.rms_eps, normed);
         self.qkv.apply(normed, rows, qkv)?;
-        self.attention.attend(config, qkv, steps, positions, buffers, attended)?;
+        self.attention.attend(config, qkv, batch, positions, buffers, attended)?;
         self.output.apply(attended, rows, projected)?;
         add_rows(projected, x, hidden);
 
@@ -168,7 +169,8 @@ impl SwiGlu {
             let n = x.len() / hidden;
             let (wide, act) = (&mut scratch.wide[..n * width], &mut scratch.inner[..n * inner]);
             self.gate_up.apply(x, n, wide)?;
-            let row = |(wide, act): (&[f32], &mut [f32])| simd::silu_mul(&wide[..inner], &wide[inner..], act);
+            let row =
+                |(wide, act): (&[f32], &mut [f32])| loops::silu_mul(&wide[..inner], &wide[inner..], act);
             if n < SERIAL_ROWS {
                 wide.chunks_exact(width).zip(act.chunks_exact_mut(inner)).for_each(row);
             } else {
@@ -182,8 +184,8 @@ impl SwiGlu {
 
 /// x / sqrt(mean(x^2) + eps) * weight for one row.
 pub(crate) fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let mean = simd::sum_squares(x) / x.len() as f32;
-    simd::scale_mul(x, 1.0 / (mean + eps).sqrt(), weight, out);
+    let mean = loops::sum_squares(x) / x.len() as f32;
+    loops::scale_mul(x, 1.0 / (mean + eps).sqrt(), weight, out);
 }
 
 /// [`rms_norm_row`] of every row.
@@ -200,8 +202,8 @@ fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// `out` += `x`, both `(tokens, width)`.
 fn add_rows(x: &[f32], out: &mut [f32], width: usize) {
     if x.len() < SERIAL_ROWS * width {
-        simd::add(x, out);
+        loops::add(x, out);
     } else {
-        x.par_chunks(width).zip(out.par_chunks_mut(width)).for_each(|(x, out)| simd::add(x, out));
+        x.par_chunks(width).zip(out.par_chunks_mut(width)).for_each(|(x, out)| loops::add(x, out));
     }
 }

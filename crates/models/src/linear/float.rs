@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
+use minicache_core::kernels::loops;
+use minicache_core::kernels::tile::tile;
 use rayon::prelude::*;
 
-use super::simd;
 use crate::{Error, Result};
 
 /// Rows of input that the weights are streamed past at a time: as many as make reading and widening them cheap.
@@ -78,8 +79,8 @@ impl FloatMatrix {
         let range = from..from + out.len();
         match &self.data {
             Data::F32(data) => out.copy_from_slice(&data[range]),
-            Data::F16(data) => simd::widen_f16(&data[range], out),
-            Data::Bf16(data) => simd::widen_bf16(&data[range], out),
+            Data::F16(data) => loops::widen_f16(&data[range], out),
+            Data::Bf16(data) => loops::widen_bf16(&data[range], out),
         }
     }
 
@@ -130,8 +131,8 @@ impl<'a> Weights<'a> {
         let range = from..from + room.len();
         match self {
             Weights::F32(data) => return &data[range],
-            Weights::F16(data) => simd::widen_f16(&data[range], room),
-            Weights::Bf16(data) => simd::widen_bf16(&data[range], room),
+            Weights::F16(data) => loops::widen_f16(&data[range], room),
+            Weights::Bf16(data) => loops::widen_bf16(&data[range], room),
         }
         room
     }
@@ -236,10 +237,10 @@ fn sum_block<const W: usize>(w: [&[f32]; W], input: &Input<'_>, from: usize, sum
     while i < sums.len() {
         let sums = &mut sums[i..];
         match sums.len() {
-            1 => add(simd::tile(w, [row(i)]), sums),
-            2 => add(simd::tile(w, [row(i), row(i + 1)]), sums),
-            3 => add(simd::tile(w, [row(i), row(i + 1), row(i + 2)]), sums),
-            _ => add(simd::tile(w, [row(i), row(i + 1), row(i + 2), row(i + 3)]), sums),
+            1 => add(tile(w, [row(i)]), sums),
+            2 => add(tile(w, [row(i), row(i + 1)]), sums),
+            3 => add(tile(w, [row(i), row(i + 1), row(i + 2)]), sums),
+            _ => add(tile(w, [row(i), row(i + 1), row(i + 2), row(i + 3)]), sums),
         }
         i += 4;
     }

@@ -7,7 +7,7 @@ use super::*;
 /// Mean cosine of adjacent layers' values, all heads of a token together.
 fn value_cosine(golden: &Golden) -> f64 {
     let mut cache = golden.full(StoreType::F32);
-    golden.step(&golden.tokens, cache.as_mut());
+    golden.step(&golden.tokens, &mut cache);
     let shape = *golden.decoder.shape();
     let values: Vec<_> = (0..shape.layers).map(|l| cache.restored(l).unwrap().values).collect();
     let mut cosines = Vec::new();
@@ -38,8 +38,8 @@ fn aligned_models_are_the_same_function() {
         assert_ne!(in_memory.fingerprint, model.fingerprint);
         for aligned in [in_memory, written] {
             golden.decoder = aligned.decoder;
-            let mut cache = golden.cache();
-            golden.check_logits(name, 0, &golden.step(&golden.tokens, &mut cache));
+            let mut sequence = golden.sequence();
+            golden.check_logits(name, 0, &golden.step(&golden.tokens, &mut sequence));
             let after = value_cosine(&golden);
             assert!(after > before + 0.1, "{name}: cosine {before} before, {after} after");
         }
@@ -102,7 +102,7 @@ fn aligned_gguf_files_are_folders_of_their_family() {
         let class = config["architectures"][0].as_str().unwrap().to_lowercase();
         assert_eq!(class, format!("{}forcausallm", model.config.family.name()));
         golden.decoder = Model::from_path(&out, name, &options).unwrap().decoder;
-        let mut cache = golden.cache();
-        golden.check_logits(name, 0, &golden.step(&golden.tokens, &mut cache));
+        let mut sequence = golden.sequence();
+        golden.check_logits(name, 0, &golden.step(&golden.tokens, &mut sequence));
     }
 }

@@ -2,9 +2,12 @@
 //! nothing, and what leaves a sliding window leaves the cache.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use minicache_core::latent::{Basis, Grouping, LatentPlan};
-use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, Result};
+use minicache_core::{
+    CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, Result, Sequence, States,
+};
 use minicache_models::calibrate::{BasisOptions, basis, collect};
 use minicache_models::{Decoder, LogitsFor, Safetensors, Step};
 
@@ -65,9 +68,10 @@ impl Caches {
         &self.golden.decoder
     }
 
-    /// An empty cache for a sequence that is going to have `planned_len` tokens.
-    fn empty(&self, spec: &str, planned_len: usize) -> Box<dyn KvCache> {
-        self.empty_of(&CacheSpec::parse(spec).unwrap(), planned_len)
+    /// An empty sequence that is going to have `planned_len` tokens.
+    fn empty(&self, spec: &str, planned_len: usize) -> Sequence {
+        let cache = self.empty_of(&CacheSpec::parse(spec).unwrap(), planned_len);
+        self.decoder().sequence(cache, planned_len)
     }
 
     fn empty_of(&self, spec: &CacheSpec, planned_len: usize) -> Box<dyn KvCache> {
@@ -83,18 +87,12 @@ impl Caches {
 }
 
 /// Logits of the last token of each sequence after one forward step.
-fn forward(decoder: &Decoder, sequences: &mut [(&[u32], &mut dyn KvCache, usize)]) -> Vec<Vec<f32>> {
+fn forward(decoder: &Decoder, sequences: &mut [(&[u32], &mut Sequence)]) -> Vec<Vec<f32>> {
     let mut steps: Vec<Step<'_>> = sequences
         .iter_mut()
-        .map(|(tokens, cache, planned_len)| Step {
-            tokens,
-            cache: &mut **cache,
-            planned_len: *planned_len,
-            logits: LogitsFor::Last,
-        })
+        .map(|(tokens, sequence)| Step { tokens, sequence, logits: LogitsFor::Last })
         .collect();
-    let logits = decoder.forward(&mut steps).unwrap();
-    logits.iter().map(|l| l.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    decoder.forward(&mut steps).unwrap().iter().map(<[f32]>::to_vec).collect()
 }
 
 fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
@@ -110,7 +108,7 @@ struct Checked {
     what: String,
     /// Of the largest number of an output vector.
     tolerance: f32,
-    calls: usize,
+    calls: Arc<AtomicUsize>,
 }
 
 impl KvCache for Checked {
@@ -118,10 +116,17 @@ impl KvCache for Checked {
         self.inner.shape()
     }
 
-    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
+    fn attend_held(
+        &self,
+        layer: usize,
+        states: States<'_>,
+        out: &mut [f32],
+        received: &mut Vec<f32>,
+    ) -> Result<()> {
         let (s, len) = (*self.shape(), self.inner.len());
         let past = self.inner.restored(layer)?;
-        self.inner.attend_into(layer, q, k, v, out)?;
+        self.inner.attend_held(layer, states, out, received)?;
+        let States { q, k, v, .. } = states;
         let new = k.len() / s.kv_dim();
         // Positions with their keys and values: those held, then the step's own.
         let keys: Vec<f32> = past.keys.iter().chain(k).copied().collect();
@@ -153,8 +158,12 @@ impl KvCache for Checked {
                 close(&out[row..row + s.head_dim], &want, self.tolerance, &what);
             }
         }
-        self.calls += 1;
+        self.calls.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn store(&mut self, layer: usize, states: States<'_>, received: &[f32]) -> Result<()> {
+        self.inner.store(layer, states, received)
     }
 
     fn finish_step(&mut self) -> Result<()> {
@@ -174,7 +183,12 @@ impl KvCache for Checked {
     }
 
     fn fork(&self) -> Box<dyn KvCache> {
-        Box::new(Self { inner: self.inner.fork(), what: self.what.clone(), ..*self })
+        Box::new(Self {
+            inner: self.inner.fork(),
+            what: self.what.clone(),
+            calls: self.calls.clone(),
+            ..*self
+        })
     }
 }
 
@@ -183,7 +197,7 @@ fn every_cache_attends_to_what_it_restores_in_every_model() {
     for name in MODELS {
         let model = Caches::new(name);
         let tokens = text(70, 0);
-        let exact = forward(model.decoder(), &mut [(&tokens[..40], &mut model.golden.cache(), tokens.len())]);
+        let exact = forward(model.decoder(), &mut [(&tokens[..40], &mut model.golden.sequence())]);
         for spec in SPECS {
             if model.shape.window.is_some() && spec.contains("h2o") {
                 // KV heads may then hold different numbers of tokens, which `restored` cannot show.
@@ -197,15 +211,17 @@ fn every_cache_attends_to_what_it_restores_in_every_model() {
             for (stored, tolerance) in [(&stored, beside_f16), (&f32s, 1e-4)] {
                 let what = format!("{spec} in {name}");
                 let inner = model.empty_of(stored, tokens.len());
-                let mut cache = Checked { inner, what: what.clone(), tolerance, calls: 0 };
+                let calls = Arc::new(AtomicUsize::new(0));
+                let cache = Checked { inner, what: what.clone(), tolerance, calls: calls.clone() };
+                let mut sequence = model.decoder().sequence(Box::new(cache), tokens.len());
                 // A prompt reads its own states exactly, whatever it is stored as.
-                let got = forward(model.decoder(), &mut [(&tokens[..40], &mut cache, tokens.len())]);
+                let got = forward(model.decoder(), &mut [(&tokens[..40], &mut sequence)]);
                 close(&got[0], &exact[0], 1e-4, &what);
                 for token in tokens[40..].chunks(1) {
-                    forward(model.decoder(), &mut [(token, &mut cache, tokens.len())]);
+                    forward(model.decoder(), &mut [(token, &mut sequence)]);
                 }
-                assert_eq!((cache.len(), cache.calls), (70, 31 * model.shape.layers));
-                assert!(cache.footprint().total() > 0, "{what}");
+                assert_eq!((sequence.len(), calls.load(Ordering::Relaxed)), (70, 31 * model.shape.layers));
+                assert!(sequence.footprint().total() > 0, "{what}");
             }
         }
     }
@@ -220,26 +236,23 @@ fn batches_change_nothing() {
             let alone: Vec<Vec<Vec<f32>>> = texts
                 .iter()
                 .map(|text| {
-                    let mut cache = model.empty(spec, text.len());
+                    let mut sequence = model.empty(spec, text.len());
                     let (prompt, rest) = text.split_at(20);
                     let chunks = std::iter::once(prompt).chain(rest.chunks(1));
-                    chunks
-                        .flat_map(|c| forward(model.decoder(), &mut [(c, &mut *cache, text.len())]))
-                        .collect()
+                    chunks.flat_map(|c| forward(model.decoder(), &mut [(c, &mut sequence)])).collect()
                 })
                 .collect();
             // The second joins five steps after the first, the third five after that; each leaves at its end.
-            let mut caches: Vec<Box<dyn KvCache>> =
-                texts.iter().map(|t| model.empty(spec, t.len())).collect();
+            let mut all: Vec<Sequence> = texts.iter().map(|t| model.empty(spec, t.len())).collect();
             let mut done = [0; 3];
             for step in 0..45 {
                 let mut who = Vec::new();
-                let mut sequences: Vec<(&[u32], &mut dyn KvCache, usize)> = Vec::new();
-                for (i, (cache, text)) in caches.iter_mut().zip(&texts).enumerate() {
-                    let at = cache.len();
+                let mut sequences: Vec<(&[u32], &mut Sequence)> = Vec::new();
+                for (i, (sequence, text)) in all.iter_mut().zip(&texts).enumerate() {
+                    let at = sequence.len();
                     if step >= 5 * i && at < text.len() {
                         let next = if at == 0 { &text[..20] } else { &text[at..at + 1] };
-                        sequences.push((next, &mut **cache, text.len()));
+                        sequences.push((next, sequence));
                         who.push(i);
                     }
                 }
@@ -265,16 +278,16 @@ fn what_leaves_a_sliding_window_leaves_the_cache() {
     assert_eq!(sliding.shape.window, Some(16));
     let tokens = text(TOKENS, 4);
     for spec in SPECS {
-        let mut cache = sliding.empty(spec, TOKENS);
+        let mut sequence = sliding.empty(spec, TOKENS);
         // Tokens are dropped by pages; of models this small a page holds up to 512. Most in each of two rounds of them.
         let mut most = [0, 0];
         for (i, token) in tokens.chunks(1).enumerate() {
-            forward(sliding.decoder(), &mut [(token, &mut *cache, TOKENS)]);
+            forward(sliding.decoder(), &mut [(token, &mut sequence)]);
             if let Some(round) = (i / 512).checked_sub(1) {
-                most[round] = cache.footprint().total().max(most[round]);
+                most[round] = sequence.footprint().total().max(most[round]);
             }
             if i % 64 == 0 && !spec.contains("h2o") {
-                let held = cache.restored(0).unwrap().positions;
+                let held = sequence.restored(0).unwrap().positions;
                 assert!(held.iter().all(|p| i + 1 - p < 16), "{spec} at {i}: {held:?}");
             }
         }
@@ -283,9 +296,9 @@ fn what_leaves_a_sliding_window_leaves_the_cache() {
         assert!(late <= early + early / 20, "{spec}: {early} bytes at most, 512 tokens later {late}");
         // Caches that drop tokens of their own accord are bounded anyway.
         if !["h2o", "sinks"].iter().any(|m| spec.contains(m)) {
-            let mut cache = open.empty(spec, TOKENS);
-            forward(open.decoder(), &mut [(&tokens, &mut *cache, TOKENS)]);
-            let whole = cache.footprint().total();
+            let mut sequence = open.empty(spec, TOKENS);
+            forward(open.decoder(), &mut [(&tokens, &mut sequence)]);
+            let whole = sequence.footprint().total();
             assert!(5 * late < 4 * whole, "{spec}: {late} bytes with a window, {whole} without");
         }
     }

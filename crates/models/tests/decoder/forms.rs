@@ -8,19 +8,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device};
 use minicache_config::WeightMode;
+use minicache_core::{Rotary, Sequence};
 use minicache_models::{
     Decoder, Experts, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step, WeightSource,
 };
 
 use crate::random::Random;
 use crate::reference::ReferenceCache;
-use crate::{fixture, golden, golden_in};
+use crate::{fixture, golden, golden_in, rows};
+
+fn reference(decoder: &Decoder) -> Sequence {
+    decoder.sequence(Box::new(ReferenceCache::new(*decoder.shape())), 0)
+}
 
 /// Logits of all golden tokens in one prefill.
 fn logits(decoder: &Decoder, tokens: &[u32]) -> Vec<f32> {
-    let mut cache = ReferenceCache::new(*decoder.shape());
-    let step = Step { tokens, cache: &mut cache, planned_len: 0, logits: LogitsFor::All };
-    decoder.forward(&mut [step]).unwrap()[0].flatten_all().unwrap().to_vec1().unwrap()
+    let mut sequence = reference(decoder);
+    let step = Step { tokens, sequence: &mut sequence, logits: LogitsFor::All };
+    decoder.forward(&mut [step]).unwrap().into_data()
 }
 
 /// Largest difference over largest number.
@@ -133,9 +138,9 @@ fn time_of_a_token_does_not_grow_with_the_number_of_experts() {
     // In turns and the best of many, so that other work on the machine does not decide.
     for _ in 0..40 {
         for (decoder, best) in decoders.iter().zip(&mut best) {
-            let mut cache = ReferenceCache::new(*decoder.shape());
+            let mut sequence = reference(decoder);
             let start = std::time::Instant::now();
-            let step = Step { tokens: &[7], cache: &mut cache, planned_len: 0, logits: LogitsFor::None };
+            let step = Step { tokens: &[7], sequence: &mut sequence, logits: LogitsFor::None };
             decoder.forward(&mut [step]).unwrap();
             *best = best.min(start.elapsed().as_secs_f64());
         }
@@ -153,16 +158,17 @@ fn an_observer_sees_the_residual_stream() {
     let golden = golden("llama-tied");
     let (tokens, shape) = (&golden.tokens, *golden.decoder.shape());
     let mut seen = Vec::new();
-    let (mut a, mut b) = (golden.cache(), golden.cache());
+    let (mut a, mut b) = (golden.sequence(), golden.sequence());
     let mut steps = [
-        Step { tokens: &tokens[..5], cache: &mut a, planned_len: 0, logits: LogitsFor::Last },
-        Step { tokens: &tokens[..2], cache: &mut b, planned_len: 0, logits: LogitsFor::None },
+        Step { tokens: &tokens[..5], sequence: &mut a, logits: LogitsFor::Last },
+        Step { tokens: &tokens[..2], sequence: &mut b, logits: LogitsFor::None },
     ];
-    let out = golden
-        .decoder
-        .forward_observed(&mut steps, &mut |layer, x| seen.push((layer, x.to_vec2::<f32>().unwrap())))
-        .unwrap();
-    golden.check_logits("observed", 4, &out[0].to_vec2().unwrap());
+    let mut observe = |layer: usize, x: &[f32]| {
+        seen.push((layer, x.chunks_exact(32).map(<[f32]>::to_vec).collect::<Vec<_>>()));
+    };
+    let out = golden.decoder.forward_observed(&mut steps, &mut observe).unwrap();
+    golden.check_logits("observed", 4, &rows(&out, 0));
+    assert!(out.of(1).is_empty() && out.len() == 2);
     assert_eq!(
         seen.iter().map(|(layer, _)| *layer).collect::<Vec<_>>(),
         (0..shape.layers).collect::<Vec<_>>()
@@ -194,21 +200,21 @@ fn progress_counts_every_part() {
 #[test]
 fn rotary_undoes_what_the_decoder_did_to_keys() {
     let golden = golden("phi3-longrope");
-    let mut cache = golden.cache();
-    golden.step(&golden.tokens, &mut cache);
+    let mut sequence = golden.sequence();
+    golden.step(&golden.tokens, &mut sequence);
     let shape = *golden.decoder.shape();
-    let restored = minicache_core::KvCache::restored(&cache, 0).unwrap();
+    let restored = sequence.restored(0).unwrap();
     let rotary = golden.decoder.rotary(golden.tokens.len());
     // Equal tokens have equal keys in the first layer, once unrotated.
     let mut keys = restored.keys.clone();
     for (i, head) in keys.chunks_exact_mut(shape.head_dim).enumerate() {
         rotary.unrotate(i / shape.kv_heads, head);
     }
-    let mut alone = golden.cache();
+    let mut alone = golden.sequence();
     let token = [golden.tokens[30]];
-    let step = Step { tokens: &token, cache: &mut alone, planned_len: 48, logits: LogitsFor::None };
+    let step = Step { tokens: &token, sequence: &mut alone, logits: LogitsFor::None };
     golden.decoder.forward(&mut [step]).unwrap();
-    let mut want = minicache_core::KvCache::restored(&alone, 0).unwrap().keys;
+    let mut want = alone.restored(0).unwrap().keys;
     want.chunks_exact_mut(shape.head_dim).for_each(|head| rotary.unrotate(0, head));
     let got = &keys[30 * shape.kv_dim()..31 * shape.kv_dim()];
     assert!(distance(got, &want) < 1e-5, "{}", distance(got, &want));

@@ -1,6 +1,6 @@
 //! Plain f32 attention over everything kept: what the decoder is tested with, independent of the real caches.
 
-use minicache_core::{Footprint, KvCache, ModelShape, Restored, Result};
+use minicache_core::{Footprint, KvCache, ModelShape, Restored, Result, States};
 
 /// Keeps every state in f32.
 #[derive(Clone)]
@@ -24,15 +24,14 @@ impl KvCache for ReferenceCache {
         &self.shape
     }
 
-    fn attend_into(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
-        let s = self.shape;
-        let tokens = k.len() / s.kv_dim();
+    fn attend_held(&self, layer: usize, states: States<'_>, out: &mut [f32], _: &mut Vec<f32>) -> Result<()> {
+        let (s, q) = (self.shape, states.q);
+        let tokens = states.k.len() / s.kv_dim();
         assert_eq!(q.len(), tokens * s.heads * s.head_dim);
         assert_eq!(out.len(), q.len());
         assert_eq!(self.keys[layer].len(), self.length * s.kv_dim(), "a layer was attended twice in a step");
-        self.keys[layer].extend_from_slice(k);
-        self.values[layer].extend_from_slice(v);
-        self.pending = tokens;
+        let keys = [&self.keys[layer][..], states.k].concat();
+        let values = [&self.values[layer][..], states.v].concat();
         for t in 0..tokens {
             let position = self.length + t;
             let first = s.window.map_or(0, |w| (position + 1).saturating_sub(w));
@@ -41,7 +40,7 @@ impl KvCache for ReferenceCache {
                 let at = |p: usize| (p * s.kv_heads + h / s.group()) * s.head_dim;
                 let scores: Vec<f32> = (first..=position)
                     .map(|p| {
-                        let k = &self.keys[layer][at(p)..][..s.head_dim];
+                        let k = &keys[at(p)..][..s.head_dim];
                         s.scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>()
                     })
                     .collect();
@@ -51,13 +50,20 @@ impl KvCache for ReferenceCache {
                 let out = &mut out[(t * s.heads + h) * s.head_dim..][..s.head_dim];
                 out.fill(0.0);
                 for (p, w) in (first..=position).zip(&weights) {
-                    let v = &self.values[layer][at(p)..][..s.head_dim];
+                    let v = &values[at(p)..][..s.head_dim];
                     for (o, v) in out.iter_mut().zip(v) {
                         *o += w / total * v;
                     }
                 }
             }
         }
+        Ok(())
+    }
+
+    fn store(&mut self, layer: usize, states: States<'_>, _: &[f32]) -> Result<()> {
+        self.keys[layer].extend_from_slice(states.k);
+        self.values[layer].extend_from_slice(states.v);
+        self.pending = states.k.len() / self.shape.kv_dim();
         Ok(())
     }
 

@@ -17,9 +17,11 @@ fn load(path: &Path) -> Result<Model, String> {
 
 fn logits(model: &Model, tokens: &[u32]) -> Tensor {
     let spec = CacheSpec::parse(r#"{ method = "full", dtype = "f32" }"#).unwrap();
-    let mut cache = model.new_cache_for(&spec, tokens.len()).unwrap();
-    let step = Step { tokens, cache: &mut *cache, planned_len: tokens.len(), logits: LogitsFor::All };
-    model.decoder.forward(&mut [step]).unwrap().remove(0)
+    let mut sequence = model.sequence(&spec, tokens.len()).unwrap();
+    let step = Step { tokens, sequence: &mut sequence, logits: LogitsFor::All };
+    let logits = model.decoder.forward(&mut [step]).unwrap();
+    let shape = (tokens.len(), logits.vocab());
+    Tensor::from_vec(logits.into_data(), shape, &Device::Cpu).unwrap()
 }
 
 /// Largest difference, as a part of the largest number.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use minicache_config::WeightMode;
-use minicache_core::{CacheSpec, KvCache};
+use minicache_core::{CacheSpec, Sequence};
 use minicache_models::{
     ChatTemplate, Gguf, LoadOptions, LogitsFor, Message, Model, Registry, Step, Tokenizer,
 };
@@ -76,13 +76,16 @@ fn load() -> Option<(Model, PathBuf)> {
     Some((Model::from_path(&path, "smollm2-135m", &options).unwrap(), golden))
 }
 
-fn full(model: &Model) -> Box<dyn KvCache> {
-    model.new_cache(&CacheSpec::parse(r#"{ method = "full", dtype = "f32" }"#).unwrap()).unwrap()
+fn full(model: &Model) -> Sequence {
+    model.sequence(&CacheSpec::parse(r#"{ method = "full", dtype = "f32" }"#).unwrap(), 0).unwrap()
 }
 
-fn forward(model: &Model, cache: &mut dyn KvCache, tokens: &[u32], logits: LogitsFor) -> Tensor {
-    let step = Step { tokens, cache, planned_len: 0, logits };
-    model.decoder.forward(&mut [step]).unwrap().remove(0)
+fn forward(model: &Model, sequence: &mut Sequence, tokens: &[u32], logits: LogitsFor) -> Tensor {
+    let logits = model.decoder.forward(&mut [Step { tokens, sequence, logits }]).unwrap();
+    let vocab = logits.vocab();
+    let data = logits.into_data();
+    let shape = (data.len() / vocab, vocab);
+    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
 }
 
 #[test]
@@ -92,7 +95,7 @@ fn logits_states_and_texts_equal_transformers() {
     let ints = |name: &str| tensors[name].to_dtype(DType::U32).unwrap().to_vec1::<u32>().unwrap();
     let tokens = ints("tokens");
     let mut cache = full(&model);
-    let logits = forward(&model, &mut *cache, &tokens, LogitsFor::All);
+    let logits = forward(&model, &mut cache, &tokens, LogitsFor::All);
     assert_eq!(logits.argmax(1).unwrap().to_vec1::<u32>().unwrap(), ints("argmax"));
     let largest = |x: Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     let last = logits.narrow(0, tokens.len() - 8, 8).unwrap();
@@ -114,7 +117,7 @@ fn logits_states_and_texts_equal_transformers() {
         let mut next = tokenizer.encode(case["prompt"].as_str().unwrap(), false).unwrap();
         let (mut generated, mut text, mut stream) = (Vec::new(), String::new(), tokenizer.stream(false));
         while generated.len() < 48 {
-            let logits = forward(&model, &mut *cache, &next, LogitsFor::Last);
+            let logits = forward(&model, &mut cache, &next, LogitsFor::Last);
             let id = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap()[0];
             generated.push(id);
             text += &stream.push(id).unwrap();

@@ -24,10 +24,11 @@ fn tensors(path: &str) -> HashMap<String, Tensor> {
 fn logits(model: &Model, golden: &str) -> (Tensor, Tensor) {
     let golden = tensors(&format!("{golden}/golden.safetensors"));
     let tokens: Vec<u32> = golden["tokens"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
-    let mut cache = model.new_cache_for(&full(), tokens.len()).unwrap();
-    let step =
-        Step { tokens: &tokens, cache: &mut *cache, planned_len: tokens.len(), logits: LogitsFor::All };
-    (golden["logits"].clone(), model.decoder.forward(&mut [step]).unwrap().remove(0))
+    let mut sequence = model.sequence(&full(), tokens.len()).unwrap();
+    let step = Step { tokens: &tokens, sequence: &mut sequence, logits: LogitsFor::All };
+    let logits = model.decoder.forward(&mut [step]).unwrap();
+    let shape = (tokens.len(), logits.vocab());
+    (golden["logits"].clone(), Tensor::from_vec(logits.into_data(), shape, &Device::Cpu).unwrap())
 }
 
 /// Largest difference, as a part of the largest number.

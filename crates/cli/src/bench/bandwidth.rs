@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// Reads 256 MiB with all threads of the current rayon pool, five times, and gives the best rate in GB/s (10^9 bytes
 /// per second): the bound for decoding, which reads its cache once per token.
-pub fn bandwidth_gb_s() -> f64 {
+pub(crate) fn bandwidth_gb_s() -> f64 {
     const WORDS: usize = 256 << 17;
     let data: Vec<u64> = (0..WORDS as u64).collect();
     let part = WORDS.div_ceil(rayon::current_num_threads());

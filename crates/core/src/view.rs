@@ -1,0 +1,444 @@
+//! What attention reads of a layer, as data: runs of positions and the stores where their states lie.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use crate::attend;
+use crate::cache::Restored;
+use crate::kept::Kept;
+use crate::kernels::{Sums, Weights};
+use crate::latent::{LatentKeys, LatentValues};
+use crate::magnitudes::Magnitudes;
+use crate::resources::Rotary;
+use crate::scratch::with_buffer;
+use crate::settings::ModelShape;
+use crate::states::States;
+use crate::store::Store;
+
+/// Keys and values of one layer that a cache holds of earlier tokens.
+#[derive(Clone)]
+pub struct LayerView<'a> {
+    /// Keys.
+    pub keys: SideView<'a>,
+    /// Values, of the same positions or more.
+    pub values: SideView<'a>,
+}
+
+impl LayerView<'_> {
+    /// First position that both sides hold.
+    pub(crate) fn start(&self) -> usize {
+        self.keys.start().max(self.values.start())
+    }
+
+    /// Causal attention of the step's queries over what is held and the step's own states, for
+    /// [`crate::KvCache::attend_held`] of `layer`: `len` tokens have been seen before the step.
+    ///
+    /// # Panics
+    /// States whose shapes have not been checked; positions up to `len` that are not held, unless a sliding window
+    /// has left them behind.
+    pub fn attend(&self, shape: &ModelShape, layer: usize, len: usize, states: States<'_>, out: &mut [f32]) {
+        attend::attend(shape, layer, self, len, states, out);
+    }
+
+    /// Whether both sides hold these positions.
+    pub(crate) fn holds(&self, positions: Range<usize>) -> bool {
+        self.keys.holds(positions.clone()) && self.values.holds(positions)
+    }
+
+    /// The states at `positions`, for [`crate::KvCache::restored`].
+    ///
+    /// # Panics
+    /// Positions that are not held.
+    pub fn restored(&self, shape: &ModelShape, positions: Range<usize>) -> Restored {
+        let (heads, dim) = (shape.kv_heads, shape.head_dim);
+        let read = |side: &SideView<'_>| {
+            let mut out = vec![0.0; positions.len() * heads * dim];
+            for (i, row) in out.chunks_exact_mut(dim).enumerate() {
+                side.read(i % heads, positions.start + i / heads, row);
+            }
+            out
+        };
+        Restored { keys: read(&self.keys), values: read(&self.values), positions: positions.collect() }
+    }
+}
+
+/// One side (keys or values) of a layer: segments that follow each other without gaps.
+#[derive(Clone, Default)]
+pub struct SideView<'a> {
+    segments: SmallVec<[Segment<'a>; 3]>,
+}
+
+impl<'a> FromIterator<Segment<'a>> for SideView<'a> {
+    fn from_iter<T: IntoIterator<Item = Segment<'a>>>(segments: T) -> Self {
+        Self { segments: segments.into_iter().collect() }
+    }
+}
+
+impl<'a> From<Segment<'a>> for SideView<'a> {
+    fn from(segment: Segment<'a>) -> Self {
+        std::iter::once(segment).collect()
+    }
+}
+
+/// A run of positions, and where their states lie.
+#[derive(Clone)]
+pub struct Segment<'a> {
+    positions: Range<usize>,
+    /// Index in the stores of the first position.
+    first: usize,
+    rows: Rows<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Rows<'a> {
+    Vectors(Vectors<'a>),
+    LatentKeys(LatentKeys<'a>),
+    LatentValues(LatentValues<'a>),
+}
+
+/// A vector for each position and KV head, perhaps in factors.
+#[derive(Clone, Copy)]
+struct Vectors<'a> {
+    store: &'a Store,
+    magnitudes: Option<&'a Magnitudes>,
+    channels: Option<&'a [f32]>,
+    kept: Option<Kept<'a>>,
+    rotary: Option<&'a dyn Rotary>,
+}
+
+impl<'a> Segment<'a> {
+    /// The vectors of `store` from index `first` on, one for each of `positions`.
+    pub fn new(positions: Range<usize>, store: &'a Store, first: usize) -> Self {
+        let vectors = Vectors { store, magnitudes: None, channels: None, kept: None, rotary: None };
+        Self { positions, first, rows: Rows::Vectors(vectors) }
+    }
+
+    /// Latents of keys, from index `first` on.
+    pub(crate) fn latent_keys(positions: Range<usize>, keys: LatentKeys<'a>, first: usize) -> Self {
+        Self { positions, first, rows: Rows::LatentKeys(keys) }
+    }
+
+    /// Latents of values, from index `first` on.
+    pub(crate) fn latent_values(positions: Range<usize>, values: LatentValues<'a>, first: usize) -> Self {
+        Self { positions, first, rows: Rows::LatentValues(values) }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Vectors<'a>)) -> Self {
+        if let Rows::Vectors(vectors) = &mut self.rows {
+            change(vectors);
+        }
+        self
+    }
+
+    /// Each vector times its number in a column (at the index that the store has it), by KV head or for all of them.
+    #[must_use]
+    pub fn times(self, magnitudes: &'a Magnitudes) -> Self {
+        self.with(|vectors| vectors.magnitudes = Some(magnitudes))
+    }
+
+    /// Each channel times a factor, `(kv_heads, head_dim)`.
+    #[must_use]
+    pub fn times_channels(self, factors: &'a [f32]) -> Self {
+        self.with(|vectors| vectors.channels = Some(factors))
+    }
+
+    /// Some vectors kept apart, which replace those of the store.
+    pub(crate) fn but(self, kept: Option<Kept<'a>>) -> Self {
+        self.with(|vectors| vectors.kept = kept)
+    }
+
+    /// Vectors to be rotated to their positions (but for those of other segments).
+    pub(crate) fn rotated(self, rotary: Option<&'a dyn Rotary>) -> Self {
+        self.with(|vectors| vectors.rotary = rotary)
+    }
+
+    /// The part of `range` that is in this segment.
+    fn cut(&self, range: &Range<usize>) -> Range<usize> {
+        let from = range.start.max(self.positions.start);
+        from..range.end.min(self.positions.end).max(from)
+    }
+
+    /// Where these positions are in the store.
+    fn indices(&self, positions: &Range<usize>) -> Range<usize> {
+        let index = |p: usize| self.first + p - self.positions.start;
+        index(positions.start)..index(positions.end)
+    }
+}
+
+impl SideView<'_> {
+    /// Whether these positions are held, by stores that have them.
+    pub(crate) fn holds(&self, positions: Range<usize>) -> bool {
+        let mut at = positions.start.max(self.start());
+        for segment in &self.segments {
+            let stored = match &segment.rows {
+                Rows::Vectors(vectors) => {
+                    let indices = segment.indices(&segment.positions);
+                    indices.start >= vectors.store.start() && indices.end <= vectors.store.len()
+                }
+                Rows::LatentKeys(_) | Rows::LatentValues(_) => true,
+            };
+            if segment.positions.is_empty() {
+                continue;
+            }
+            if !stored || segment.positions.start > at {
+                return false;
+            }
+            at = at.max(segment.positions.end);
+        }
+        self.start() <= positions.start && at >= positions.end
+    }
+
+    /// First position held.
+    pub(crate) fn start(&self) -> usize {
+        self.segments.first().map_or(0, |s| s.positions.start)
+    }
+
+    /// Numbers of a mapped query: of the query itself, unless latents have parts of their own.
+    pub(crate) fn query_dim(&self, head_dim: usize) -> usize {
+        self.latent_keys().map_or(head_dim, |keys| keys.query_dim(head_dim))
+    }
+
+    /// Numbers of an accumulated row. The first `head_dim` of them are in the space of values.
+    pub(crate) fn sum_dim(&self, head_dim: usize) -> usize {
+        self.latent_values().map_or(head_dim, |values| values.sum_dim(head_dim))
+    }
+
+    /// KV heads that one call had better serve, because they read the same storage: all of them, or one.
+    pub(crate) fn together(&self) -> usize {
+        let keys = self.latent_keys().map(|l| l.together());
+        keys.or_else(|| self.latent_values().map(|l| l.together())).unwrap_or(1)
+    }
+
+    /// Stored positions lie in blocks from this one on.
+    pub(crate) fn aligned_from(&self) -> usize {
+        let latents = self.segments.iter().find(|s| matches!(s.rows, Rows::LatentKeys(_)));
+        latents.map_or(0, |s| s.positions.start - s.first)
+    }
+
+    fn latent_keys(&self) -> Option<&LatentKeys<'_>> {
+        self.segments.iter().find_map(|s| if let Rows::LatentKeys(l) = &s.rows { Some(l) } else { None })
+    }
+
+    fn latent_values(&self) -> Option<&LatentValues<'_>> {
+        self.segments.iter().find_map(|s| if let Rows::LatentValues(l) = &s.rows { Some(l) } else { None })
+    }
+
+    /// Maps the queries `q (rows, head_dim)`, rows spread evenly over the KV heads `heads`, once per step, to
+    /// `out (rows, query_dim)`.
+    pub(crate) fn map_queries(&self, heads: Range<usize>, head_dim: usize, q: &[f32], out: &mut [f32]) {
+        match self.latent_keys() {
+            Some(keys) => keys.map_queries(heads, head_dim, q, out),
+            None => out.copy_from_slice(q),
+        }
+    }
+
+    /// Maps accumulated rows `(rows, sum_dim)` of KV head `head`, once per step, to values `out (rows, head_dim)`,
+    /// overwritten.
+    pub(crate) fn map_sums(&self, head: usize, head_dim: usize, sums: &[f32], rows: usize, out: &mut [f32]) {
+        match self.latent_values() {
+            Some(values) => values.map_sums(head, head_dim, sums, rows, out),
+            None => out.copy_from_slice(sums),
+        }
+    }
+
+    /// `out (rows, range.len())`: the scores of mapped queries `q (rows, query_dim)` against the positions `range` of
+    /// the KV heads `heads`, the rows spread evenly over them.
+    pub(crate) fn scores(
+        &self,
+        heads: Range<usize>,
+        head_dim: usize,
+        range: Range<usize>,
+        q: &[f32],
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        let (width, stride) = (range.len(), self.query_dim(head_dim));
+        let per_head = rows / heads.len();
+        out.fill(0.0);
+        for segment in &self.segments {
+            let part = segment.cut(&range);
+            if part.is_empty() {
+                continue;
+            }
+            let column = part.start - range.start;
+            match &segment.rows {
+                Rows::Vectors(vectors) => {
+                    for (i, head) in heads.clone().enumerate() {
+                        let q = Weights { w: &q[i * per_head * stride..], stride, rows: per_head };
+                        let y = Sums { y: &mut out[i * per_head * width + column..], stride: width };
+                        vectors.scores(head, head_dim, &part, segment.indices(&part), q, y);
+                    }
+                }
+                Rows::LatentKeys(keys) => {
+                    let q = Weights { w: q, stride, rows };
+                    let y = Sums { y: &mut out[column..], stride: width };
+                    keys.scores(heads.clone(), head_dim, segment.indices(&part), q, y);
+                }
+                Rows::LatentValues(_) => unreachable!("values have no scores"),
+            }
+        }
+    }
+
+    /// `out (rows, sum_dim) +=` the sum of the positions `range`, weighed by `p (rows, range.len())`; `heads` as in
+    /// [`SideView::scores`].
+    pub(crate) fn accumulate(
+        &self,
+        heads: Range<usize>,
+        head_dim: usize,
+        range: Range<usize>,
+        p: &[f32],
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        let (width, stride) = (range.len(), self.sum_dim(head_dim));
+        let per_head = rows / heads.len();
+        for segment in &self.segments {
+            let part = segment.cut(&range);
+            if part.is_empty() {
+                continue;
+            }
+            let column = part.start - range.start;
+            match &segment.rows {
+                Rows::Vectors(vectors) => {
+                    for (i, head) in heads.clone().enumerate() {
+                        let first = i * per_head;
+                        let p = Weights { w: &p[first * width + column..], stride: width, rows: per_head };
+                        let y = Sums { y: &mut out[first * stride..], stride };
+                        vectors.accumulate(head, head_dim, &part, segment.indices(&part), p, y);
+                    }
+                }
+                Rows::LatentValues(values) => {
+                    let p = Weights { w: &p[column..], stride: width, rows };
+                    let y = Sums { y: &mut *out, stride };
+                    values.accumulate(heads.clone(), head_dim, segment.indices(&part), p, y);
+                }
+                Rows::LatentKeys(_) => unreachable!("keys are not summed"),
+            }
+        }
+    }
+
+    /// The vector at `position` as attention sees it.
+    pub(crate) fn read(&self, head: usize, position: usize, out: &mut [f32]) {
+        let Some(segment) = self.segments.iter().find(|s| s.positions.contains(&position)) else {
+            panic!("position {position} is not held");
+        };
+        let index = segment.indices(&(position..position + 1)).start;
+        match &segment.rows {
+            Rows::Vectors(vectors) => vectors.read(head, position, index, out),
+            Rows::LatentKeys(keys) => keys.read(head, position, index, out),
+            Rows::LatentValues(values) => values.read(head, index, out),
+        }
+    }
+}
+
+impl Vectors<'_> {
+    fn read(&self, head: usize, position: usize, index: usize, out: &mut [f32]) {
+        if !self.kept.is_some_and(|kept| kept.read(head, position, out)) {
+            self.store.read(head, index, out);
+            if let Some(magnitudes) = self.magnitudes {
+                let m = magnitudes.of_head(head, index);
+                out.iter_mut().for_each(|x| *x *= m);
+            }
+            if let Some(factors) = self.channels {
+                let factors = &factors[head * out.len()..];
+                out.iter_mut().zip(factors).for_each(|(x, s)| *x *= s);
+            }
+        }
+        if let Some(rotary) = self.rotary {
+            rotary.rotate(position, out);
+        }
+    }
+
+    /// <q, m e> = m <q, e>; scores of kept vectors come in the place of the store's.
+    fn scores(
+        &self,
+        head: usize,
+        dim: usize,
+        positions: &Range<usize>,
+        indices: Range<usize>,
+        q: Weights,
+        out: Sums,
+    ) {
+        if self.rotary.is_some() {
+            return self.rotated_scores(head, dim, positions, indices, q, out);
+        }
+        let Sums { y, stride } = out;
+        let Weights { w, stride: apart, rows } = q;
+        match self.channels {
+            None => self.store.add_scores(head, indices.clone(), q, Sums { y: &mut *y, stride }),
+            Some(factors) => with_buffer(rows * dim, |scaled| {
+                for (row, to) in scaled.chunks_exact_mut(dim).enumerate() {
+                    let from = w[row * apart..].iter().zip(&factors[head * dim..]);
+                    to.iter_mut().zip(from).for_each(|(t, (x, s))| *t = x * s);
+                }
+                let q = Weights { w: scaled, stride: dim, rows };
+                self.store.add_scores(head, indices.clone(), q, Sums { y: &mut *y, stride });
+            }),
+        }
+        if let Some(magnitudes) = self.magnitudes {
+            magnitudes.scale(head, indices, y, stride, rows);
+        }
+        if let Some(kept) = self.kept {
+            kept.replace_scores(head, positions, q, Sums { y, stride });
+        }
+    }
+
+    /// Scores of keys that have to be rotated first: restored one at a time in a buffer of one vector.
+    fn rotated_scores(
+        &self,
+        head: usize,
+        dim: usize,
+        positions: &Range<usize>,
+        indices: Range<usize>,
+        q: Weights,
+        out: Sums,
+    ) {
+        with_buffer(dim, |key| {
+            for (column, (position, index)) in positions.clone().zip(indices).enumerate() {
+                self.read(head, position, index, key);
+                for row in 0..q.rows {
+                    let query = &q.w[row * q.stride..][..dim];
+                    out.y[row * out.stride + column] = query.iter().zip(&*key).map(|(a, b)| a * b).sum();
+                }
+            }
+        });
+    }
+
+    /// sum_i p_i m_i e_i = sum_i (p_i m_i) e_i, and kept vectors beside (those of the store are zero in their places).
+    fn accumulate(
+        &self,
+        head: usize,
+        dim: usize,
+        positions: &Range<usize>,
+        indices: Range<usize>,
+        p: Weights,
+        out: Sums,
+    ) {
+        let Sums { y, stride } = out;
+        let Weights { w, stride: apart, rows } = p;
+        let width = indices.len();
+        match (self.magnitudes, self.channels) {
+            (None, None) => self.store.add_sums(head, indices, p, Sums { y: &mut *y, stride }),
+            (Some(magnitudes), _) => with_buffer(rows * width, |scaled| {
+                for (row, to) in scaled.chunks_exact_mut(width).enumerate() {
+                    to.copy_from_slice(&w[row * apart..][..width]);
+                }
+                magnitudes.scale(head, indices.clone(), scaled, width, rows);
+                let p = Weights { w: scaled, stride: width, rows };
+                self.store.add_sums(head, indices, p, Sums { y: &mut *y, stride });
+            }),
+            (None, Some(factors)) => with_buffer(rows * dim, |sums| {
+                sums.fill(0.0);
+                self.store.add_sums(head, indices, p, Sums { y: sums, stride: dim });
+                for (row, from) in sums.chunks_exact(dim).enumerate() {
+                    let to = y[row * stride..].iter_mut().zip(from).zip(&factors[head * dim..]);
+                    to.for_each(|((t, x), s)| *t += x * s);
+                }
+            }),
+        }
+        if let Some(kept) = self.kept {
+            kept.accumulate(head, positions, p, Sums { y, stride });
+        }
+    }
+}
