@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::commands::{MODELS, Room, difference, find, ids, read};
+use crate::golden::{difference, find, ids, read};
+use crate::room::{MODELS, Room};
 
 /// The model's folder, its golden tokens as `--tokens` takes them, and a file of token ids to calibrate on.
 fn prepared(room: &Room, name: &str) -> (String, String) {

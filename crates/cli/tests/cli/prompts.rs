@@ -4,7 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::commands::{Room, text};
+use crate::room::Room;
+use crate::text;
 
 #[test]
 fn a_prompt_is_shown_as_the_model_reads_it() {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::commands::Room;
+use super::room::Room;
 
 #[test]
 fn a_saved_prompt_is_gone_on_from() {

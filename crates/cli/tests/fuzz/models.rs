@@ -71,6 +71,9 @@ const GGUF_WORDS: &[&str] = &[
     "qwen2.block_count",
     "qwen2.attention.head_count",
     "qwen2.rope.freq_base",
+    "qwen3.block_count",
+    "qwen3.attention.head_count",
+    "qwen3.attention.key_length",
     "phi3.attention.sliding_window",
     "phi3.rope.scaling.original_context_length",
     "phi3.context_length",
@@ -96,6 +99,8 @@ const GGUF_WORDS: &[&str] = &[
     "blk.0.attn_q.weight",
     "blk.0.attn_k.weight",
     "blk.0.attn_v.bias",
+    "blk.0.attn_q_norm.weight",
+    "blk.1.attn_k_norm.weight",
     "blk.0.attn_qkv.weight",
     "blk.1.attn_output.weight",
     "blk.0.ffn_up.weight",
@@ -112,6 +117,7 @@ pub(crate) fn gguf(dir: &Path) -> Format {
         "gguf/llama-tied.q8_0.gguf",
         "gguf/llama3.q8_0.gguf",
         "gguf/qwen2.q8_0.gguf",
+        "gguf/qwen3.q8_0.gguf",
         "gguf/phi3-longrope.q8_0.gguf",
         "gguf/mixtral.q8_0.gguf",
         "gguf/mixtral-per-expert.q8_0.gguf",
@@ -132,8 +138,8 @@ pub(crate) fn gguf(dir: &Path) -> Format {
     Format::new(Seeds { shape: Shape::Gguf, files, words: GGUF_WORDS }, read)
 }
 
-const FOLDERS: [&str; 7] =
-    ["llama-tied", "llama3", "qwen2", "phi3", "phi3-longrope", "mistral-sliding", "mixtral"];
+const FOLDERS: [&str; 8] =
+    ["llama-tied", "llama3", "qwen2", "qwen3", "phi3", "phi3-longrope", "mistral-sliding", "mixtral"];
 
 /// Copies of the tiny models in folders of their own.
 fn folders(dir: &Path, names: &[&str]) -> Vec<PathBuf> {
@@ -213,7 +219,7 @@ pub(crate) fn weights(dir: &Path) -> Format {
         ".weight",
     ];
     in_folders(
-        folders(dir, &["llama-tied", "qwen2", "phi3-longrope"]),
+        folders(dir, &["llama-tied", "qwen2", "qwen3", "phi3-longrope"]),
         "model.safetensors",
         Shape::Safetensors,
         WORDS,

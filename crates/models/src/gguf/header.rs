@@ -3,17 +3,18 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Every count and length is held against the bytes
 //! that are left before anything is allocated, so that memory is bounded by the file's size, whatever it says.
 
+mod reader;
+mod start;
+
 use std::collections::{HashMap, HashSet};
 
 use candle_core::quantized::gguf_file::Value;
-use minicache_config::{lfs_pointer, not_text, shown};
+use minicache_config::shown;
 
 use super::types::WeightType;
+use reader::{Info, Reader};
+use start::check_start;
 
-/// Dimensions of a tensor, as in llama.cpp.
-const MOST_DIMS: u32 = 4;
-/// Arrays inside of each other; llama.cpp reads none.
-const DEEPEST: usize = 4;
 /// Where tensors begin, if the file does not say.
 const ALIGNMENT: u32 = 32;
 
@@ -77,53 +78,6 @@ fn duplicate(metadata: &mut HashMap<String, Value>, key: String, value: Value) -
     None
 }
 
-/// Magic and version, and what a file is instead.
-fn check_start(file: &[u8]) -> Result<()> {
-    if file.is_empty() {
-        return Err("is empty; download it again".to_string());
-    }
-    if let Some(what) = lfs_pointer(file) {
-        return Err(what.to_string());
-    }
-    let Some(head) = file.first_chunk::<8>() else {
-        return Err(too_short(file.len()));
-    };
-    let (magic, version) = head.split_at(4);
-    let version = u32::from_le_bytes([version[0], version[1], version[2], version[3]]);
-    match magic {
-        b"GGUF" => {}
-        b"FUGG" => return Err(BIG_ENDIAN.to_string()),
-        b"lmgg" | b"tjgg" | b"fmgg" | b"algg" => {
-            return Err("is of a GGML format from before GGUF; convert the model again".to_string());
-        }
-        _ => {
-            let what = not_text(&file[..file.len().min(16)]).map(|what| format!(" ({what})"));
-            let what = what.unwrap_or_default();
-            return Err(format!(
-                "not a GGUF file: it does not start with GGUF{what}; give a .gguf file or a directory"
-            ));
-        }
-    }
-    match version {
-        2 | 3 => {}
-        // 3 with its bytes the other way round; no version is that high.
-        version if version.swap_bytes() <= 0xffff && version > 0xffff => return Err(BIG_ENDIAN.to_string()),
-        version => {
-            return Err(format!(
-                "is of GGUF version {version}; versions 2 and 3 are read: convert the model again"
-            ));
-        }
-    }
-    if file.len() < 24 { Err(too_short(file.len())) } else { Ok(()) }
-}
-
-const BIG_ENDIAN: &str =
-    "is a big-endian GGUF file, which is not read; convert the model again for little-endian machines";
-
-fn too_short(length: usize) -> String {
-    format!("too short to be a GGUF file ({length} bytes); download it again")
-}
-
 /// `general.alignment`.
 fn alignment(metadata: &HashMap<String, Value>) -> Result<u32> {
     match metadata.get("general.alignment") {
@@ -134,16 +88,6 @@ fn alignment(metadata: &HashMap<String, Value>) -> Result<u32> {
         }
         Some(_) => Err("metadata general.alignment is not of type u32; the file is damaged".to_string()),
     }
-}
-
-/// A tensor as the header lists it.
-struct Info {
-    name: String,
-    dims: Vec<usize>,
-    kind: WeightType,
-    /// Behind the header.
-    offset: u64,
-    size: u64,
 }
 
 /// Where tensors lie, once it is known where the data begin.
@@ -180,141 +124,6 @@ fn place(infos: Vec<Info>, data: u64, alignment: u32, length: usize) -> Result<V
         return Err(format!("tensors {a} and {b} overlap; the file is damaged"));
     }
     Ok(entries)
-}
-
-/// Little-endian values one behind the other.
-struct Reader<'a> {
-    file: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn left(&self) -> usize {
-        self.file.len() - self.at
-    }
-
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let taken = self.file[self.at..].get(..n).ok_or_else(truncated)?;
-        self.at += n;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let (taken, _) = self.file[self.at..].split_first_chunk::<N>().ok_or_else(truncated)?;
-        self.at += N;
-        Ok(*taken)
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    /// A number of things of which each takes at least `size` bytes.
-    fn count(&self, count: u64, size: usize, what: &str) -> Result<usize> {
-        match usize::try_from(count) {
-            Ok(count) if count <= self.left() / size => Ok(count),
-            _ => Err(format!(
-                "truncated or damaged: it announces {count} {what}, more than fit into its {} bytes; {}",
-                self.file.len(),
-                super::DOWNLOAD_AGAIN
-            )),
-        }
-    }
-
-    /// What is not UTF-8 is replaced: some writers put raw bytes into vocabularies.
-    fn string(&mut self) -> Result<String> {
-        let length = usize::try_from(self.u64()?).map_err(|_| truncated())?;
-        Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
-    }
-
-    fn value(&mut self, kind: u32, depth: usize) -> Result<Value> {
-        Ok(match kind {
-            0 => Value::U8(self.array::<1>()?[0]),
-            1 => Value::I8(i8::from_le_bytes(self.array()?)),
-            2 => Value::U16(u16::from_le_bytes(self.array()?)),
-            3 => Value::I16(i16::from_le_bytes(self.array()?)),
-            4 => Value::U32(self.u32()?),
-            5 => Value::I32(i32::from_le_bytes(self.array()?)),
-            6 => Value::F32(f32::from_le_bytes(self.array()?)),
-            7 => match self.array::<1>()?[0] {
-                byte @ (0 | 1) => Value::Bool(byte == 1),
-                byte => return Err(format!("a truth value is {byte}; the file is damaged")),
-            },
-            8 => Value::String(self.string()?),
-            9 if depth < DEEPEST => {
-                let kind = self.u32()?;
-                let length = self.u64()?;
-                let count = self.count(length, smallest(kind)?, "array elements")?;
-                let mut values = Vec::with_capacity(count);
-                for _ in 0..count {
-                    values.push(self.value(kind, depth + 1)?);
-                }
-                Value::Array(values)
-            }
-            9 => return Err("arrays are nested too deeply; the file is damaged".to_string()),
-            10 => Value::U64(self.u64()?),
-            11 => Value::I64(i64::from_le_bytes(self.array()?)),
-            12 => Value::F64(f64::from_le_bytes(self.array()?)),
-            other => return Err(format!("{other} is no type of metadata; the file is damaged")),
-        })
-    }
-
-    fn tensor(&mut self) -> Result<Info> {
-        let name = self.string()?;
-        let fail = |message: String| Err(format!("tensor {}: {message}", shown(&name)));
-        let count = self.u32()?;
-        if !(1..=MOST_DIMS).contains(&count) {
-            return fail(format!("has {count} dimensions; 1 to {MOST_DIMS} are possible"));
-        }
-        let mut dims = Vec::new();
-        for _ in 0..count {
-            dims.push(self.u64()?);
-        }
-        // Innermost first in the file.
-        dims.reverse();
-        let (number, offset) = (self.u32()?, self.u64()?);
-        let kind = match WeightType::by_number(number) {
-            Ok(kind) => kind,
-            Err(message) => return fail(message),
-        };
-        if dims.contains(&0) {
-            return fail(format!("is empty, of shape {dims:?}; the file is damaged"));
-        }
-        let row = dims[dims.len() - 1];
-        let block = kind.block() as u64;
-        if !row.is_multiple_of(block) {
-            return fail(format!(
-                "rows of {row} numbers are not whole blocks of {block}; the file is damaged"
-            ));
-        }
-        let elements = dims.iter().try_fold(1u64, |a, &b| a.checked_mul(b));
-        let size = elements.and_then(|n| (n / block).checked_mul(kind.bytes() as u64));
-        let whole = |n: u64| usize::try_from(n).ok();
-        match (size, dims.iter().map(|&n| whole(n)).collect()) {
-            (Some(size), Some(dims)) => Ok(Info { name, dims, kind, offset, size }),
-            _ => fail(format!("is too large, of shape {dims:?}; the file is damaged")),
-        }
-    }
-}
-
-fn truncated() -> String {
-    format!("truncated or damaged: its header goes on behind its end; {}", super::DOWNLOAD_AGAIN)
-}
-
-/// Bytes that a value of this type takes at least.
-fn smallest(kind: u32) -> Result<usize> {
-    match kind {
-        0 | 1 | 7 => Ok(1),
-        2 | 3 => Ok(2),
-        4..=6 => Ok(4),
-        8 | 10..=12 => Ok(8),
-        9 => Ok(12),
-        other => Err(format!("{other} is no type of metadata; the file is damaged")),
-    }
 }
 
 #[cfg(test)]
@@ -431,23 +240,6 @@ mod tests {
         assert!(tensors(&[("v", &[16], 0, 0), ("w", &[4], 0, 32)]).contains("tensors v and w overlap"));
         assert!(tensors(&[("w", &[4], 0, 0), ("w", &[4], 0, 32)]).contains("w comes twice"));
         assert!(tensors(&[("w\u{1b}[2J", &[256], 16, 0)]).contains("w\\u{1b}[2J: has the type IQ2_XXS"));
-    }
-
-    #[test]
-    fn what_a_file_is_instead_is_said() {
-        for (bytes, wanted) in [
-            (&b""[..], "is empty"),
-            (b"GGUF", "too short"),
-            (b"GGUF\x03\0\0\0\0", "too short"),
-            (b"GGUF\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "big-endian"),
-            (b"GGUF\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "GGUF version 1"),
-            (b"tjgg\x03\0\0\0", "before GGUF"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
-            (b"\xff\xfeG\0G\0U\0F\0", "UTF-16"),
-            (b"<html>this is not the file you asked for</html>", "not a GGUF file"),
-        ] {
-            assert!(message(bytes).contains(wanted), "{wanted}: {}", message(bytes));
-        }
     }
 
     /// Cut anywhere, and with any byte changed, a file is read or refused.

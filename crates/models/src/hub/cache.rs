@@ -12,7 +12,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Kind, names};
+use super::names;
+use super::repository::Kind;
 
 /// One repository in the cache.
 #[derive(Debug)]
