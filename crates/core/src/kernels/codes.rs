@@ -8,6 +8,7 @@
 /// The planes of a code: bits, and their place in the code.
 fn planes(bits: u8) -> &'static [(usize, usize)] {
     match bits {
+        1 => &[(1, 0)],
         2 => &[(2, 0)],
         3 => &[(2, 0), (1, 2)],
         4 => &[(4, 0)],

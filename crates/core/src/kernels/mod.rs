@@ -24,10 +24,14 @@ pub mod loops;
 mod neon;
 mod scalar;
 pub mod tile;
+mod trellis;
 
 pub(crate) use codes::{get_code, put_lane, put_step, strip_bytes};
 pub use isa::{Isa, Set, with_isa};
 pub(crate) use lines::{Line, Plain, prefetch, view, view_mut};
+pub(crate) use trellis::{STATES, Trellis, WINDOW};
+
+use std::cell::RefCell;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -39,6 +43,11 @@ pub(crate) const LANES: usize = 16;
 
 /// Weight rows that share one pass over a tile.
 pub(crate) const ROWS: usize = 4;
+
+thread_local! {
+    /// Levels of trellis codes, a byte each.
+    static LEVELS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Steps whose integer sums fit: codes of up to 255 times digits of at most 128 each.
 const MOST_STEPS: usize = i32::MAX as usize / (255 * 128);
@@ -93,6 +102,8 @@ pub(crate) struct Codes<'a> {
     /// Scales and zeros of the lanes, `strips * width` each, where groups run along the steps. A lane's element is
     /// then `scale * code + zero`; without them scale and zero are already in the weights.
     pub(crate) lanes: Option<(&'a [f16], &'a [f16])>,
+    /// Codes of a trellis, whose elements are levels.
+    pub(crate) trellis: Option<Trellis>,
 }
 
 /// How finely weights (queries, probabilities) are rounded before they meet codes, relative to the largest weight
@@ -335,7 +346,7 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
         return;
     }
     // As in `dense`.
-    assert!(w.rows <= ROWS && matches!(m.bits, 2 | 3 | 4 | 8));
+    assert!(w.rows <= ROWS && matches!((m.bits, m.trellis), (2 | 3 | 4 | 8, None) | (1..=3, Some(_))));
     assert!(steps <= MOST_STEPS, "{steps} steps may overflow their integer sums");
     assert!(m.width <= LANES && (m.width == LANES || m.strips == 1));
     assert!(m.runs == 1 || m.steps.is_multiple_of(LANES));
@@ -346,6 +357,19 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
     assert!((w.rows - 1) * out.stride + m.strips * m.width <= out.y.len());
     if let Some((scale, zero)) = m.lanes {
         assert!(m.strips * m.width <= scale.len().min(zero.len()));
+    }
+    if let Some(trellis) = m.trellis {
+        // Taken out while in use, as all working memory of a thread.
+        let mut room = LEVELS.take();
+        let levels = trellis::expanded(
+            #[cfg(target_arch = "x86_64")]
+            isa,
+            &m,
+            trellis,
+            &mut room,
+        );
+        codes(isa, levels, w, out);
+        return LEVELS.set(room);
     }
     match isa.set() {
         Set::Scalar => scalar::codes(m, w, out),

@@ -4,6 +4,7 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use crate::store::normal::UNIFORM;
+use crate::store::trellis::levels;
 use crate::store::{Scheme, Side, Store};
 
 /// Bits per component: consecutive components (by descending variance) with the same number of bits.
@@ -13,20 +14,35 @@ pub struct Allocation {
     pub sections: Vec<(u8, usize)>,
 }
 
+/// What codes of so many bits leave of a unit variance, by falling error.
+pub type Errors = [(u8, f32)];
+
+/// Those of uniform steps.
+pub fn uniform_errors() -> Vec<(u8, f32)> {
+    UNIFORM.iter().map(|u| (u.0, u.2)).collect()
+}
+
+/// Those of trellis codes, and of uniform steps for the bits that there are none of.
+pub fn trellis_errors() -> Vec<(u8, f32)> {
+    let uniform =
+        uniform_errors().into_iter().map(|(bits, error)| (bits, levels(bits).map_or(error, |t| t.error)));
+    levels(1).map(|t| (1, t.error)).into_iter().chain(uniform).collect()
+}
+
 /// Spends `budget` bits on the components of several groups, each with its `variances` (descending): each step goes
 /// where it takes most squared error per bit (greedy reverse water-filling), whatever the group. Components come in
 /// runs of `unit` (a multiple of the store's lane width wastes nothing) that get the same bits.
-pub fn allocate(groups: &[Vec<f32>], budget: usize, unit: usize) -> Vec<Allocation> {
+pub fn allocate(groups: &[Vec<f32>], budget: usize, unit: usize, errors: &Errors) -> Vec<Allocation> {
     let runs = || groups.iter().enumerate().flat_map(|(g, v)| v.chunks(unit).map(move |c| (g, c)));
     let energies: Vec<f32> = runs().map(|(_, c)| c.iter().sum()).collect();
     let sizes: Vec<usize> = runs().map(|(_, c)| c.len()).collect();
     let mut level = vec![0usize; sizes.len()];
-    let error = |level: usize| if level == 0 { 1.0 } else { UNIFORM[level - 1].2 };
-    let bits = |level: usize| if level == 0 { 0 } else { usize::from(UNIFORM[level - 1].0) };
+    let error = |level: usize| if level == 0 { 1.0 } else { errors[level - 1].1 };
+    let bits = |level: usize| if level == 0 { 0 } else { usize::from(errors[level - 1].0) };
     // The best move of a run from its level. It may skip levels: from nothing straight to 3 bits, if that is the
     // better bargain.
     let best = |i: usize, from: usize| {
-        (from + 1..=UNIFORM.len())
+        (from + 1..=errors.len())
             .map(|to| {
                 let cost = (bits(to) - bits(from)) * sizes[i];
                 Move { gain: energies[i] * (error(from) - error(to)) / cost as f32, cost, run: i, to }
@@ -128,7 +144,7 @@ pub(super) enum Coding {
     Plain { scheme: Scheme, rank: usize },
     /// Codes of fixed steps, in units of a component's calibrated deviation and of the root mean square of its section
     /// for the token: what is unlike other tokens is often so in few components.
-    Allocated { allocation: Allocation, deviations: Vec<f32> },
+    Allocated { allocation: Allocation, deviations: Vec<f32>, trellis: bool },
 }
 
 impl Coding {
@@ -171,7 +187,10 @@ impl Coding {
     pub(super) fn store(&self, side: Side) -> Store {
         match self {
             Coding::Plain { scheme, rank } => Store::new(1, *rank, *scheme, side),
-            Coding::Allocated { allocation, .. } => Store::sections(&allocation.sections, side),
+            Coding::Allocated { allocation, trellis: false, .. } => {
+                Store::sections(&allocation.sections, side)
+            }
+            Coding::Allocated { allocation, .. } => Store::trellis(&allocation.sections, side),
         }
     }
 }
@@ -218,9 +237,11 @@ mod tests {
             groups.iter().zip(allocations).map(group).sum()
         };
         let budget = 3 * 64 * 2;
-        let together = allocate(&groups, budget, 16);
-        let apart: Vec<Allocation> =
-            groups.iter().flat_map(|g| allocate(std::slice::from_ref(g), budget / 3, 16)).collect();
+        let together = allocate(&groups, budget, 16, &uniform_errors());
+        let apart: Vec<Allocation> = groups
+            .iter()
+            .flat_map(|g| allocate(std::slice::from_ref(g), budget / 3, 16, &uniform_errors()))
+            .collect();
         assert!(together.iter().map(bits).sum::<usize>() <= budget);
         assert!(bits(&together[0]) > bits(&together[1]) && bits(&together[2]) == 0);
         assert!(error(&together) < 0.5 * error(&apart), "{} {}", error(&together), error(&apart));

@@ -27,7 +27,7 @@ mod view;
 
 pub use basis::{Basis, Grouping, KeyBasis, Span, ValueBasis};
 pub(crate) use cache::LatentCache;
-pub use coder::{Allocation, allocate};
+pub use coder::{Allocation, Errors, allocate, trellis_errors, uniform_errors};
 pub use moments::{KeyMoments, Moments, ValueMoments};
 pub use plan::LatentPlan;
 pub(crate) use view::{LatentKeys, LatentValues};

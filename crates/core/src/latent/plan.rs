@@ -7,7 +7,7 @@ use crate::methods::Latent;
 use crate::settings::{Axis, Group, LatentSide, ModelShape, Rank};
 
 use super::basis::{Basis, Grouping, KeyBasis, Phases, Span, ValueBasis};
-use super::coder::{Allocation, Coding, allocate};
+use super::coder::{Allocation, Coding, allocate, trellis_errors, uniform_errors};
 use super::transform::{KeyTransform, ValueTransform};
 use crate::store::Scheme;
 use crate::{Error, Precision, Result, Rotary};
@@ -159,7 +159,8 @@ pub(super) fn codings(
         .collect();
     let total: usize = each.iter().map(Vec::len).sum();
     let unit = each.iter().map(Vec::len).min().unwrap_or(1).min(UNIT);
-    let allocations = allocate(&each, (rate * total as f64).round() as usize, unit);
+    let errors = if side.trellis { trellis_errors() } else { uniform_errors() };
+    let allocations = allocate(&each, (rate * total as f64).round() as usize, unit, &errors);
     let coded = each.iter().zip(allocations).map(|(each, Allocation { sections })| {
         // Tiny budgets may buy nothing; one component at the least keeps the store well-formed.
         let sections = if sections.is_empty() { vec![(2, copies)] } else { sections };
@@ -167,7 +168,7 @@ pub(super) fn codings(
         // A component that calibration saw nothing of must not make a token that has it look like an outlier of all.
         let least = LEAST_DEVIATION * each[0].sqrt().max(f32::MIN_POSITIVE);
         let deviations = each[..rank].iter().map(|v| v.sqrt().max(least)).collect();
-        Coding::Allocated { allocation: Allocation { sections }, deviations }
+        Coding::Allocated { allocation: Allocation { sections }, deviations, trellis: side.trellis }
     });
     coded.collect()
 }

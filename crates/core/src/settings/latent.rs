@@ -79,6 +79,10 @@ pub struct LatentSide {
     pub rate: Option<f64>,
     /// Bits per component: 2, 3, 4 or 8; 16 keeps f16.
     pub bits: u8,
+    /// Codes of allocated bits follow a trellis: a third less error in not one bit more, for some more work when they are
+    /// written and read.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "std::ops::Not::not"))]
+    pub trellis: bool,
     /// Quantisation group along the latent (per token) or along tokens (per channel).
     pub quant_group: usize,
     /// Axis of the quantisation group.
@@ -93,6 +97,7 @@ impl Default for LatentSide {
             rank: Rank::Fraction(0.5),
             rate: None,
             bits: 4,
+            trellis: false,
             quant_group: 32,
             axis: Axis::Token,
         }
@@ -123,6 +128,9 @@ impl LatentSide {
                 ));
             }
             _ => {}
+        }
+        if self.trellis && self.rate.is_none() {
+            return Err(SettingError::new("trellis", "needs a rate, by which bits are allocated"));
         }
         if self.rate.is_some_and(|r| !(r > 0.0 && r <= 8.0)) {
             return Err(SettingError::new("rate", "must be above 0 and at most 8 bits"));

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::trellis::{Levels, MIDDLE, levels};
 use super::{Side, normal};
 use crate::kernels::{
-    self, Dense, Float, Isa, LANES, Line, StepScales, Sums, Weights, get_code, put_lane, put_step,
-    strip_bytes, view, view_mut,
+    self, Dense, Float, Isa, LANES, Line, StepScales, Sums, Trellis, WINDOW, Weights, get_code, put_lane,
+    put_step, strip_bytes, view, view_mut,
 };
 use half::f16;
 
@@ -137,6 +138,15 @@ pub(super) enum Scaling {
     Tokens,
     /// A byte of scale per token and section ([`normal::scale`]); zero is in the middle of the codes.
     Centred,
+    /// Likewise, with codes of a trellis where there are tables for their bits.
+    Trellis,
+}
+
+impl Scaling {
+    /// Whether scales are bytes, and zero is where it is.
+    pub(super) fn is_centred(self) -> bool {
+        matches!(self, Scaling::Centred | Scaling::Trellis)
+    }
 }
 
 /// One head's codes in a block of `slots` tokens: the strips of all sections, then for each section an array of scales
@@ -224,7 +234,24 @@ impl CodeBlock {
     }
 
     fn has_zeros(&self) -> bool {
-        self.scaling != Scaling::Centred
+        !self.scaling.is_centred()
+    }
+
+    /// The levels that codes of so many bits stand for, where they follow a trellis.
+    pub(super) fn levels(&self, bits: u8) -> Option<&'static Levels> {
+        levels(bits).filter(|_| self.scaling == Scaling::Trellis)
+    }
+
+    /// The first so many of `channels` channels of a section follow each other, and so do the rest: the last strip of
+    /// values may be a tile of its own.
+    pub(super) fn chain(&self, channels: usize) -> usize {
+        if self.side == Side::Keys { channels } else { channels / LANES * LANES }
+    }
+
+    /// What a tile's codes stand for, where they follow a trellis.
+    pub(super) fn trellis(&self, tile: &Tile) -> Option<Trellis> {
+        let along_lanes = self.side == Side::Values;
+        self.levels(tile.bits).map(|table| Trellis { levels: &table.levels, along_lanes })
     }
 
     fn scales_per_section(&self) -> usize {
@@ -237,7 +264,12 @@ impl CodeBlock {
 
     /// How many times the stored zero the zero of a section is; of centred codes, how many times their scale.
     pub(super) fn zero_weight(&self, section: usize) -> f32 {
-        if self.has_zeros() { 1.0 } else { -normal::middle(self.sections[section].bits) }
+        let bits = self.sections[section].bits;
+        match self.levels(bits) {
+            _ if self.has_zeros() => 1.0,
+            None => -normal::middle(bits),
+            Some(_) => -f32::from(MIDDLE),
+        }
     }
 
     /// Bytes of one head's codes, and of its scales and zeros.
@@ -379,9 +411,17 @@ impl CodeBlock {
         }
     }
 
-    /// Reads one code from the head's bytes.
+    /// Reads one code, or the level that it stands for, from the head's bytes.
     pub(super) fn get(&self, head: &[u8], section: &Section, slot: usize, channel: usize) -> u8 {
-        let (at, shape, place) = self.strip(section, slot, channel);
-        get_code(&head[at..], section.bits, shape, place)
+        let code = |channel: usize| {
+            let (at, shape, place) = self.strip(section, slot, channel);
+            get_code(&head[at..], section.bits, shape, place)
+        };
+        let Some(table) = self.levels(section.bits) else { return code(channel) };
+        let (start, end) = (section.channels.start, self.chain(section.channels.len()));
+        let first = if channel - start < end { start } else { start + end };
+        let last = WINDOW / usize::from(section.bits);
+        let codes = (first.max((channel + 1).saturating_sub(last))..=channel).map(code);
+        table.levels[codes.fold(0, |window, code| window << section.bits | usize::from(code))]
     }
 }

@@ -7,6 +7,7 @@ mod pack;
 mod pages;
 mod scores;
 mod sums;
+pub(crate) mod trellis;
 mod weigh;
 
 #[cfg(test)]
@@ -159,6 +160,17 @@ impl Store {
         Self::codes(1, dim, Scheme::Sections, side, slots, Scaling::Centred, sections)
     }
 
+    /// As [`Store::sections`], with codes of 1 to 3 bits that follow a trellis along the numbers of their section: what a
+    /// code stands for depends on those before it, and takes not one bit more.
+    ///
+    /// # Panics
+    /// Bits other than 1, 2, 3, 4 and 8.
+    pub fn trellis(sections: &[(u8, usize)], side: Side) -> Self {
+        let dim = sections.iter().map(|s| s.1).sum();
+        let slots = SECTION_BLOCK[usize::from(side == Side::Values)];
+        Self::codes(1, dim, Scheme::Sections, side, slots, Scaling::Trellis, sections)
+    }
+
     fn codes(
         heads: usize,
         dim: usize,
@@ -169,7 +181,8 @@ impl Store {
         sections: &[(u8, usize)],
     ) -> Self {
         for &(bits, _) in sections {
-            assert!(matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
+            let one = bits == 1 && scaling == Scaling::Trellis;
+            assert!(one || matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
         }
         let block = CodeBlock::new(side, scaling, slots, sections.iter().copied());
         let lines = block.head_lines();

@@ -41,6 +41,11 @@ fn round(scale: f32, up: bool) -> f16 {
     f16::from_bits((bits >> DROPPED << DROPPED).clamp(unit, top))
 }
 
+/// The nearest scale that can be stored.
+pub(super) fn rounded_scale(scale: f32) -> f16 {
+    round(scale, false)
+}
+
 /// A scale as it is stored.
 pub(super) fn scale_byte(scale: f16) -> u8 {
     (scale.to_bits() >> DROPPED) as u8

@@ -7,12 +7,13 @@ use half::slice::HalfFloatSliceExt;
 
 use super::grid::Grid;
 use super::layout::FloatBlock;
-use super::{Block, RECENT, Scheme, Store, at_least, head_view, normal};
+use super::{Block, RECENT, Scheme, Store, at_least, head_view, normal, trellis};
 use crate::kernels::f8::F8;
 use crate::kernels::{Float, Line, view_mut};
 use crate::settings::{Axis, StoreType};
 
 thread_local! {
+    static ROOM: RefCell<trellis::Room> = RefCell::default();
     static PACKING: RefCell<Packing> = RefCell::default();
 }
 
@@ -135,9 +136,16 @@ impl Store {
 
     /// Quantises one token section by section, around zero.
     fn pack_sections(&mut self, x: &[f32], codes: &mut Vec<u8>) {
-        self.pack_slot(x, codes, |x, bits, codes| {
-            let scale = normal::quantise(x, bits, codes);
-            (scale, scale)
+        ROOM.with_borrow_mut(|room| {
+            let Block::Codes(block) = &self.block else { return };
+            let block = block.clone();
+            self.pack_slot(x, codes, |x, bits, codes| {
+                let scale = match block.levels(bits) {
+                    None => normal::quantise(x, bits, codes),
+                    Some(table) => trellis::quantise(x, block.chain(x.len()), table, room, codes),
+                };
+                (scale, scale)
+            });
         });
     }
 
@@ -146,7 +154,7 @@ impl Store {
         &mut self,
         x: &[f32],
         codes: &mut Vec<u8>,
-        quantise: impl Fn(&[f32], u8, &mut [u8]) -> (f16, f16),
+        mut quantise: impl FnMut(&[f32], u8, &mut [u8]) -> (f16, f16),
     ) {
         let Block::Codes(block) = &self.block else { return };
         let slot = self.packed % block.slots;

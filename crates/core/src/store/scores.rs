@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::layout::{CodeBlock, Scaling};
+use super::layout::CodeBlock;
 use super::weigh::*;
 use super::{Block, Side, Store, head_view};
 use crate::kernels::f8::F8;
@@ -151,7 +151,7 @@ impl Store {
                     let scales = Some(block.step_scales(view(lines)));
                     kernels::digits(isa, self.precision, q, bounds, block.dim, scales, digits, factors);
                 }
-                let centred = block.scaling == Scaling::Centred;
+                let centred = block.scaling.is_centred();
                 if centred {
                     self.gather_scales(block, part, halves);
                 }
@@ -183,6 +183,7 @@ impl Store {
                         run_stride: 0,
                         per_set: strips.len(),
                         lanes,
+                        trellis: block.trellis(tile),
                     };
                     let padded = padded(tile.steps);
                     for row in (0..q.rows).step_by(ROWS) {

@@ -92,7 +92,7 @@ impl Store {
             ),
             Block::Codes(block) => {
                 let lines = part.head(head, block);
-                if block.scaling == Scaling::Centred {
+                if block.scaling.is_centred() {
                     self.gather_scales(block, part, &mut scratch.halves);
                 }
                 for row in (0..w.rows).step_by(ROWS) {
@@ -125,7 +125,7 @@ fn sum_codes(
     out: Sums,
 ) {
     let mut w = w;
-    let centred = block.scaling == Scaling::Centred;
+    let centred = block.scaling.is_centred();
     let runs = if centred { lines.len() * Line::BYTES / block_bytes } else { 1 };
     let tokens = runs * block.slots;
     if slots != (0..tokens) {
@@ -140,7 +140,7 @@ fn sum_codes(
     let scales = match block.scaling {
         Scaling::Channels => None,
         Scaling::Tokens => Some(block.step_scales(view(lines))),
-        Scaling::Centred => {
+        Scaling::Centred | Scaling::Trellis => {
             Some(StepScales { data: &halves[..sets * tokens], sets, stride: tokens, to_zero: 0 })
         }
     };
@@ -163,6 +163,7 @@ fn sum_codes(
             run_stride: block_bytes,
             per_set: if scales.is_some() { tile.per_section } else { tile.strips },
             lanes: scales.is_none().then(|| block.lane_scales(view(lines), tile)),
+            trellis: block.trellis(tile),
         };
         let digits = &digits[set * padded(tokens)..];
         let w = Digits { digits, factors: &factors[set..], rows: w.rows, precision };

@@ -27,15 +27,15 @@ fn schemes() -> impl Strategy<Value = Scheme> {
     ]
 }
 
-/// Sections of all bits that make up `dim`, in an order and of sizes that depend on `seed`.
-fn sections(dim: usize, seed: u64) -> Vec<(u8, usize)> {
+/// Sections of some of `bits` that make up `dim`, in an order and of sizes that depend on `seed`.
+fn sections(dim: usize, seed: u64, bits: &[u8]) -> Vec<(u8, usize)> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut out = Vec::new();
     let mut left = dim;
     while left > 0 {
         let multiples = rng.random_bool(0.7);
         let count = if multiples { 16 * rng.random_range(1..4) } else { rng.random_range(1..50) }.min(left);
-        out.push(([2, 3, 4, 8][rng.random_range(0..4)], count));
+        out.push((bits[rng.random_range(0..bits.len())], count));
         left -= count;
     }
     out
@@ -109,7 +109,8 @@ proptest! {
     ) {
         let side = if keys { Side::Keys } else { Side::Values };
         let empty = match scheme {
-            Scheme::Sections => Store::sections(&sections(dim, seed), side),
+            Scheme::Sections if seed % 2 == 0 => Store::trellis(&sections(dim, seed, &[1, 2, 3, 4, 8]), side),
+            Scheme::Sections => Store::sections(&sections(dim, seed, &[2, 3, 4, 8]), side),
             _ => Store::new(heads, dim, scheme, side),
         };
         let heads = empty.heads();
@@ -137,8 +138,10 @@ proptest! {
     #[test]
     fn normal_numbers_lose_what_a_quantiser_of_normal_numbers_loses(seed in 0_u64..1000, keys in any::<bool>()) {
         let side = if keys { Side::Keys } else { Side::Values };
-        let sections = sections(400, seed);
-        let mut store = Store::sections(&sections, side);
+        let trellis = seed % 2 == 0;
+        let sections = sections(400, seed, if trellis { &[1, 2, 3, 4, 8] } else { &[2, 3, 4, 8] });
+        let mut store =
+            if trellis { Store::trellis(&sections, side) } else { Store::sections(&sections, side) };
         let mut rng = StdRng::seed_from_u64(seed);
         // A sum of twelve uniform numbers is near normal.
         let scale = 10_f32.powf(rng.random_range(-3.0..3.0));
@@ -147,7 +150,9 @@ proptest! {
         store.push(&x);
         let mut at = 0;
         for (bits, count) in sections {
-            let expected = normal::UNIFORM.iter().find(|u| u.0 == bits).unwrap().2;
+            let table = trellis::levels(bits).filter(|_| trellis);
+            let expected =
+                table.map_or_else(|| normal::UNIFORM.iter().find(|u| u.0 == bits).unwrap().2, |t| t.error);
             let (mut error, mut square) = (0.0, 0.0);
             let mut out = vec![0.0; 400];
             for (token, x) in x.chunks_exact(400).enumerate() {

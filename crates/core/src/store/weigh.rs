@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::layout::{CodeBlock, Scaling};
+use super::layout::CodeBlock;
 use super::{Block, RECENT, Store, at_least};
 use crate::kernels::{self, Factor, Isa, Line, Weights, padded, view};
 
@@ -39,7 +39,7 @@ impl Part<'_> {
     /// codes have one head.
     pub(super) fn head(&self, head: usize, block: &CodeBlock) -> (&[Line], &[Line]) {
         let lines = block.head_lines();
-        if block.scaling == Scaling::Centred {
+        if block.scaling.is_centred() {
             self.next.chunks(block.head_lines()).for_each(|lines| {
                 kernels::prefetch(lines.get(block.scale_lines()).unwrap_or(&[]));
             });
@@ -71,7 +71,7 @@ impl Store {
     /// Asks for the first blocks of centred codes, which no call before this one has asked for.
     pub(super) fn prefetch_first(&self, range: &Range<usize>) {
         if let Block::Codes(block) = &self.block
-            && block.scaling == Scaling::Centred
+            && block.scaling.is_centred()
             && let Some(part) = self.parts(range).next()
             && !part.recent
         {
@@ -85,7 +85,7 @@ impl Store {
         let mut at = start;
         let tokens = self.block_tokens();
         let most = match &self.block {
-            Block::Codes(block) if block.scaling == Scaling::Centred => usize::MAX,
+            Block::Codes(block) if block.scaling.is_centred() => usize::MAX,
             _ => 1,
         };
         std::iter::from_fn(move || {

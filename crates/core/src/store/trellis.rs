@@ -1,0 +1,311 @@
+//! Trellis-coded quantisation of normal variables (Marcellin and Fischer 1990; with a table of levels over a window of
+//! bits as in QTIP, Tseng et al. 2024, arXiv 2406.11235): what a code stands for depends on the codes before it, see
+//! [`crate::kernels::Trellis`], and the codes of a section are the ones that together come nearest (Viterbi 1967).
+//!
+//! The levels of each number of bits were found on a normal source: codes for the levels, levels for the codes in turn
+//! (Lloyd 1982), from many random beginnings, then rounded to bytes. `make_levels` below does it again.
+
+use half::f16;
+
+use super::normal::rounded_scale;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::Set;
+use crate::kernels::{Isa, STATES};
+
+/// The level that is zero.
+pub(super) const MIDDLE: u8 = 128;
+
+/// A table of levels.
+pub(crate) struct Levels {
+    pub(crate) bits: u8,
+    /// By window; a level l is `unit * (l - 128)` of a unit normal variable.
+    pub(crate) levels: [u8; STATES],
+    pub(crate) unit: f32,
+    /// Mean squared error of a unit normal variable in long sections.
+    pub(crate) error: f32,
+}
+
+/// The table for so many bits, where there is one.
+pub(crate) fn levels(bits: u8) -> Option<&'static Levels> {
+    TABLES.iter().find(|t| t.bits == bits)
+}
+
+/// By bits.
+const TABLES: [Levels; 3] = [
+    Levels {
+        bits: 1,
+        levels: [
+            164, 77, 190, 78, 155, 54, 52, 159, 170, 72, 155, 88, 76, 174, 112, 251, 39, 142, 106, 196, 101,
+            185, 144, 1, 253, 136, 126, 22, 95, 168, 185, 94, 211, 123, 16, 147, 188, 105, 187, 79, 93, 240,
+            84, 192, 155, 77, 167, 76, 149, 88, 95, 157, 203, 100, 70, 168, 132, 32, 182, 120, 66, 150, 205,
+            105,
+        ],
+        unit: 0.0150980,
+        error: 0.2962,
+    },
+    Levels {
+        bits: 2,
+        levels: [
+            47, 99, 147, 198, 193, 142, 67, 109, 129, 225, 86, 172, 147, 42, 192, 102, 80, 212, 115, 151,
+            133, 11, 164, 81, 4, 70, 159, 111, 90, 166, 44, 126, 122, 162, 209, 73, 134, 170, 97, 238, 67,
+            179, 111, 140, 52, 111, 175, 147, 168, 133, 255, 96, 85, 116, 214, 156, 177, 103, 39, 135, 112,
+            76, 134, 189,
+        ],
+        unit: 0.0200843,
+        error: 0.0838,
+    },
+    Levels {
+        bits: 3,
+        levels: [
+            82, 114, 48, 179, 152, 212, 135, 100, 147, 188, 160, 52, 133, 127, 89, 112, 1, 127, 69, 142, 178,
+            89, 107, 160, 126, 92, 195, 72, 109, 149, 169, 232, 99, 141, 81, 254, 114, 183, 123, 158, 74, 35,
+            128, 161, 222, 107, 145, 184, 53, 155, 174, 117, 95, 134, 204, 75, 168, 127, 110, 93, 200, 27,
+            64, 139,
+        ],
+        unit: 0.0227674,
+        error: 0.0234,
+    },
+];
+
+/// Codes of numbers that are near normal with mean zero, relative to their root mean square; returns the scale, to be
+/// stored by its byte: level l stands for `scale * (l - 128)`. Codes follow each other up to number `end`, and from it on.
+pub(super) fn quantise(x: &[f32], end: usize, table: &Levels, room: &mut Room, codes: &mut [u8]) -> f16 {
+    let square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let scale = rounded_scale(square.sqrt() * table.unit);
+    let inverse = 1.0 / scale.to_f32();
+    let levels = table.levels.map(|l| f32::from(l) - f32::from(MIDDLE));
+    let (first, second) = codes.split_at_mut(end);
+    for (x, codes) in [(&x[..end], first), (&x[end..], second)] {
+        room.x.clear();
+        room.x.extend(x.iter().map(|x| x * inverse));
+        nearest(table.bits, &levels, room, codes);
+    }
+    scale
+}
+
+/// Working memory of the encoder.
+#[derive(Default)]
+pub(super) struct Room {
+    /// Numbers in units of levels.
+    x: Vec<f32>,
+    /// For each number and each state after it, which of the states that lead there was the best.
+    back: Vec<u8>,
+}
+
+/// The codes whose levels come nearest to `room.x`.
+fn nearest(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
+    match Isa::active().set() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an instruction set is active only on machines that have it.
+        Set::Avx512 => unsafe { nearest_avx512(bits, levels, room, codes) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Set::Avx2 => unsafe { nearest_avx2(bits, levels, room, codes) },
+        _ => nearest_of(bits, levels, room, codes),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+fn nearest_avx512(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
+    nearest_of(bits, levels, room, codes);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn nearest_avx2(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
+    nearest_of(bits, levels, room, codes);
+}
+
+#[inline(always)]
+fn nearest_of(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
+    match bits {
+        1 => viterbi::<1, 32>(levels, room, codes),
+        2 => viterbi::<2, 16>(levels, room, codes),
+        _ => viterbi::<3, 8>(levels, room, codes),
+    }
+}
+
+/// `S` states, each the window without its oldest code. A window w = t + S k leads to the state t from the state
+/// `t >> BITS | k << (6 - 2 BITS)`, so that all states are worked on in the order in which they lie. The first codes
+/// follow zeros.
+#[inline(always)]
+fn viterbi<const BITS: usize, const S: usize>(levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
+    let from = |t: usize, k: usize| if 2 * BITS < 6 { t >> BITS | k << (6 - 2 * BITS) } else { k };
+    let Room { x, back } = room;
+    back.clear();
+    back.resize(x.len() * S, 0);
+    let mut cost = [f32::MAX; S];
+    cost[0] = 0.0;
+    for (&x, back) in x.iter().zip(back.chunks_exact_mut(S)) {
+        let mut best = [f32::INFINITY; S];
+        let mut choice = [0_i32; S];
+        for k in 0..STATES / S {
+            for t in 0..S {
+                let off = x - levels[t + S * k];
+                let new = cost[from(t, k)] + off * off;
+                let better = new < best[t];
+                best[t] = if better { new } else { best[t] };
+                choice[t] = if better { k as i32 } else { choice[t] };
+            }
+        }
+        // Sums stay small, however long the section.
+        let least = best.iter().fold(f32::INFINITY, |least, &cost| if cost < least { cost } else { least });
+        for t in 0..S {
+            cost[t] = best[t] - least;
+            back[t] = choice[t] as u8;
+        }
+    }
+    let mut state = (0..S).min_by(|&a, &b| cost[a].total_cmp(&cost[b])).unwrap_or(0);
+    for (code, back) in codes.iter_mut().zip(back.chunks_exact(S)).rev() {
+        *code = (state & ((1 << BITS) - 1)) as u8;
+        state = from(state, usize::from(back[state]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+    use rand_distr::{Distribution, StandardNormal};
+
+    use super::*;
+    use crate::kernels::with_isa;
+
+    fn normal(rng: &mut StdRng, n: usize) -> Vec<f32> {
+        (0..n).map(|_| StandardNormal.sample(rng)).collect()
+    }
+
+    /// The windows of codes.
+    fn windows(bits: u8, codes: &[u8]) -> Vec<usize> {
+        let roll = |w: &mut usize, &code: &u8| {
+            *w = (*w << bits | usize::from(code)) & (STATES - 1);
+            Some(*w)
+        };
+        codes.iter().scan(0, roll).collect()
+    }
+
+    /// Mean squared error of sections of 256 normal numbers.
+    fn error(table: &Levels, seed: u64) -> f64 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut room = Room::default();
+        let mut codes = [0; 256];
+        let mut sum = 0.0;
+        for _ in 0..400 {
+            let x = normal(&mut rng, 256);
+            let scale = quantise(&x, 256, table, &mut room, &mut codes).to_f32();
+            for (x, w) in x.iter().zip(windows(table.bits, &codes)) {
+                sum += f64::from(x - scale * (f32::from(table.levels[w]) - 128.0)).powi(2);
+            }
+        }
+        sum / (400.0 * 256.0)
+    }
+
+    #[test]
+    fn errors_are_far_below_those_of_uniform_steps() {
+        for (bits, most) in [(1, 0.30), (2, 0.0850), (3, 0.0248)] {
+            let table = levels(bits).expect("a table");
+            let got = error(table, u64::from(bits));
+            assert!(got <= most && (got / f64::from(table.error) - 1.0).abs() < 0.02, "{bits} bits: {got}");
+        }
+    }
+
+    #[test]
+    fn no_codes_come_nearer_and_every_instruction_set_finds_as_near_ones() {
+        let mut rng = StdRng::seed_from_u64(5);
+        for table in &TABLES {
+            let level = |w: usize| f32::from(table.levels[w]) - 128.0;
+            let length = 8 / usize::from(table.bits) + 2;
+            for _ in 0..20 {
+                let mut room = Room { x: normal(&mut rng, length), ..Room::default() };
+                room.x.iter_mut().for_each(|x| *x /= table.unit);
+                let x = room.x.clone();
+                let distance = |codes: &[u8]| -> f32 {
+                    let levels = windows(table.bits, codes).into_iter().map(level);
+                    x.iter().zip(levels).map(|(x, l)| (x - l) * (x - l)).sum()
+                };
+                // All there are.
+                let mut least = f32::INFINITY;
+                for all in 0..1_u64 << (usize::from(table.bits) * length) {
+                    let code =
+                        |i: usize| (all >> (usize::from(table.bits) * i)) as u8 & ((1 << table.bits) - 1);
+                    least = least.min(distance(&(0..length).map(code).collect::<Vec<_>>()));
+                }
+                for isa in Isa::available() {
+                    let mut codes = vec![0; length];
+                    let centred = table.levels.map(|l| f32::from(l) - 128.0);
+                    with_isa(isa, || nearest(table.bits, &centred, &mut room, &mut codes));
+                    assert!((distance(&codes) - least).abs() <= 1e-4 * least.max(1.0), "{isa:?}");
+                }
+            }
+        }
+    }
+
+    /// Makes tables as those above: `cargo test -p minicache-core make_levels -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "minutes: searches for tables of levels and prints them"]
+    fn make_levels() {
+        for bits in [1_u8, 2, 3] {
+            let (codes, histories) = (1_usize << bits, STATES >> bits);
+            // A beginning: each history has the quantiles of the normal distribution at an offset of its own, its codes in
+            // any order.
+            let mut rng = StdRng::seed_from_u64(u64::from(bits));
+            let mut sorted = normal(&mut rng, 64_000);
+            sorted.sort_by(f32::total_cmp);
+            let mut best = (f64::INFINITY, [0.0; STATES]);
+            for _ in 0..200 {
+                let mut table = [0.0; STATES];
+                let mut offsets: Vec<usize> = (0..histories).collect();
+                offsets.shuffle(&mut rng);
+                for (history, offset) in offsets.into_iter().enumerate() {
+                    let mut order: Vec<usize> = (0..codes).collect();
+                    order.shuffle(&mut rng);
+                    for (code, place) in order.into_iter().enumerate() {
+                        table[history << bits | code] =
+                            1.05 * sorted[(place * histories + offset) * 1000 + 500];
+                    }
+                }
+                let seed = rng.random();
+                let found = lloyd(bits, table, 60, 12, seed);
+                if found.0 < best.0 {
+                    best = found;
+                }
+            }
+            let (error, table) = lloyd(bits, best.1, 600, 40, 99);
+            let unit = table.iter().fold(0.0_f32, |m, l| m.max(l.abs())) / 127.0;
+            let bytes = table.map(|l| (l / unit).round() as i32 + 128);
+            println!("{bits} bits: unit {unit}, error {error}\n{bytes:?}");
+        }
+    }
+
+    /// Codes for the levels, levels for the codes, in turn, on `sections` of 256 numbers; the error and the levels.
+    fn lloyd(
+        bits: u8,
+        mut table: [f32; STATES],
+        sections: usize,
+        turns: usize,
+        seed: u64,
+    ) -> (f64, [f32; STATES]) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let data: Vec<Vec<f32>> = (0..sections).map(|_| normal(&mut rng, 256)).collect();
+        let mut room = Room::default();
+        let mut codes = [0; 256];
+        let mut error = 0.0;
+        for turn in 0..=turns {
+            let (mut sums, mut counts) = ([0.0_f64; STATES], [0_u32; STATES]);
+            error = 0.0;
+            for x in &data {
+                room.x.clone_from(x);
+                nearest(bits, &table, &mut room, &mut codes);
+                for (x, w) in x.iter().zip(windows(bits, &codes)) {
+                    error += f64::from(x - table[w]).powi(2);
+                    sums[w] += f64::from(*x);
+                    counts[w] += 1;
+                }
+            }
+            for w in (0..STATES).filter(|&w| turn < turns && counts[w] > 0) {
+                table[w] = (sums[w] / f64::from(counts[w])) as f32;
+            }
+        }
+        (error / (sections * 256) as f64, table)
+    }
+}
