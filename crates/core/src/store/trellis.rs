@@ -3,7 +3,8 @@
 //! [`crate::kernels::Trellis`], and the codes of a section are the ones that together come nearest (Viterbi 1967).
 //!
 //! The levels of each number of bits were found on a normal source: codes for the levels, levels for the codes in turn
-//! (Lloyd 1982), from many random beginnings, then rounded to bytes. `make_levels` below does it again.
+//! (Lloyd 1982), from many random beginnings, then rounded to bytes. `make_levels` below does it again. The best uniform steps leave
+//! 0.363, 0.119 and 0.0374 of the variance where these leave 0.292, 0.083 and 0.023 (bounds: 0.25, 0.0625, 0.0156).
 
 use half::f16;
 
@@ -35,35 +36,35 @@ const TABLES: [Levels; 3] = [
     Levels {
         bits: 1,
         levels: [
-            164, 77, 190, 78, 155, 54, 52, 159, 170, 72, 155, 88, 76, 174, 112, 251, 39, 142, 106, 196, 101,
-            185, 144, 1, 253, 136, 126, 22, 95, 168, 185, 94, 211, 123, 16, 147, 188, 105, 187, 79, 93, 240,
-            84, 192, 155, 77, 167, 76, 149, 88, 95, 157, 203, 100, 70, 168, 132, 32, 182, 120, 66, 150, 205,
-            105,
+            84, 187, 49, 157, 130, 241, 88, 177, 163, 76, 93, 168, 44, 151, 88, 210, 9, 142, 123, 255, 70,
+            161, 233, 108, 76, 169, 57, 157, 234, 102, 88, 173, 183, 82, 156, 75, 43, 136, 172, 87, 109, 198,
+            214, 103, 153, 38, 165, 88, 146, 3, 20, 131, 172, 72, 103, 189, 181, 85, 153, 38, 109, 229, 194,
+            85,
         ],
-        unit: 0.0150980,
-        error: 0.2962,
+        unit: 0.0146305,
+        error: 0.2918,
     },
     Levels {
         bits: 2,
         levels: [
-            47, 99, 147, 198, 193, 142, 67, 109, 129, 225, 86, 172, 147, 42, 192, 102, 80, 212, 115, 151,
-            133, 11, 164, 81, 4, 70, 159, 111, 90, 166, 44, 126, 122, 162, 209, 73, 134, 170, 97, 238, 67,
-            179, 111, 140, 52, 111, 175, 147, 168, 133, 255, 96, 85, 116, 214, 156, 177, 103, 39, 135, 112,
-            76, 134, 189,
+            119, 155, 209, 79, 76, 114, 151, 249, 96, 53, 161, 125, 162, 93, 129, 216, 75, 143, 118, 187,
+            181, 56, 106, 142, 182, 110, 71, 144, 108, 70, 142, 183, 136, 94, 164, 40, 103, 141, 181, 1, 131,
+            178, 29, 87, 60, 150, 213, 108, 235, 189, 82, 128, 141, 180, 52, 98, 36, 139, 110, 174, 119, 201,
+            87, 153,
         ],
-        unit: 0.0200843,
-        error: 0.0838,
+        unit: 0.0205540,
+        error: 0.0826,
     },
     Levels {
         bits: 3,
         levels: [
-            82, 114, 48, 179, 152, 212, 135, 100, 147, 188, 160, 52, 133, 127, 89, 112, 1, 127, 69, 142, 178,
-            89, 107, 160, 126, 92, 195, 72, 109, 149, 169, 232, 99, 141, 81, 254, 114, 183, 123, 158, 74, 35,
-            128, 161, 222, 107, 145, 184, 53, 155, 174, 117, 95, 134, 204, 75, 168, 127, 110, 93, 200, 27,
-            64, 139,
+            85, 182, 139, 229, 122, 106, 55, 157, 63, 125, 106, 143, 185, 159, 86, 250, 35, 148, 129, 97, 77,
+            168, 198, 113, 117, 76, 208, 169, 52, 97, 144, 129, 97, 204, 157, 116, 1, 137, 175, 64, 187, 166,
+            44, 81, 152, 122, 108, 138, 218, 140, 65, 126, 107, 181, 159, 90, 152, 112, 79, 27, 133, 199, 96,
+            175,
         ],
-        unit: 0.0227674,
-        error: 0.0234,
+        unit: 0.0229795,
+        error: 0.0232,
     },
 ];
 
@@ -251,8 +252,8 @@ mod tests {
             let mut rng = StdRng::seed_from_u64(u64::from(bits));
             let mut sorted = normal(&mut rng, 64_000);
             sorted.sort_by(f32::total_cmp);
-            let mut best = (f64::INFINITY, [0.0; STATES]);
-            for _ in 0..200 {
+            let mut found = Vec::new();
+            for _ in 0..1500 {
                 let mut table = [0.0; STATES];
                 let mut offsets: Vec<usize> = (0..histories).collect();
                 offsets.shuffle(&mut rng);
@@ -264,13 +265,13 @@ mod tests {
                             1.05 * sorted[(place * histories + offset) * 1000 + 500];
                     }
                 }
-                let seed = rng.random();
-                let found = lloyd(bits, table, 60, 12, seed);
-                if found.0 < best.0 {
-                    best = found;
-                }
+                found.push(lloyd(bits, table, 60, 12, rng.random()));
             }
-            let (error, table) = lloyd(bits, best.1, 600, 40, 99);
+            // The most promising go on with more numbers.
+            found.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let further = found[..12].iter().map(|(_, table)| lloyd(bits, *table, 600, 40, 99));
+            let best = further.min_by(|a, b| a.0.total_cmp(&b.0));
+            let (error, table) = best.expect("some were found");
             let unit = table.iter().fold(0.0_f32, |m, l| m.max(l.abs())) / 127.0;
             let bytes = table.map(|l| (l / unit).round() as i32 + 128);
             println!("{bits} bits: unit {unit}, error {error}\n{bytes:?}");
