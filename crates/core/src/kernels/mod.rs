@@ -361,14 +361,7 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
     if let Some(trellis) = m.trellis {
         // Taken out while in use, as all working memory of a thread.
         let mut room = LEVELS.take();
-        let levels = trellis::expanded(
-            #[cfg(target_arch = "x86_64")]
-            isa,
-            &m,
-            trellis,
-            &mut room,
-        );
-        codes(isa, levels, w, out);
+        codes(isa, trellis::expanded(isa, &m, trellis, &mut room), w, out);
         return LEVELS.set(room);
     }
     match isa.set() {

@@ -4,9 +4,7 @@
 //! the one before that << 2b ...` for codes of b bits. Codes before the first are 0. Whatever a kernel reads it can
 //! decode from the codes that lie beside it; see the page of mathematics on why that is worth it.
 
-use super::{Codes, LANES, get_code, strip_bytes};
-#[cfg(target_arch = "x86_64")]
-use super::{Isa, Set};
+use super::{Codes, Isa, LANES, Set, get_code, strip_bytes};
 
 /// Bits that choose a level.
 pub(crate) const WINDOW: usize = 6;
@@ -23,66 +21,191 @@ pub(crate) struct Trellis {
 }
 
 /// The same strips with levels in place of codes, written to `out`.
-pub(super) fn expanded<'a>(
-    #[cfg(target_arch = "x86_64")] isa: Isa,
-    m: &Codes<'a>,
-    trellis: Trellis,
-    out: &'a mut Vec<u8>,
-) -> Codes<'a> {
+pub(super) fn expanded<'a>(isa: Isa, m: &Codes<'a>, trellis: Trellis, out: &'a mut Vec<u8>) -> Codes<'a> {
     let bytes = strip_bytes(8, m.steps, m.width);
     let all = m.strips * m.runs * bytes;
     if out.len() < all {
         out.resize(all, 0);
     }
-    #[cfg(target_arch = "x86_64")]
-    let wide = isa.set() == Set::Avx512 && m.width == LANES && avx512::has();
-    #[cfg(not(target_arch = "x86_64"))]
-    let wide = false;
-    if wide {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the machine has the instructions, `super::codes` has checked that the strips are there, and `out` has
-        // room for their levels.
-        unsafe {
-            avx512::expand(m, trellis, out);
-        }
+    if m.width < LANES {
+        narrow(m, trellis, out);
     } else {
-        expand(m, trellis, out);
+        match isa.set() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the machine has the instructions, `super::codes` has checked that the strips are there, and `out`
+            // has room for their levels.
+            Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, trellis, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an instruction set is active only on machines that have it, and AVX-512 has AVX2.
+            Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, trellis, out) },
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon => wide(m, trellis, out, &neon::look_up(trellis.levels)),
+            Set::Scalar => wide(m, trellis, out, &|windows| windows.map(|w| trellis.levels[usize::from(w)])),
+        }
     }
-    Codes {
-        bits: 8,
-        codes: &out[..all],
-        next: &[],
-        stride: m.runs * bytes,
-        run_stride: bytes,
-        trellis: None,
-        ..*m
+    let codes = &out[..all];
+    Codes { bits: 8, codes, next: &[], stride: m.runs * bytes, run_stride: bytes, trellis: None, ..*m }
+}
+
+/// A strip of fewer than 16 lanes, code by code.
+fn narrow(m: &Codes, trellis: Trellis, out: &mut [u8]) {
+    let bytes = strip_bytes(8, m.steps, m.width);
+    let mask = (STATES - 1) as u8;
+    // Windows by lane, or by step.
+    let mut windows = vec![0_u8; m.steps.max(LANES)];
+    for run in 0..m.runs {
+        windows.fill(0);
+        let codes = &m.codes[run * m.run_stride..];
+        let out = &mut out[run * bytes..][..bytes];
+        for step in 0..m.steps {
+            for lane in 0..m.width {
+                let code = get_code(codes, m.bits, (m.steps, m.width), (step, lane));
+                let window = &mut windows[if trellis.along_lanes { step } else { lane }];
+                *window = (*window << m.bits | code) & mask;
+                out[(step / 4 * m.width + lane) * 4 + step % 4] = trellis.levels[usize::from(*window)];
+            }
+        }
     }
 }
 
-/// In plain Rust.
-fn expand(m: &Codes, trellis: Trellis, out: &mut [u8]) {
-    let bytes = strip_bytes(8, m.steps, m.width);
-    let mask = (STATES - 1) as u8;
-    // Windows by lane, or by run and step.
-    let mut windows = vec![0_u8; if trellis.along_lanes { m.runs * m.steps } else { LANES }];
+/// A byte for each of 16 lanes and four steps, a lane's in a number.
+type Four = [u32; LANES];
+
+/// Strips of 16 lanes, with `look_up` giving the levels of 64 windows.
+#[inline(always)]
+fn wide(m: &Codes, trellis: Trellis, out: &mut [u8], look_up: &impl Fn([u8; 64]) -> [u8; 64]) {
+    match m.bits {
+        1 => wide_of::<1>(m, trellis, out, look_up),
+        2 => wide_of::<2>(m, trellis, out, look_up),
+        _ => wide_of::<3>(m, trellis, out, look_up),
+    }
+}
+
+#[inline(always)]
+fn wide_of<const BITS: usize>(
+    m: &Codes,
+    trellis: Trellis,
+    out: &mut [u8],
+    look_up: &impl Fn([u8; 64]) -> [u8; 64],
+) {
+    let fours = m.steps.div_ceil(4);
+    let bytes = strip_bytes(8, m.steps, LANES);
     for strip in 0..m.strips {
-        if trellis.along_lanes && strip % m.per_set == 0 {
-            windows.fill(0);
-        }
         for run in 0..m.runs {
-            let codes = &m.codes[strip * m.stride + run * m.run_stride..];
-            let out = &mut out[(strip * m.runs + run) * bytes..][..bytes];
-            if !trellis.along_lanes {
-                windows.fill(0);
+            let at = strip * m.stride + run * m.run_stride;
+            let before = (strip % m.per_set > 0).then(|| &m.codes[at - m.stride..]);
+            let out = out[(strip * m.runs + run) * bytes..][..bytes].chunks_exact_mut(64);
+            let (mut last, mut second) = ([0; LANES], [0; LANES]);
+            for (four, out) in out.enumerate() {
+                let own = codes::<BITS>(&m.codes[at..], fours, four);
+                let mut window = own;
+                // The codes of one step or lane further back each time.
+                for back in 1..WINDOW / BITS {
+                    let shift = (BITS * back) as u32;
+                    if trellis.along_lanes {
+                        let old = before.map_or([0; LANES], |x| codes::<BITS>(x, fours, four));
+                        for lane in 0..LANES {
+                            let code = if lane < back { old[LANES + lane - back] } else { own[lane - back] };
+                            window[lane] |= code << shift;
+                        }
+                    } else {
+                        let bits = 8 * (back % 4) as u32;
+                        let (new, old) = if back < 4 { (&own, &last) } else { (&last, &second) };
+                        for lane in 0..LANES {
+                            let carried = if bits > 0 { old[lane] >> (32 - bits) } else { 0 };
+                            window[lane] |= (new[lane] << bits | carried) << shift;
+                        }
+                    }
+                }
+                (last, second) = (own, last);
+                let mut windows = [0; 64];
+                for (bytes, window) in windows.chunks_exact_mut(4).zip(window) {
+                    bytes.copy_from_slice(&window.to_le_bytes());
+                }
+                out.copy_from_slice(&look_up(windows));
             }
-            for step in 0..m.steps {
-                for lane in 0..m.width {
-                    let code = get_code(codes, m.bits, (m.steps, m.width), (step, lane));
-                    let window = &mut windows[if trellis.along_lanes { run * m.steps + step } else { lane }];
-                    *window = (*window << m.bits | code) & mask;
-                    out[(step / 4 * m.width + lane) * 4 + step % 4] = trellis.levels[usize::from(*window)];
+        }
+    }
+}
+
+/// Four `four` of a strip.
+#[inline(always)]
+fn codes<const BITS: usize>(strip: &[u8], fours: usize, four: usize) -> Four {
+    let plane = |first: usize, per: usize, bits: usize| -> Four {
+        let bytes = &strip[(first + four / per) * 64..][..64];
+        let mask = ((1_u32 << bits) - 1) * 0x0101_0101;
+        std::array::from_fn(|lane| {
+            let byte = |i: usize| bytes[4 * lane + i];
+            u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]) >> (four % per * bits) & mask
+        })
+    };
+    match BITS {
+        1 => plane(0, 8, 1),
+        2 => plane(0, 4, 2),
+        _ => {
+            let (low, third) = (plane(0, 4, 2), plane(fours.div_ceil(4), 8, 1));
+            std::array::from_fn(|lane| low[lane] | third[lane] << 2)
+        }
+    }
+}
+
+/// With byte shuffles within 16 bytes: four of them, of which two bits of the window choose.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{Codes, STATES, Trellis, wide};
+
+    /// See [`super::expanded`].
+    #[target_feature(enable = "avx2")]
+    pub(super) fn expand(m: &Codes, trellis: Trellis, out: &mut [u8]) {
+        wide(m, trellis, out, &|windows| look_up(trellis.levels, windows));
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn look_up(levels: &[u8; STATES], windows: [u8; 64]) -> [u8; 64] {
+        let table = |i: usize| {
+            // SAFETY: sixteen of the 64 bytes.
+            _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(levels.as_ptr().add(16 * i).cast()) })
+        };
+        let mut out = [0; 64];
+        for half in 0..2 {
+            // SAFETY: half of the 64 bytes.
+            let w = unsafe { _mm256_loadu_si256(windows.as_ptr().add(32 * half).cast()) };
+            // The bit that chooses goes to the top of its byte, where blends look for it.
+            let (fifth, sixth) = (_mm256_slli_epi16::<3>(w), _mm256_slli_epi16::<2>(w));
+            let place = _mm256_and_si256(w, _mm256_set1_epi8(15));
+            let of = |i: usize| _mm256_shuffle_epi8(table(i), place);
+            let low = _mm256_blendv_epi8(of(0), of(1), fifth);
+            let high = _mm256_blendv_epi8(of(2), of(3), fifth);
+            let level = _mm256_blendv_epi8(low, high, sixth);
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(32 * half).cast(), level) };
+        }
+        out
+    }
+}
+
+/// With a look-up in 64 bytes, sixteen at a time.
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::STATES;
+
+    /// The levels of windows.
+    pub(super) fn look_up(levels: &[u8; STATES]) -> impl Fn([u8; 64]) -> [u8; 64] {
+        |windows| {
+            let mut out = [0; 64];
+            // SAFETY: NEON is part of the architecture; 64 bytes are read from each array and written.
+            unsafe {
+                let table = vld1q_u8_x4(levels.as_ptr());
+                for part in (0..64).step_by(16) {
+                    let level = vqtbl4q_u8(table, vld1q_u8(windows.as_ptr().add(part)));
+                    vst1q_u8(out.as_mut_ptr().add(part), level);
                 }
             }
+            out
         }
     }
 }
