@@ -361,7 +361,7 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
     if let Some(trellis) = m.trellis {
         // Taken out while in use, as all working memory of a thread.
         let mut room = LEVELS.take();
-        codes(isa, trellis::expanded(isa, &m, trellis, &mut room), w, out);
+        trellis::products(isa, m, trellis, w, out, &mut room);
         return LEVELS.set(room);
     }
     match isa.set() {

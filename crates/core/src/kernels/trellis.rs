@@ -4,7 +4,9 @@
 //! the one before that << 2b ...` for codes of b bits. Codes before the first are 0. Whatever a kernel reads it can
 //! decode from the codes that lie beside it; see the page of mathematics on why that is worth it.
 
-use super::{Codes, Isa, LANES, Set, get_code, strip_bytes};
+use std::ops::Range;
+
+use super::{Codes, Digits, Isa, LANES, Set, Sums, get_code, padded, strip_bytes};
 
 /// Bits that choose a level.
 pub(crate) const WINDOW: usize = 6;
@@ -20,31 +22,61 @@ pub(crate) struct Trellis {
     pub(crate) along_lanes: bool,
 }
 
-/// The same strips with levels in place of codes, written to `out`.
-pub(super) fn expanded<'a>(isa: Isa, m: &Codes<'a>, trellis: Trellis, out: &'a mut Vec<u8>) -> Codes<'a> {
+/// Bytes of levels at a time: they are to be in the first-level cache when the product comes to them.
+const AT_ONCE: usize = 16 << 10;
+
+/// [`super::codes`] over levels, a few strips at a time, which are expanded to `room`.
+pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis, w: Digits, out: Sums, room: &mut Vec<u8>) {
     let bytes = strip_bytes(8, m.steps, m.width);
-    let all = m.strips * m.runs * bytes;
-    if out.len() < all {
-        out.resize(all, 0);
+    let most = (AT_ONCE / (m.runs * bytes)).max(1);
+    let padded = padded(m.steps * m.runs);
+    let mut at = 0;
+    while at < m.strips {
+        let set = at / m.per_set;
+        let strips = most.min(m.strips - at).min((set + 1) * m.per_set - at);
+        let all = strips * m.runs * bytes;
+        if room.len() < all {
+            room.resize(all, 0);
+        }
+        expand(isa, &m, at..at + strips, trellis, room);
+        let levels = Codes {
+            bits: 8,
+            codes: &room[..all],
+            next: &[],
+            strips,
+            stride: m.runs * bytes,
+            run_stride: bytes,
+            per_set: strips,
+            lanes: m.lanes.map(|(scale, zero)| (&scale[at * LANES..], &zero[at * LANES..])),
+            trellis: None,
+            ..m
+        };
+        let k = set * w.rows;
+        let w = Digits { digits: &w.digits[k * padded..], factors: &w.factors[k..], ..w };
+        super::codes(isa, levels, w, Sums { y: &mut out.y[at * LANES..], stride: out.stride });
+        at += strips;
     }
+}
+
+/// Levels of some strips, written to `out` as codes of eight bits are.
+fn expand(isa: Isa, m: &Codes, strips: Range<usize>, trellis: Trellis, out: &mut [u8]) {
     if m.width < LANES {
-        narrow(m, trellis, out);
-    } else {
-        match isa.set() {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the machine has the instructions, `super::codes` has checked that the strips are there, and `out`
-            // has room for their levels.
-            Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, trellis, out) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: an instruction set is active only on machines that have it, and AVX-512 has AVX2.
-            Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, trellis, out) },
-            #[cfg(target_arch = "aarch64")]
-            Set::Neon => wide(m, trellis, out, &neon::look_up(trellis.levels)),
-            Set::Scalar => wide(m, trellis, out, &|windows| windows.map(|w| trellis.levels[usize::from(w)])),
+        return narrow(m, trellis, out);
+    }
+    match isa.set() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine has the instructions, `super::codes` has checked that the strips are there, and `out` has
+        // room for their levels.
+        Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, strips, trellis, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an instruction set is active only on machines that have it, and AVX-512 has AVX2.
+        Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, strips, trellis, out) },
+        #[cfg(target_arch = "aarch64")]
+        Set::Neon => wide(m, strips, trellis, out, &neon::look_up(trellis.levels)),
+        Set::Scalar => {
+            wide(m, strips, trellis, out, &|windows| windows.map(|w| trellis.levels[usize::from(w)]))
         }
     }
-    let codes = &out[..all];
-    Codes { bits: 8, codes, next: &[], stride: m.runs * bytes, run_stride: bytes, trellis: None, ..*m }
 }
 
 /// A strip of fewer than 16 lanes, code by code.
@@ -73,28 +105,35 @@ type Four = [u32; LANES];
 
 /// Strips of 16 lanes, with `look_up` giving the levels of 64 windows.
 #[inline(always)]
-fn wide(m: &Codes, trellis: Trellis, out: &mut [u8], look_up: &impl Fn([u8; 64]) -> [u8; 64]) {
+fn wide(
+    m: &Codes,
+    strips: Range<usize>,
+    trellis: Trellis,
+    out: &mut [u8],
+    look_up: &impl Fn([u8; 64]) -> [u8; 64],
+) {
     match m.bits {
-        1 => wide_of::<1>(m, trellis, out, look_up),
-        2 => wide_of::<2>(m, trellis, out, look_up),
-        _ => wide_of::<3>(m, trellis, out, look_up),
+        1 => wide_of::<1>(m, strips, trellis, out, look_up),
+        2 => wide_of::<2>(m, strips, trellis, out, look_up),
+        _ => wide_of::<3>(m, strips, trellis, out, look_up),
     }
 }
 
 #[inline(always)]
 fn wide_of<const BITS: usize>(
     m: &Codes,
+    strips: Range<usize>,
     trellis: Trellis,
     out: &mut [u8],
     look_up: &impl Fn([u8; 64]) -> [u8; 64],
 ) {
     let fours = m.steps.div_ceil(4);
     let bytes = strip_bytes(8, m.steps, LANES);
-    for strip in 0..m.strips {
+    for (i, strip) in strips.enumerate() {
         for run in 0..m.runs {
             let at = strip * m.stride + run * m.run_stride;
             let before = (strip % m.per_set > 0).then(|| &m.codes[at - m.stride..]);
-            let out = out[(strip * m.runs + run) * bytes..][..bytes].chunks_exact_mut(64);
+            let out = out[(i * m.runs + run) * bytes..][..bytes].chunks_exact_mut(64);
             let (mut last, mut second) = ([0; LANES], [0; LANES]);
             for (four, out) in out.enumerate() {
                 let own = codes::<BITS>(&m.codes[at..], fours, four);
@@ -154,12 +193,14 @@ fn codes<const BITS: usize>(strip: &[u8], fours: usize, four: usize) -> Four {
 mod avx2 {
     use std::arch::x86_64::*;
 
+    use std::ops::Range;
+
     use super::{Codes, STATES, Trellis, wide};
 
-    /// See [`super::expanded`].
+    /// See [`super::expand`].
     #[target_feature(enable = "avx2")]
-    pub(super) fn expand(m: &Codes, trellis: Trellis, out: &mut [u8]) {
-        wide(m, trellis, out, &|windows| look_up(trellis.levels, windows));
+    pub(super) fn expand(m: &Codes, strips: Range<usize>, trellis: Trellis, out: &mut [u8]) {
+        wide(m, strips, trellis, out, &|windows| look_up(trellis.levels, windows));
     }
 
     #[target_feature(enable = "avx2")]
@@ -215,6 +256,7 @@ mod neon {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
+    use std::ops::Range;
     use std::sync::OnceLock;
 
     use super::super::lines::prefetch_line;
@@ -236,35 +278,38 @@ mod avx512 {
     /// # Safety
     /// The machine has the instructions; strips are full, all of them are there, and `out` has room for their levels.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    pub(super) unsafe fn expand(m: &Codes, trellis: Trellis, out: &mut [u8]) {
+    pub(super) unsafe fn expand(m: &Codes, range: Range<usize>, trellis: Trellis, out: &mut [u8]) {
         // SAFETY: the caller's promises.
         unsafe {
             match m.bits {
-                1 => strips::<1>(m, trellis, out),
-                2 => strips::<2>(m, trellis, out),
-                _ => strips::<3>(m, trellis, out),
+                1 => strips::<1>(m, range, trellis, out),
+                2 => strips::<2>(m, range, trellis, out),
+                _ => strips::<3>(m, range, trellis, out),
             }
         }
     }
 
-    /// Codes of four `four` of a strip.
+    /// Fours of one step of the loop: as many as the widest plane has in a vector.
+    const FOURS: usize = 8;
+
+    /// Codes of four `FOURS * u + q` of a strip of `fours`.
     ///
     /// # Safety
-    /// The strip lies at `x`.
+    /// The strip lies at `x` and has that four.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    unsafe fn codes<const BITS: usize>(x: *const u8, fours: usize, four: usize) -> __m512i {
+    unsafe fn codes<const BITS: usize>(x: *const u8, fours: usize, u: usize, q: usize) -> __m512i {
         // SAFETY: vector v of a plane lies within the strip.
         let load = |v: usize| unsafe { _mm512_loadu_si512(x.add(v * VECTOR).cast()) };
+        // A constant where the loop over q is unrolled.
         let right = |x: __m512i, by: usize| _mm512_srl_epi16(x, _mm_cvtsi32_si128(by as i32));
         match BITS {
-            1 => _mm512_and_si512(right(load(four / 8), four % 8), _mm512_set1_epi8(1)),
-            2 => _mm512_and_si512(right(load(four / 4), four % 4 * 2), _mm512_set1_epi8(3)),
+            1 => _mm512_and_si512(right(load(u), q), _mm512_set1_epi8(1)),
+            2 => _mm512_and_si512(right(load(2 * u + q / 4), q % 4 * 2), _mm512_set1_epi8(3)),
             _ => {
                 // Two bits, and the third of each code in a plane of its own.
-                let vectors = fours.div_ceil(4);
-                let low = _mm512_and_si512(right(load(four / 4), four % 4 * 2), _mm512_set1_epi8(3));
-                let third = _mm512_and_si512(right(load(vectors + four / 8), four % 8), _mm512_set1_epi8(1));
+                let low = _mm512_and_si512(right(load(2 * u + q / 4), q % 4 * 2), _mm512_set1_epi8(3));
+                let third = _mm512_and_si512(right(load(fours.div_ceil(4) + u), q), _mm512_set1_epi8(1));
                 _mm512_or_si512(low, _mm512_slli_epi16::<2>(third))
             }
         }
@@ -274,44 +319,48 @@ mod avx512 {
     /// As [`expand`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    unsafe fn strips<const BITS: usize>(m: &Codes, trellis: Trellis, out: &mut [u8]) {
+    unsafe fn strips<const BITS: usize>(m: &Codes, range: Range<usize>, trellis: Trellis, out: &mut [u8]) {
         // SAFETY: 64 bytes.
         let table = unsafe { _mm512_loadu_si512(trellis.levels.as_ptr().cast()) };
         let fours = m.steps.div_ceil(4);
         let bytes = strip_bytes(8, m.steps, LANES);
         let zero = _mm512_setzero_si512();
-        for strip in 0..m.strips {
+        for (i, strip) in range.enumerate() {
             let first = strip % m.per_set == 0;
             for run in 0..m.runs {
-                // SAFETY: the strip and the one before it are there.
-                let (x, before) = unsafe {
-                    let x = m.codes.as_ptr().add(strip * m.stride + run * m.run_stride);
-                    (x, if first { x } else { x.sub(m.stride) })
-                };
+                let at = strip * m.stride + run * m.run_stride;
                 if m.next.len() == m.codes.len() {
-                    let next = &m.next[strip * m.stride + run * m.run_stride..];
-                    let own = &next[..strip_bytes(BITS as u8, m.steps, LANES)];
+                    let own = &m.next[at..][..strip_bytes(BITS as u8, m.steps, LANES)];
                     own.chunks(VECTOR).for_each(|line| prefetch_line(line.as_ptr()));
                 }
+                // SAFETY: the strip and the one before it are there.
+                let (x, before) = unsafe {
+                    let x = m.codes.as_ptr().add(at);
+                    (x, if first { x } else { x.sub(m.stride) })
+                };
                 // SAFETY: `out` has room for the levels of all strips and runs.
-                let to = unsafe { out.as_mut_ptr().add((strip * m.runs + run) * bytes) };
+                let to = unsafe { out.as_mut_ptr().add((i * m.runs + run) * bytes) };
                 let (mut last, mut second) = (zero, zero);
-                for four in 0..fours {
-                    // SAFETY: a four of the strip, or of the one before.
-                    let code = unsafe { codes::<BITS>(x, fours, four) };
-                    let window = if trellis.along_lanes {
-                        // SAFETY: as above.
-                        let old = if first { zero } else { unsafe { codes::<BITS>(before, fours, four) } };
-                        along_lanes::<BITS>(code, old)
-                    } else {
-                        let window = along_steps::<BITS>(code, last, second);
-                        (last, second) = (code, last);
-                        window
-                    };
-                    let level = _mm512_permutexvar_epi8(window, table);
-                    // SAFETY: as above.
-                    unsafe { _mm512_storeu_si512(to.add(four * VECTOR).cast(), level) };
+                let mut write = |u: usize, q: usize| {
+                    // SAFETY: a four of the strip, or of the one before, whose levels have room in `out`.
+                    unsafe {
+                        let code = codes::<BITS>(x, fours, u, q);
+                        let window = if trellis.along_lanes {
+                            let old = if first { zero } else { codes::<BITS>(before, fours, u, q) };
+                            along_lanes::<BITS>(code, old)
+                        } else {
+                            let window = along_steps::<BITS>(code, last, second);
+                            (last, second) = (code, last);
+                            window
+                        };
+                        let level = _mm512_permutexvar_epi8(window, table);
+                        _mm512_storeu_si512(to.add((FOURS * u + q) * VECTOR).cast(), level);
+                    }
+                };
+                for u in 0..fours / FOURS {
+                    (0..FOURS).for_each(|q| write(u, q));
                 }
+                (0..fours % FOURS).for_each(|q| write(fours / FOURS, q));
             }
         }
     }
