@@ -14,7 +14,7 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QTensor};
 use minicache_config::WeightMode;
 use minicache_core::kernels::{Isa, with_isa};
-use minicache_core::{CacheSpec, Resources, build};
+use minicache_core::{CacheSpec, Resources, Side, Store, build};
 use minicache_models::packed::PackedMatrix;
 use minicache_models::{Decoder, Gguf, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step};
 
@@ -151,7 +151,7 @@ fn nothing_is_touched_beyond_its_end() {
             for name in ["llama3", "phi3", "mixtral", "qwen3"] {
                 let text = std::fs::read_to_string(fixture(name).join("config.json")).unwrap();
                 let config = ModelConfig::from_json(&text).unwrap();
-                let source = Safetensors::open(&fixture(name)).unwrap();
+                let source = Safetensors::open(fixture(name)).unwrap();
                 let decoder = Decoder::load(&config, &source, &options(WeightMode::Auto)).unwrap();
                 steps(&decoder, &tokens);
             }
@@ -159,6 +159,24 @@ fn nothing_is_touched_beyond_its_end() {
             let config = gguf.config().unwrap();
             let decoder = Decoder::load(&config, &gguf, &options(WeightMode::Quantized)).unwrap();
             steps(&decoder, &tokens);
+            // What latents are stored in.
+            for side in [Side::Keys, Side::Values] {
+                for mut store in [
+                    Store::trellis(&[(1, 48), (2, 40), (3, 33), (8, 16)], side),
+                    Store::sections(&[(2, 40), (3, 33), (4, 16), (8, 17)], side),
+                ] {
+                    let (dim, tokens) = (store.dim(), 75);
+                    let x: Vec<f32> = (0..tokens * dim).map(|i| (i as f32 * 0.3).sin()).collect();
+                    store.push(&x);
+                    let (mut scores, mut sums) = (vec![0.0; 3 * (tokens - 5)], vec![0.0; 3 * dim]);
+                    let weights = vec![0.01; 3 * (tokens - 5)];
+                    match side {
+                        Side::Keys => store.scores(0, 5..tokens, &x[..3 * dim], 3, &mut scores),
+                        Side::Values => store.accumulate(0, 5..tokens, &weights, 3, &mut sums),
+                    }
+                    assert!(scores.iter().chain(&sums).all(|x| x.is_finite()));
+                }
+            }
             // Products of packed weights of every format, and sizes that fill no panel.
             for (dtype, outputs, rows) in [
                 (GgmlDType::Q4_0, 33, 1),

@@ -64,13 +64,7 @@ impl KvCache for FirstExact {
         &self.shape
     }
 
-    fn attend_held(
-        &self,
-        layer: usize,
-        states: States<'_>,
-        out: &mut [f32],
-        _: &mut Vec<f32>,
-    ) -> Result<()> {
+    fn attend_held(&self, layer: usize, states: States<'_>, out: &mut [f32], _: &mut Vec<f32>) -> Result<()> {
         self.view(layer).attend(&self.shape, layer, self.len, states, out);
         Ok(())
     }
