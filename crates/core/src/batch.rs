@@ -59,11 +59,12 @@ impl<'a> Batch<'a> {
         for (sequence, tokens) in sequences {
             let shape = *sequence.shape();
             let first = parts.first().map_or(shape, |p| *p.sequence.shape());
-            if tokens == 0 || shape != first {
-                let got = if tokens == 0 { "none".to_string() } else { format!("{shape:?}") };
-                let expected = if tokens == 0 { "at least one".to_string() } else { format!("{first:?}") };
-                let what = if tokens == 0 { "tokens of a step" } else { "sequences of one shape" };
-                return Err(Error::Shape { what, expected, got });
+            if tokens == 0 {
+                return Err(none("tokens of a step"));
+            }
+            if shape != first {
+                let (expected, got) = (format!("{first:?}"), format!("{shape:?}"));
+                return Err(Error::Shape { what: "sequences of one shape", expected, got });
             }
             let waits = tokens <= WAITING;
             let before = (!waits).then(|| sequence.cache().fork());
@@ -71,8 +72,7 @@ impl<'a> Batch<'a> {
             parts.push(Part { sequence, tokens, before, received });
         }
         let Some(shape) = parts.first().map(|p| *p.sequence.shape()) else {
-            let (what, expected) = ("sequences of a step", "at least one".to_string());
-            return Err(Error::Shape { what, expected, got: "none".to_string() });
+            return Err(none("sequences of a step"));
         };
         let rows = parts.iter().filter(|p| p.before.is_none()).map(|p| p.tokens).sum();
         let width = shape.heads * shape.head_dim + 2 * shape.kv_dim();
@@ -171,6 +171,11 @@ impl<'a> Batch<'a> {
         self.finished = true;
         Ok(())
     }
+}
+
+/// What to say where there has to be one.
+fn none(what: &'static str) -> Error {
+    Error::Shape { what, expected: "at least one".to_string(), got: "none".to_string() }
 }
 
 impl Job<'_, '_> {
