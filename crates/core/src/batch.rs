@@ -7,7 +7,7 @@ use crate::cache::KvCache;
 use crate::scratch::Buffer;
 use crate::sequence::Sequence;
 use crate::settings::ModelShape;
-use crate::states::States;
+use crate::states::{States, check_layer, check_len};
 use crate::{Error, Result};
 
 /// Tokens of a sequence up to which a step's states wait for its end. Of more, as in a prefill, they would take more room
@@ -96,12 +96,9 @@ impl<'a> Batch<'a> {
             ("output", out.len(), q_dim),
         ];
         for (what, got, width) in lengths {
-            if got != tokens * width {
-                let expected = format!("{tokens} tokens of {width} numbers");
-                return Err(Error::Shape { what, expected, got: format!("{got} numbers") });
-            }
+            check_len(what, got, tokens, width)?;
         }
-        crate::states::check_layer(&self.shape, layer)?;
+        check_layer(&self.shape, layer)?;
         let waiting = &mut self.waiting[layer * self.rows * (q_dim + 2 * kv_dim)..];
         let (wait_q, rest) = waiting.split_at_mut(self.rows * q_dim);
         let (wait_k, wait_v) = rest.split_at_mut(self.rows * kv_dim);

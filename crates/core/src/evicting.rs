@@ -220,7 +220,8 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
         let (shape, len) = (self.shape, self.len);
         let tokens = states.tokens(&shape);
         let heads = self.slots[layer].par_iter().enumerate().map(|(head, slots)| {
-            let mut received = vec![0.0; slots.positions.len() + tokens];
+            let ranked = if self.evict.needs_attention() { slots.positions.len() + tokens } else { 0 };
+            let mut received = vec![0.0; ranked];
             let rows = attend_head(&shape, slots, (layer, head, len), states, &mut received);
             (rows, received)
         });

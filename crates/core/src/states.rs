@@ -63,7 +63,8 @@ impl<'a> States<'a> {
     }
 }
 
-fn check_len(what: &'static str, got: usize, tokens: usize, width: usize) -> Result<()> {
+/// Whether a slice of `got` numbers is that of so many tokens.
+pub(crate) fn check_len(what: &'static str, got: usize, tokens: usize, width: usize) -> Result<()> {
     if tokens > 0 && got == tokens * width {
         return Ok(());
     }

@@ -189,6 +189,13 @@ impl SideView<'_> {
         self.start() <= positions.start && at >= positions.end
     }
 
+    /// The segments that a range meets: their rows, the positions of the range in them, and where those are stored.
+    fn parts(&self, range: &Range<usize>) -> impl Iterator<Item = (&Rows<'_>, Range<usize>, Range<usize>)> {
+        let cut = move |segment: &Segment<'_>| (segment.cut(range), segment.indices(&segment.cut(range)));
+        let parts = self.segments.iter().map(move |segment| (segment, cut(segment)));
+        parts.filter(|(_, (part, _))| !part.is_empty()).map(|(s, (part, indices))| (&s.rows, part, indices))
+    }
+
     /// First position held.
     pub(crate) fn start(&self) -> usize {
         self.segments.first().map_or(0, |s| s.positions.start)
@@ -256,24 +263,20 @@ impl SideView<'_> {
         let (width, stride) = (range.len(), self.query_dim(head_dim));
         let per_head = rows / heads.len();
         out.fill(0.0);
-        for segment in &self.segments {
-            let part = segment.cut(&range);
-            if part.is_empty() {
-                continue;
-            }
+        for (rows_of, part, indices) in self.parts(&range) {
             let column = part.start - range.start;
-            match &segment.rows {
+            match rows_of {
                 Rows::Vectors(vectors) => {
                     for (i, head) in heads.clone().enumerate() {
                         let q = Weights { w: &q[i * per_head * stride..], stride, rows: per_head };
                         let y = Sums { y: &mut out[i * per_head * width + column..], stride: width };
-                        vectors.scores(head, head_dim, &part, segment.indices(&part), q, y);
+                        vectors.scores(head, head_dim, &part, indices.clone(), q, y);
                     }
                 }
                 Rows::LatentKeys(keys) => {
                     let q = Weights { w: q, stride, rows };
                     let y = Sums { y: &mut out[column..], stride: width };
-                    keys.scores(heads.clone(), head_dim, segment.indices(&part), q, y);
+                    keys.scores(heads.clone(), head_dim, indices, q, y);
                 }
                 Rows::LatentValues(_) => unreachable!("values have no scores"),
             }
@@ -293,25 +296,21 @@ impl SideView<'_> {
     ) {
         let (width, stride) = (range.len(), self.sum_dim(head_dim));
         let per_head = rows / heads.len();
-        for segment in &self.segments {
-            let part = segment.cut(&range);
-            if part.is_empty() {
-                continue;
-            }
+        for (rows_of, part, indices) in self.parts(&range) {
             let column = part.start - range.start;
-            match &segment.rows {
+            match rows_of {
                 Rows::Vectors(vectors) => {
                     for (i, head) in heads.clone().enumerate() {
                         let first = i * per_head;
                         let p = Weights { w: &p[first * width + column..], stride: width, rows: per_head };
                         let y = Sums { y: &mut out[first * stride..], stride };
-                        vectors.accumulate(head, head_dim, &part, segment.indices(&part), p, y);
+                        vectors.accumulate(head, head_dim, &part, indices.clone(), p, y);
                     }
                 }
                 Rows::LatentValues(values) => {
                     let p = Weights { w: &p[column..], stride: width, rows };
                     let y = Sums { y: &mut *out, stride };
-                    values.accumulate(heads.clone(), head_dim, segment.indices(&part), p, y);
+                    values.accumulate(heads.clone(), head_dim, indices, p, y);
                 }
                 Rows::LatentKeys(_) => unreachable!("keys are not summed"),
             }

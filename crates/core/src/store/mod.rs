@@ -155,9 +155,7 @@ impl Store {
     /// # Panics
     /// Bits other than 2, 3, 4 and 8.
     pub fn sections(sections: &[(u8, usize)], side: Side) -> Self {
-        let dim = sections.iter().map(|s| s.1).sum();
-        let slots = SECTION_BLOCK[usize::from(side == Side::Values)];
-        Self::codes(1, dim, Scheme::Sections, side, slots, Scaling::Centred, sections)
+        Self::of_sections(sections, side, Scaling::Centred)
     }
 
     /// As [`Store::sections`], with codes of 1 to 3 bits that follow a trellis along the numbers of their section: what a
@@ -166,9 +164,13 @@ impl Store {
     /// # Panics
     /// Bits other than 1, 2, 3, 4 and 8.
     pub fn trellis(sections: &[(u8, usize)], side: Side) -> Self {
+        Self::of_sections(sections, side, Scaling::Trellis)
+    }
+
+    fn of_sections(sections: &[(u8, usize)], side: Side, scaling: Scaling) -> Self {
         let dim = sections.iter().map(|s| s.1).sum();
         let slots = SECTION_BLOCK[usize::from(side == Side::Values)];
-        Self::codes(1, dim, Scheme::Sections, side, slots, Scaling::Trellis, sections)
+        Self::codes(1, dim, Scheme::Sections, side, slots, scaling, sections)
     }
 
     fn codes(
