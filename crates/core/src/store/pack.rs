@@ -13,7 +13,6 @@ use crate::kernels::{Float, Line, view_mut};
 use crate::settings::{Axis, StoreType};
 
 thread_local! {
-    static ROOM: RefCell<trellis::Room> = RefCell::default();
     static PACKING: RefCell<Packing> = RefCell::default();
 }
 
@@ -24,6 +23,7 @@ struct Packing {
     eighths: Vec<F8>,
     floats: Vec<f32>,
     codes: Vec<u8>,
+    trellis: trellis::Room,
 }
 
 impl Store {
@@ -46,7 +46,7 @@ impl Store {
                     self.push_float(&p.eighths);
                 }),
                 Scheme::Sections => {
-                    PACKING.with_borrow_mut(|p| self.pack_sections(row, &mut p.codes));
+                    PACKING.with_borrow_mut(|p| self.pack_sections(row, p));
                     self.len += 1;
                 }
                 Scheme::Quant { residual, axis: Axis::Token, .. } => {
@@ -135,17 +135,16 @@ impl Store {
     }
 
     /// Quantises one token section by section, around zero.
-    fn pack_sections(&mut self, x: &[f32], codes: &mut Vec<u8>) {
-        ROOM.with_borrow_mut(|room| {
-            let Block::Codes(block) = &self.block else { return };
-            let block = block.clone();
-            self.pack_slot(x, codes, |x, bits, codes| {
-                let scale = match block.levels(bits) {
-                    None => normal::quantise(x, bits, codes),
-                    Some(table) => trellis::quantise(x, block.chain(x.len()), table, room, codes),
-                };
-                (scale, scale)
-            });
+    fn pack_sections(&mut self, x: &[f32], packing: &mut Packing) {
+        let Block::Codes(block) = &self.block else { return };
+        let block = block.clone();
+        let Packing { codes, trellis: room, .. } = packing;
+        self.pack_slot(x, codes, |x, bits, codes| {
+            let scale = match block.levels(bits) {
+                None => normal::quantise(x, bits, codes),
+                Some(table) => trellis::quantise(x, block.chain(x.len()), table, room, codes),
+            };
+            (scale, scale)
         });
     }
 
