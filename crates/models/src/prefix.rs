@@ -22,7 +22,7 @@ impl Model {
         tokens: &[u32],
         path: &Path,
     ) -> Result<()> {
-        let about = self.about(sequence, spec)?;
+        let about = self.about(spec, sequence.planned_len())?;
         let mut writer = atomic::Writer::new(path).map_err(Error::write(path))?;
         let mut out = BufWriter::with_capacity(1 << 20, &mut writer);
         archive::save(sequence.cache(), &about, tokens, &mut out).map_err(in_file(path, true))?;
@@ -42,7 +42,7 @@ impl Model {
         path: &Path,
     ) -> Result<(Sequence, Vec<u32>)> {
         let mut sequence = self.sequence(spec, planned_len)?;
-        let about = self.about(&sequence, spec)?;
+        let about = self.about(spec, planned_len)?;
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io(path))?);
         let tokens = archive::load(sequence.cache_mut(), &about, &mut file).map_err(in_file(path, false))?;
         Ok((sequence, tokens))
@@ -50,16 +50,12 @@ impl Model {
 
     /// What has to be the same for a saved cache to go on: the model, the method, the frequencies, and, of latents, the
     /// basis.
-    fn about(&self, sequence: &Sequence, spec: &CacheSpec) -> Result<String> {
-        let mut turned = vec![1.0; self.config.head_dim];
-        if let Some(rotary) = sequence.rotary() {
-            rotary.rotate(1, &mut turned);
-        }
-        let turned: f32 = turned.iter().sum();
-        let basis = self.latent_digest(spec, sequence.planned_len())?;
+    fn about(&self, spec: &CacheSpec, planned_len: usize) -> Result<String> {
+        let rotation = self.decoder.rotary(planned_len).digest();
+        let basis = self.latent_digest(spec, planned_len)?;
         let spec = spec.canonical(Some(self.config.layers));
         let spec = serde_json::to_string(&spec).map_err(|e| Error::Input(e.to_string()))?;
-        Ok(format!("model {}, cache {spec}, rotation {turned}{basis}", self.fingerprint))
+        Ok(format!("model {}, cache {spec}, rotation {rotation}{basis}", self.fingerprint))
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::{Arc, OnceLock};
 
 use minicache_core::Rotary;
+use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
@@ -244,6 +245,13 @@ pub struct Frequencies {
 }
 
 impl Frequencies {
+    /// Tells these frequencies from others.
+    pub(crate) fn digest(&self) -> String {
+        let numbers = self.inv_freq.iter().chain([&self.attention]);
+        let hash = numbers.fold(Sha256::new(), |hash, x| hash.chain_update(x.to_le_bytes()));
+        hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+    }
+
     /// The cosines, then the sines of `position`.
     fn angles(&self, position: usize) -> Vec<f32> {
         let mut angles = vec![0.0; self.rotary_dim()];
