@@ -89,15 +89,8 @@ fn errors_name_file_line_and_key() {
 
 #[test]
 fn a_start_layer_beyond_the_model_is_refused() {
-    let shape = ModelShape {
-        layers: 30,
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-        window: None,
-        scale: 0.125,
-        ..ModelShape::PLAIN
-    };
+    let shape =
+        ModelShape { layers: 30, heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, ..ModelShape::PLAIN };
     let from =
         |n| CacheSpec::MiniCache(MiniCache { start_layer: StartLayer::Layer(n), ..Default::default() });
     let spec = from(30);
@@ -110,15 +103,8 @@ fn a_start_layer_beyond_the_model_is_refused() {
 
 #[test]
 fn chosen_pairs_are_checked_and_written_as_they_are_read() {
-    let shape = ModelShape {
-        layers: 30,
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-        window: None,
-        scale: 0.125,
-        ..ModelShape::PLAIN
-    };
+    let shape =
+        ModelShape { layers: 30, heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, ..ModelShape::PLAIN };
     let with = |pairs: &str| CacheSpec::parse(&format!("{{ method = \"minicache\", pairs = {pairs} }}"));
     let spec = with("{ keys = [3, 20], values = [28] }").expect("pairs");
     assert_eq!(spec.merged_pairs(30), [vec![(3, 4), (20, 21)], vec![(28, 29)]]);
@@ -339,15 +325,8 @@ fn errors_are_one_line_of_bounded_length() {
 
 #[test]
 fn chosen_pairs_are_layers_of_the_model() {
-    let shape = ModelShape {
-        layers: 8,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 64,
-        window: None,
-        scale: 0.125,
-        ..ModelShape::PLAIN
-    };
+    let shape =
+        ModelShape { layers: 8, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, ..ModelShape::PLAIN };
     let check = |first: &str| {
         let spec = format!("{{ method = \"minicache\", pairs = {{ keys = [{first}], values = [0] }} }}");
         CacheSpec::parse(&spec).and_then(|spec| spec.validate_for(&shape))

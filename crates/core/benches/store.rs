@@ -147,15 +147,7 @@ fn merge(c: &mut Criterion) {
     const PROMPT: usize = 1024;
     for model in MODELS {
         let (kv_heads, head_dim, heads) = (model.heads, model.dim, model.heads * model.rows);
-        let shape = ModelShape {
-            layers: 2,
-            heads,
-            kv_heads,
-            head_dim,
-            window: None,
-            scale: 0.1,
-            ..ModelShape::PLAIN
-        };
+        let shape = ModelShape { layers: 2, heads, kv_heads, head_dim, scale: 0.1, ..ModelShape::PLAIN };
         let states = Synthetic::new(&shape, PROMPT + 1, LayerSimilarity::default(), 0);
         let mut prompt = Vec::new();
         let keep = |_, k: &[f32], v: &[f32]| {

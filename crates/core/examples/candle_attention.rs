@@ -80,7 +80,6 @@ fn main() -> Result<()> {
         heads: 8,
         kv_heads: 2,
         head_dim: 64,
-        window: None,
         scale: 64f32.powf(-0.5),
         ..ModelShape::PLAIN
     };

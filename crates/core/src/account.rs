@@ -240,15 +240,7 @@ mod tests {
     use super::*;
 
     fn shape(layers: usize, group: usize, kv_heads: usize, head_dim: usize) -> ModelShape {
-        ModelShape {
-            layers,
-            heads: group * kv_heads,
-            kv_heads,
-            head_dim,
-            window: None,
-            scale: 0.1,
-            ..ModelShape::PLAIN
-        }
+        ModelShape { layers, heads: group * kv_heads, kv_heads, head_dim, scale: 0.1, ..ModelShape::PLAIN }
     }
 
     /// The whole model's cache, prefilled in one step.

@@ -187,7 +187,7 @@ impl Archive<'_> {
             return Ok(());
         }
         let (read, own) = (String::from_utf8_lossy(&read), String::from_utf8_lossy(own));
-        Err(Error::Archive(format!("is of {what} {read}, not {own}")))
+        Err(Error::Archive(format!("is of {what}{read}, not {own}")))
     }
 
     fn header(&mut self, shape: &ModelShape, about: &str, len: &mut usize) -> Result<()> {
@@ -203,7 +203,7 @@ impl Archive<'_> {
         if cfg!(target_endian = "big") {
             return Err(Error::Archive("has its bytes in another order than this machine".into()));
         }
-        self.same("a model of", format!("{shape:?}").as_bytes())?;
+        self.same("a model of ", format!("{shape:?}").as_bytes())?;
         self.same("", about.as_bytes())?;
         self.count(len)
     }

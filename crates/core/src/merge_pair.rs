@@ -42,15 +42,8 @@ pub struct MergedPair {
 /// Slices that do not match, states that are not finite, a method that does not work on a pair.
 pub fn merge_pair(spec: &CacheSpec, states: &PairStates<'_>) -> Result<MergedPair> {
     let (kv_heads, head_dim) = (states.kv_heads, states.head_dim);
-    let shape = ModelShape {
-        layers: 2,
-        heads: kv_heads,
-        kv_heads,
-        head_dim,
-        window: None,
-        scale: 1.0,
-        ..ModelShape::PLAIN
-    };
+    let shape =
+        ModelShape { layers: 2, heads: kv_heads, kv_heads, head_dim, scale: 1.0, ..ModelShape::PLAIN };
     let stored = spec.clone().with_start_layer(StartLayer::Layer(0));
     let exact = stored.clone().with_f32();
     let fill = |spec: &CacheSpec| {

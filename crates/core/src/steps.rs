@@ -269,15 +269,8 @@ mod tests {
 
     #[test]
     fn every_method_has_its_steps() {
-        let shape = ModelShape {
-            layers: 8,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 32,
-            window: None,
-            scale: 0.2,
-            ..ModelShape::PLAIN
-        };
+        let shape =
+            ModelShape { layers: 8, heads: 4, kv_heads: 2, head_dim: 32, scale: 0.2, ..ModelShape::PLAIN };
         let steps = |text: &str, context| {
             let spec = CacheSpec::parse(text).unwrap();
             time_steps(&spec, &shape, &Resources::default(), context, LayerSimilarity::default()).unwrap()
@@ -300,15 +293,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_timed_is_said() {
-        let shape = ModelShape {
-            layers: 2,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 32,
-            window: None,
-            scale: 0.2,
-            ..ModelShape::PLAIN
-        };
+        let shape =
+            ModelShape { layers: 2, heads: 1, kv_heads: 1, head_dim: 32, scale: 0.2, ..ModelShape::PLAIN };
         let error = |text: &str, context| {
             let spec = CacheSpec::parse(text).unwrap();
             let none = Resources::default();

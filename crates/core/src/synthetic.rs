@@ -198,15 +198,8 @@ fn mix(x: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const SHAPE: ModelShape = ModelShape {
-        layers: 5,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 32,
-        window: None,
-        scale: 0.2,
-        ..ModelShape::PLAIN
-    };
+    const SHAPE: ModelShape =
+        ModelShape { layers: 5, heads: 4, kv_heads: 2, head_dim: 32, scale: 0.2, ..ModelShape::PLAIN };
 
     fn all(states: &Synthetic, step: usize) -> Vec<[Vec<f32>; 2]> {
         let mut layers = vec![[Vec::new(), Vec::new()]; SHAPE.layers];

@@ -122,15 +122,8 @@ fn attention_allocates_nothing_once_warm() {
 
 #[test]
 fn a_decode_step_allocates_only_where_a_page_begins() {
-    let shape = ModelShape {
-        layers: 4,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 64,
-        window: None,
-        scale: 0.125,
-        ..ModelShape::PLAIN
-    };
+    let shape =
+        ModelShape { layers: 4, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, ..ModelShape::PLAIN };
     let rows: Vec<_> = (0..29).map(|i| (row(256, i), row(128, i + 50), row(128, i + 90))).collect();
     let mut out = vec![0.0; 256];
     for spec in ["full", "kivi-2", "mean", "minicache", "{ method = \"minicache\", quant = { bits = 4 } }"] {

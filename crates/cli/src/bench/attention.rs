@@ -185,15 +185,8 @@ mod tests {
 
     #[test]
     fn caches_alone_decode() {
-        let shape = ModelShape {
-            layers: 8,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 32,
-            window: None,
-            scale: 0.2,
-            ..ModelShape::PLAIN
-        };
+        let shape =
+            ModelShape { layers: 8, heads: 4, kv_heads: 2, head_dim: 32, scale: 0.2, ..ModelShape::PLAIN };
         let specs = [CacheSpec::default(), CacheSpec::parse("minicache-4").unwrap()];
         let full = shape.full_bytes(100);
         let mut subject =

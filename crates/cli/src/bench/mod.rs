@@ -139,15 +139,8 @@ mod tests {
         steps: usize,
     }
 
-    const SHAPE: ModelShape = ModelShape {
-        layers: 1,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 32,
-        window: None,
-        scale: 1.0,
-        ..ModelShape::PLAIN
-    };
+    const SHAPE: ModelShape =
+        ModelShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 32, scale: 1.0, ..ModelShape::PLAIN };
 
     impl Subject for Sleeper {
         fn fill(&mut self, spec: &CacheSpec) -> Result<(Vec<Sequence>, f64)> {

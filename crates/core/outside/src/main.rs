@@ -15,7 +15,6 @@ const SHAPE: ModelShape = ModelShape {
     heads: 8,
     kv_heads: 2,
     head_dim: 64,
-    window: None,
     scale: 0.125,
     ..ModelShape::PLAIN
 };

@@ -165,15 +165,8 @@ mod tests {
 
     #[test]
     fn made_up_coefficients_take_the_room_of_real_ones() {
-        let shape = ModelShape {
-            layers: 7,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 32,
-            window: None,
-            scale: 0.2,
-            ..ModelShape::PLAIN
-        };
+        let shape =
+            ModelShape { layers: 7, heads: 4, kv_heads: 2, head_dim: 32, scale: 0.2, ..ModelShape::PLAIN };
         for (text, window) in [
             ("{ method = \"latent\" }", None),
             ("{ method = \"latent\", k = { group = 2 }, v = { group = 3, bits = 16, rank = 40 } }", None),

@@ -276,15 +276,8 @@ impl Phases {
 mod tests {
     use super::*;
 
-    const SHAPE: ModelShape = ModelShape {
-        layers: 3,
-        heads: 2,
-        kv_heads: 2,
-        head_dim: 4,
-        window: None,
-        scale: 0.5,
-        ..ModelShape::PLAIN
-    };
+    const SHAPE: ModelShape =
+        ModelShape { layers: 3, heads: 2, kv_heads: 2, head_dim: 4, scale: 0.5, ..ModelShape::PLAIN };
 
     fn basis() -> Basis {
         let grouping = Grouping { layers: 2, heads: 1 };

@@ -147,15 +147,8 @@ mod tests {
 
     #[test]
     fn impossible_shapes_are_named() {
-        let good = ModelShape {
-            layers: 4,
-            heads: 6,
-            kv_heads: 3,
-            head_dim: 8,
-            window: None,
-            scale: 0.3,
-            ..ModelShape::PLAIN
-        };
+        let good =
+            ModelShape { layers: 4, heads: 6, kv_heads: 3, head_dim: 8, scale: 0.3, ..ModelShape::PLAIN };
         good.validate().unwrap();
         let key = |shape: ModelShape| shape.validate().unwrap_err().key;
         assert_eq!(key(ModelShape { layers: 0, ..good }), "layers");

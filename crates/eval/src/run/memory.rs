@@ -103,15 +103,8 @@ mod tests {
 
     #[test]
     fn a_row_says_what_is_held_and_what_arithmetic_promises() {
-        let shape = ModelShape {
-            layers: 32,
-            heads: 32,
-            kv_heads: 4,
-            head_dim: 128,
-            window: None,
-            scale: 0.1,
-            ..ModelShape::PLAIN
-        };
+        let shape =
+            ModelShape { layers: 32, heads: 32, kv_heads: 4, head_dim: 128, scale: 0.1, ..ModelShape::PLAIN };
         let spec = CacheSpec::parse("{ method = \"minicache\", quant = { bits = 4, group = 128 } }").unwrap();
         let similarity = LayerSimilarity::default();
         let held = footprint(&spec, &shape, &Resources::default(), 600, similarity).unwrap();
