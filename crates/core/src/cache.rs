@@ -88,6 +88,11 @@ pub trait KvCache: Send + Sync {
         Err(crate::Error::Archive("is of a method that does not save".into()))
     }
 
+    /// The cache as what it is, for a decoder that has caches of its own kind, whose states do not pass through here.
+    fn as_any_mut(&mut self) -> Option<&mut dyn std::any::Any> {
+        None
+    }
+
     /// [`KvCache::attend_held`], then [`KvCache::store`]: `q (tokens, heads, head_dim)`, `k` and `v`
     /// `(tokens, kv_heads, head_dim)` in, attention `(tokens, heads, head_dim)` out.
     ///

@@ -43,6 +43,9 @@ pub enum Error {
     /// A cache that needs something it was not given (a calibrated basis, the model's RoPE).
     #[error("{0}")]
     Missing(String),
+    /// Of a backend of somebody's own: a cache that lives elsewhere than in this process' memory.
+    #[error("{0}")]
+    Backend(String),
     /// A setting that cannot be, or that does not fit the model.
     #[error(transparent)]
     Setting(#[from] crate::settings::SettingError),

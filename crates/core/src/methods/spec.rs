@@ -62,6 +62,11 @@ impl CacheSpec {
         self.method().stored().quant
     }
 
+    /// How keys and values of single layers, and what pairs of layers share, are stored, of a method that keeps every token.
+    pub fn schemes(&self) -> [crate::Scheme; 2] {
+        self.method().stored().schemes()
+    }
+
     /// The storage type of what is not quantised.
     pub fn dtype(&self) -> StoreType {
         self.method().stored().dtype

@@ -1,0 +1,98 @@
+// What every kernel needs, of CUDA and of the emulated device alike. No header of CUDA's own.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define WARP 32
+#define ALL 0xffffffffu
+
+#ifdef EMULATED
+#define DEVICE static inline
+#else
+#define DEVICE static __device__ __forceinline__
+// One structure by value is all that a kernel takes; THREADS is the size of its blocks.
+#define KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(THREADS) name(const Params p)
+#define SHARED __shared__
+
+DEVICE float from_half(u16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+
+DEVICE u16 round_half(float x) {
+    u16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+
+// Unsigned bytes of `a` times signed bytes of `b`, added to `c`.
+DEVICE int dot4(u32 a, u32 b, int c) {
+    int y;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+#endif
+
+DEVICE float from_bits(u32 x) {
+    union { u32 bits; float number; } y;
+    y.bits = x;
+    return y.number;
+}
+
+DEVICE u32 to_bits(float x) {
+    union { float number; u32 bits; } y;
+    y.number = x;
+    return y.bits;
+}
+
+// The nearest half; what is too large becomes the largest.
+DEVICE u16 to_half(float x) { return round_half(fminf(fmaxf(x, -65504.0f), 65504.0f)); }
+
+// Activations and weights of linear layers: halves, or bfloat16 where BFLOAT is 1.
+DEVICE float from_act(u16 x) {
+#if BFLOAT
+    return from_bits((u32)x << 16);
+#else
+    return from_half(x);
+#endif
+}
+
+DEVICE u16 to_act(float x) {
+#if BFLOAT
+    const u32 bits = to_bits(x);
+    return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#else
+    return to_half(x);
+#endif
+}
+
+DEVICE float warp_sum(float x) {
+    for (int d = WARP / 2; d > 0; d /= 2) x += __shfl_xor_sync(ALL, x, d);
+    return x;
+}
+
+DEVICE float warp_max(float x) {
+    for (int d = WARP / 2; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, d));
+    return x;
+}
+
+DEVICE double warp_sum(double x) {
+    for (int d = WARP / 2; d > 0; d /= 2) x += __shfl_xor_sync(ALL, x, d);
+    return x;
+}
+
+// The sum over all threads of the block, in each of them.
+template <class T>
+DEVICE T block_sum(T x) {
+    SHARED T parts[THREADS / WARP];
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
+    __syncthreads();
+    T sum = 0;
+    for (int i = 0; i < THREADS / WARP; i++) sum += parts[i];
+    return sum;
+}

@@ -1,0 +1,24 @@
+//! Caches that live on a GPU: the kernels (`cuda/*.cu`), what launches them, and a device of the host's to test them on.
+//!
+//! A [`Device`] is a driver ([`driver::Driver`]: NVIDIA's, or [`emulated::Emulated`]) with a pool of memory. A
+//! [`DeviceCache`] is a [`minicache_core::KvCache`] whose pages lie there, in the host's layout, and a [`GroupStep`] takes a
+//! step of many sequences through attention, merging and packing. `docs/device.md` says how.
+
+mod cache;
+mod cuda;
+mod device;
+pub mod driver;
+mod emulated;
+mod error;
+pub mod kernels;
+mod libraries;
+mod method;
+mod params;
+mod pool;
+mod step;
+
+pub use cache::DeviceCache;
+pub use device::Device;
+pub use emulated::Emulated;
+pub use error::{Error, Result};
+pub use step::{DeviceStates, GroupStep, Workspace};

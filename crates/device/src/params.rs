@@ -1,0 +1,108 @@
+//! What kernels take, as they lay it out: the structures of `cuda/*.cu`, in the same order. Padding is spelled out.
+
+use crate::Result;
+use crate::cache::Tables;
+use crate::driver::{Address, Driver, Kernel, Plain, bytes_of};
+use crate::method::Place;
+
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug, Clone, Copy)]
+            #[repr(C)]
+            pub(crate) struct $name {
+                $(pub(crate) $field: $type,)*
+            }
+            const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())*, "padding");
+            // SAFETY: numbers in `repr(C)` without padding, as just asserted.
+            unsafe impl Plain for $name {}
+        )*
+    };
+}
+
+params! {
+    /// `embed`
+    EmbedParams { ids: Address, table: Address, out: Address, rows: i32, width: i32, }
+    /// `rms_norm`
+    NormParams {
+        x: Address, bias: Address, weight: Address, out: Address, index: Address,
+        rows: i32, width: i32, eps: f32, pad: i32,
+    }
+    /// `rotate`
+    RotateParams {
+        qkv: Address, bias: Address, angles: Address, query_norm: Address, key_norm: Address,
+        q: Address, k: Address, v: Address,
+        rows: i32, heads: i32, kv_heads: i32, dim: i32, rotary: i32, eps: f32,
+    }
+    /// `swiglu`
+    SwiGluParams { wide: Address, bias: Address, out: Address, rows: i32, inner: i32, }
+    /// `gather`
+    GatherParams { x: Address, index: Address, out: Address, rows: i32, width: i32, }
+    /// `scatter_add`
+    ScatterParams { x: Address, index: Address, weights: Address, out: Address, rows: i32, width: i32, }
+    /// `noise`
+    NoiseParams { out: Address, count: u64, seed: u32, size: f32, wide: i32, pad: i32, }
+    /// `attend_held`
+    HeldParams {
+        q: Address, sequences: Address, rows: Address, parts: Address, places: [Place; 2],
+        splits: i32, length: i32, window: i32, scale: f32, softcap: f32, pad: i32,
+    }
+    /// `attend_step`
+    StepParams {
+        q: Address, k: Address, v: Address, sequences: Address, tiles: Address, parts: Address,
+        splits: i32, window: i32, scale: f32, softcap: f32,
+    }
+    /// `join`
+    JoinParams {
+        parts: Address, q: Address, k: Address, v: Address, sequences: Address, rows: Address, out: Address,
+        splits: i32, scale: f32, softcap: f32, pad: i32,
+    }
+    /// `merge`
+    MergeParams {
+        a: Address, b: Address, shared: Address, sizes: Address, distances: Address, apart: Address,
+        rows: i32, columns: i32, kind: i32, pad: i32, t: f64,
+    }
+    /// `retain`
+    RetainParams {
+        sequences: Address, distances: [Address; 2], apart: [Address; 2], index: [Address; 2],
+        pairs: [i32; 2], rows: i32, sinks: i32, joint: i32, rule: [i32; 2], gamma: [f32; 2], pad: i32,
+    }
+    /// `settle`
+    SettleParams {
+        sequences: Address, rows: Address, a: Address, b: Address, shared: Address, sizes: Address, index: Address,
+        side: i32, pair: i32, row_count: i32, pad: i32,
+    }
+    /// `keep`
+    KeepParams { sequences: Address, rows: Address, states: [Address; 2], stores: [i32; 2], }
+    /// `pack`
+    PackParams { sequences: Address, tasks: Address, states: Address, side: i32, store: i32, }
+    /// `restore`
+    RestoreParams { sequence: Address, out: [Address; 2], places: [Place; 2], first: i32, pad: i32, }
+    /// A sequence of a step.
+    SequenceEntry { tables: Tables, len: i32, first: i32, rows: i32, pad: i32, }
+    /// A row of a step: its sequence and its position; or a tile of rows of a prefill: its sequence and first row.
+    RowEntry { sequence: i32, position: i32, }
+    /// Tokens that are packed together.
+    TaskEntry { sequence: i32, first: i32, count: i32, pad: i32, }
+}
+
+/// Runs a kernel on `grid` blocks.
+///
+/// # Errors
+/// Of the device.
+///
+/// # Safety
+/// `params` is what the kernel takes, and what it points to is as large as the kernel expects.
+pub(crate) unsafe fn launch<T: Plain>(
+    driver: &dyn Driver,
+    kernel: &Kernel,
+    grid: [u32; 3],
+    params: &T,
+) -> Result<()> {
+    if grid.contains(&0) {
+        return Ok(());
+    }
+    // SAFETY: the caller's.
+    unsafe { driver.launch(kernel, grid, bytes_of(std::slice::from_ref(params))) }
+}

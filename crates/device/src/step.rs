@@ -1,0 +1,376 @@
+//! A step of a group of sequences whose caches are of one method: room is made and tables are uploaded once, then each
+//! layer attends and stores with a few launches for all of them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use minicache_core::KvCache;
+
+use crate::Result;
+use crate::cache::{DeviceCache, KeptHead};
+use crate::device::{Device, Kernels};
+use crate::driver::{Address, Memory, Plain, bytes_of};
+use crate::method::{Method, TILE};
+use crate::params::{
+    HeldParams, JoinParams, KeepParams, MergeParams, PackParams, RetainParams, RowEntry, SequenceEntry,
+    SettleParams, StepParams, TaskEntry, launch,
+};
+
+/// Blocks of attention that a multiprocessor is given at least, if there is so much to read.
+const BLOCKS_EACH: usize = 8;
+
+/// Tokens that a block of attention reads at least.
+const LEAST_SPLIT: usize = 2 * TILE;
+
+/// Working memory of steps on one device, kept from step to step.
+#[derive(Debug)]
+pub struct Workspace {
+    tables: Memory,
+    parts: Memory,
+    shared: [Memory; 2],
+    sizes: [Memory; 2],
+    distances: [Memory; 2],
+    apart: [Memory; 2],
+    index: [Memory; 2],
+}
+
+impl Workspace {
+    /// Empty.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(device: &Device) -> Result<Self> {
+        let one = || Memory::new(&device.driver, 256);
+        let two = || Ok::<_, crate::Error>([one()?, one()?]);
+        Ok(Self {
+            tables: one()?,
+            parts: one()?,
+            shared: two()?,
+            sizes: two()?,
+            distances: two()?,
+            apart: two()?,
+            index: two()?,
+        })
+    }
+}
+
+/// A layer's states of a group's rows on the device, f32: queries `(rows, heads, head_dim)`, keys and values
+/// `(rows, kv_heads, head_dim)`.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceStates {
+    /// Queries.
+    pub q: Address,
+    /// Keys, after RoPE.
+    pub k: Address,
+    /// Values.
+    pub v: Address,
+}
+
+/// A step of sequences of one method, in order, one after the other in its rows.
+pub struct GroupStep<'a> {
+    device: Arc<Device>,
+    method: Arc<Method>,
+    kernels: Kernels,
+    caches: Vec<&'a mut DeviceCache>,
+    rows: usize,
+    /// Rows of each sequence.
+    ranges: Vec<Range<usize>>,
+    sequences: Address,
+    row_entries: Address,
+    tiles: (Address, usize),
+    tasks: [(Address, usize); 2],
+    /// Parts of the held tokens, and tokens of a part; none held: 0 parts.
+    splits: usize,
+    length: usize,
+    room: &'a mut Workspace,
+}
+
+impl<'a> GroupStep<'a> {
+    /// Begins a step in which each cache gets so many new tokens.
+    ///
+    /// # Errors
+    /// No memory: then no cache has changed but for the room that it holds.
+    pub fn begin(
+        device: &Arc<Device>,
+        mut caches: Vec<(&'a mut DeviceCache, usize)>,
+        room: &'a mut Workspace,
+    ) -> Result<Self> {
+        let method = caches[0].0.method().clone();
+        let kernels = device.kernels(&method)?;
+        for (cache, tokens) in &mut caches {
+            cache.begin(*tokens)?;
+        }
+        let shape = method.shape;
+        let (mut sequences, mut rows, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tasks: [Vec<TaskEntry>; 2] = Default::default();
+        let mut ranges = Vec::new();
+        let square = if shape.head_dim <= 128 { 64 } else { 32 };
+        for (index, (cache, tokens)) in caches.iter().enumerate() {
+            let (sequence, len, first) = (index as i32, cache.len(), rows.len());
+            sequences.push(SequenceEntry {
+                tables: cache.tables(),
+                len: len as i32,
+                first: first as i32,
+                rows: *tokens as i32,
+                pad: 0,
+            });
+            rows.extend((len..len + tokens).map(|p| RowEntry { sequence, position: p as i32 }));
+            ranges.push(first..rows.len());
+            if *tokens > 1 {
+                let starts = (0..*tokens).step_by(square);
+                tiles.extend(starts.map(|first| RowEntry { sequence, position: first as i32 }));
+            }
+            for (tasks, side) in tasks.iter_mut().zip(&method.sides).filter(|(_, side)| side.is_packed()) {
+                let (mut at, end) = (side.packed(len), side.packed(len + tokens));
+                while at < end {
+                    let count = (side.slots() - at % side.slots()).min(end - at);
+                    tasks.push(TaskEntry { sequence, first: at as i32, count: count as i32, pad: 0 });
+                    at += count;
+                }
+            }
+        }
+        let seen = |layer| caches.iter().map(move |(c, _)| c.len() - shape.first_seen(layer, c.len()) / TILE * TILE);
+        let held = (0..shape.layers).flat_map(seen).max().unwrap_or(0);
+        // Enough blocks to keep the device busy; a step of many rows has them anyway.
+        let blocks = (rows.len() * shape.kv_heads).max(1);
+        let wanted = (device.driver.processors() * BLOCKS_EACH).div_ceil(blocks);
+        let length = held.div_ceil(wanted.max(1)).max(LEAST_SPLIT).next_multiple_of(TILE);
+        let splits = held.div_ceil(length);
+
+        // One upload for all.
+        let mut bytes = Vec::new();
+        let mut place = |part: &[u8]| {
+            let at = bytes.len();
+            bytes.extend_from_slice(part);
+            bytes.resize(bytes.len().next_multiple_of(64), 0);
+            at as Address
+        };
+        let at = [
+            place(bytes_of(&sequences)),
+            place(bytes_of(&rows)),
+            place(bytes_of(&tiles)),
+            place(bytes_of(&tasks[0])),
+            place(bytes_of(&tasks[1])),
+        ];
+        let base = room.tables.reserve(bytes.len())?;
+        device.driver.upload(base, &bytes)?;
+        let part = (shape.head_dim + 2) * size_of::<f32>();
+        room.parts.reserve(rows.len() * shape.heads * (splits + 1) * part)?;
+        let width = shape.kv_dim() * size_of::<f32>();
+        if method.merging.kind >= 0 {
+            for (i, side) in method.sides.iter().enumerate() {
+                let numbers = rows.len() * side.columns;
+                room.shared[i].reserve(rows.len() * width)?;
+                room.sizes[i].reserve(2 * numbers * size_of::<f32>())?;
+                room.distances[i].reserve(numbers * size_of::<f32>())?;
+                room.apart[i].reserve(numbers)?;
+                room.index[i].reserve(numbers * size_of::<i32>())?;
+            }
+        }
+        Ok(Self {
+            device: device.clone(),
+            kernels,
+            caches: caches.into_iter().map(|(cache, _)| cache).collect(),
+            rows: rows.len(),
+            ranges,
+            sequences: base + at[0],
+            row_entries: base + at[1],
+            tiles: (base + at[2], tiles.len()),
+            tasks: [(base + at[3], tasks[0].len()), (base + at[4], tasks[1].len())],
+            splits,
+            length,
+            room,
+            method,
+        })
+    }
+
+    fn launch<T: Plain>(&self, kernel: &crate::driver::Kernel, grid: [usize; 3], params: &T) -> Result<()> {
+        // SAFETY: the methods below give each kernel its structure, with addresses of this step's memory, which `begin`
+        // made as large as the kernels need for these rows.
+        unsafe { launch(&*self.device.driver, kernel, grid.map(|n| n as u32), params) }
+    }
+
+    /// Attention of a layer's new tokens over what is held and over themselves: `out (rows, heads, head_dim)`, in the type
+    /// of linear layers.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn attend(&self, layer: usize, states: DeviceStates, out: Address) -> Result<()> {
+        let shape = &self.method.shape;
+        let window = shape.window_of(layer).unwrap_or(0) as i32;
+        let (scale, softcap) = (shape.scale, shape.softcap.unwrap_or(0.0));
+        let (parts, splits) = (self.room.parts.address(), self.splits as i32);
+        if self.splits > 0 {
+            let params = HeldParams {
+                q: states.q,
+                sequences: self.sequences,
+                rows: self.row_entries,
+                parts,
+                places: [self.method.sides[0].places[layer], self.method.sides[1].places[layer]],
+                splits,
+                length: self.length as i32,
+                window,
+                scale,
+                softcap,
+                pad: 0,
+            };
+            self.launch(&self.kernels.attend_held, [self.rows * self.splits, shape.kv_heads, 1], &params)?;
+        }
+        if self.tiles.1 > 0 {
+            let params = StepParams {
+                q: states.q,
+                k: states.k,
+                v: states.v,
+                sequences: self.sequences,
+                tiles: self.tiles.0,
+                parts,
+                splits,
+                window,
+                scale,
+                softcap,
+            };
+            self.launch(&self.kernels.attend_step, [self.tiles.1, shape.heads, 1], &params)?;
+        }
+        let warps = (self.kernels.join.threads / 32) as usize;
+        let params = JoinParams {
+            parts,
+            q: states.q,
+            k: states.k,
+            v: states.v,
+            sequences: self.sequences,
+            rows: self.row_entries,
+            out,
+            splits,
+            scale,
+            softcap,
+            pad: 0,
+        };
+        self.launch(&self.kernels.join, [self.rows, shape.heads.div_ceil(warps), 1], &params)
+    }
+
+    /// Stores a layer's states; `shallower` are those of the layer before, which a pair needs.
+    ///
+    /// # Errors
+    /// Of the device, no memory for what is kept exact.
+    pub fn store(&mut self, layer: usize, states: DeviceStates, shallower: DeviceStates) -> Result<()> {
+        let places = [0, 1].map(|side: usize| self.method.sides[side].places[layer]);
+        let own = [states.k, states.v];
+        // What goes into each side's store: nothing yet, of the first layer of a pair.
+        let mut rows = [0, 1].map(|side| if places[side].pair < 0 { own[side] } else { 0 });
+        let merged = [0, 1].map(|side: usize| places[side].pair >= 0 && places[side].member == 1);
+        if merged.contains(&true) {
+            self.merge(places.map(|p| p.pair), merged, own, [shallower.k, shallower.v])?;
+            for side in 0..2 {
+                if merged[side] {
+                    rows[side] = self.room.shared[side].address();
+                }
+            }
+        }
+        if rows == [0, 0] {
+            return Ok(());
+        }
+        let stores = places.map(|p| p.store);
+        let params = KeepParams { sequences: self.sequences, rows: self.row_entries, states: rows, stores };
+        // Codes of tokens that leave the window are made of what has been kept of them before, so the order is: pack, keep.
+        for side in 0..2 {
+            let (tasks, count) = self.tasks[side];
+            if rows[side] != 0 && count > 0 {
+                let params = PackParams {
+                    sequences: self.sequences,
+                    tasks,
+                    states: rows[side],
+                    side: side as i32,
+                    store: stores[side],
+                };
+                self.launch(&self.kernels.pack, [count, self.method.shape.kv_heads, 1], &params)?;
+            }
+        }
+        self.launch(&self.kernels.keep, [self.rows, 2, 1], &params)
+    }
+
+    /// Merges the sides of a pair that are complete, and keeps apart what the rule says.
+    fn merge(&mut self, pairs: [i32; 2], merged: [bool; 2], b: [Address; 2], a: [Address; 2]) -> Result<()> {
+        let method = self.method.clone();
+        let merging = &method.merging;
+        let rows = self.rows as i32;
+        let address = |memory: &[Memory; 2]| [0, 1].map(|side| if merged[side] { memory[side].address() } else { 0 });
+        let (distances, apart) = (address(&self.room.distances), address(&self.room.apart));
+        for side in (0..2).filter(|&side| merged[side]) {
+            let columns = method.sides[side].columns;
+            let params = MergeParams {
+                a: a[side],
+                b: b[side],
+                shared: self.room.shared[side].address(),
+                sizes: self.room.sizes[side].address(),
+                distances: distances[side],
+                apart: apart[side],
+                rows,
+                columns: columns as i32,
+                kind: merging.kind,
+                pad: 0,
+                t: merging.t,
+            };
+            self.launch(&self.kernels.merge, [self.rows, columns, 1], &params)?;
+        }
+        let keeps = [0, 1].map(|side: usize| merged[side] && method.sides[side].keeps);
+        let index = [0, 1].map(|side| if keeps[side] { self.room.index[side].address() } else { 0 });
+        if keeps.contains(&true) {
+            let params = RetainParams {
+                sequences: self.sequences,
+                distances: [0, 1].map(|side| if keeps[side] { distances[side] } else { 0 }),
+                apart,
+                index,
+                pairs,
+                rows,
+                sinks: merging.sinks as i32,
+                joint: i32::from(merging.joint),
+                rule: [merging.rule; 2],
+                gamma: [merging.gamma; 2],
+                pad: 0,
+            };
+            let columns = method.sides[0].columns.max(method.sides[1].columns);
+            let long: Vec<usize> = (0..self.caches.len()).filter(|&i| self.ranges[i].len() > 1).collect();
+            let mut before: Vec<(usize, usize, Vec<KeptHead>)> = Vec::new();
+            for &i in &long {
+                for side in (0..2).filter(|&side| keeps[side]) {
+                    before.push((i, side, self.caches[i].kept_heads(side)?));
+                }
+            }
+            self.launch(&self.kernels.retain, [self.caches.len(), columns, 1], &params)?;
+            for (i, side, before) in &before {
+                self.caches[*i].settle_kept(*side, pairs[*side] as usize, before)?;
+            }
+        }
+        for side in (0..2).filter(|&side| merged[side]) {
+            if !keeps[side] && !method.sides[side].has_magnitudes {
+                continue;
+            }
+            let params = SettleParams {
+                sequences: self.sequences,
+                rows: self.row_entries,
+                a: a[side],
+                b: b[side],
+                shared: self.room.shared[side].address(),
+                sizes: self.room.sizes[side].address(),
+                index: index[side],
+                side: side as i32,
+                pair: pairs[side],
+                row_count: rows,
+                pad: 0,
+            };
+            self.launch(&self.kernels.settle, [self.rows, method.sides[side].columns, 1], &params)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the step: its tokens count as cached.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn finish(self) -> Result<()> {
+        for cache in self.caches {
+            cache.finish_step()?;
+        }
+        Ok(())
+    }
+}
