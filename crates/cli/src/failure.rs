@@ -66,6 +66,7 @@ fn code(error: &Error) -> u8 {
 /// Whether the user's call or a file is at fault, rather than the machine, the network or the numbers.
 fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
     use minicache_core::Error as Cache;
+    use minicache_device::Error as Device;
     use minicache_eval::run::RunError as Run;
     use minicache_eval::store::StoreError as Store;
     use minicache_models::Error as Model;
@@ -81,6 +82,7 @@ fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
     } else if let Some(e) = e.downcast_ref::<Model>() {
         match e {
             Model::Cache(e) => is_wrong(e),
+            Model::Gpu(e) => matches!(e, Device::Missing(_) | Device::Unsupported(_)),
             Model::Hub(_) | Model::Candle(_) | Model::Write { .. } => false,
             _ => true,
         }

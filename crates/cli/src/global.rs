@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use candle_core::Device;
 use clap::Args;
 use minicache_config::bounds::{MOST_THREADS, check_number};
 use minicache_core::kernels::Isa;
 use minicache_eval::data::{DataSource, HubData};
-use minicache_models::Hub;
+use minicache_models::{Hub, Target};
 
 use crate::failure::usage;
 
@@ -48,7 +47,7 @@ impl Global {
     ///
     /// # Errors
     /// Names of no device, and GPUs that this build or machine does not have.
-    pub(crate) fn devices(&self) -> Result<Vec<Device>> {
+    pub(crate) fn devices(&self) -> Result<Vec<Target>> {
         Ok(minicache_models::parse_devices(&self.device)?)
     }
 

@@ -519,13 +519,32 @@ struct StepParams {
     float scale, softcap;
 };
 
-// Rows and columns of a tile of scores.
+// Rows and columns of a tile of scores, and how its states and probabilities are held.
+#if PRECISE
+#define SQUARE (DIM <= 128 ? 32 : 16)
+typedef float Number;
+DEVICE Number to_number(float x) { return x; }
+DEVICE float from_number(Number x) { return x; }
+#else
 #define SQUARE (DIM <= 128 ? 64 : 32)
+typedef u16 Number;
+DEVICE Number to_number(float x) { return to_half(x); }
+DEVICE float from_number(Number x) { return from_half(x); }
+#endif
+
+DEVICE void pair(const Number* x, float* y) {
+#if PRECISE
+    y[0] = x[0], y[1] = x[1];
+#else
+    const u32 both = *(const u32*)x;
+    y[0] = from_half((u16)both), y[1] = from_half((u16)(both >> 16));
+#endif
+}
 
 // Causal attention of a prefill's tokens to each other. A block has SQUARE queries of one head.
 KERNEL(attend_step, StepParams) {
     constexpr int N = SQUARE, M = N / 16, C = (DIM + 15) / 16, WIDE = DIM + 2;
-    SHARED u16 queries[N * WIDE], states[N * WIDE], chances[N * (N + 2)];
+    SHARED Number queries[N * WIDE], states[N * WIDE], chances[N * (N + 2)];
     const Row tile = ((const Row*)p.tiles)[blockIdx.x];
     const Sequence& sequence = ((const Sequence*)p.sequences)[tile.sequence];
     const int head = blockIdx.y, kv = head / GROUP, y = threadIdx.x / 16, x = threadIdx.x % 16;
@@ -534,7 +553,7 @@ KERNEL(attend_step, StepParams) {
     for (int i = threadIdx.x; i < N * DIM; i += THREADS) {
         const int r = i / DIM, c = i % DIM;
         const float q = r < rows ? ((const float*)p.q)[((base + first + r) * HEADS + head) * DIM + c] : 0.0f;
-        queries[r * WIDE + c] = to_half(q * p.scale);
+        queries[r * WIDE + c] = to_number(q * p.scale);
     }
     float out[M][C], most[M], total[M];
 #pragma unroll
@@ -549,7 +568,7 @@ KERNEL(attend_step, StepParams) {
             const int r = i / DIM, c = i % DIM;
             const bool inside = at + r < sequence.rows;
             states[r * WIDE + c] =
-                to_half(inside ? ((const float*)p.k)[((base + at + r) * KV_HEADS + kv) * DIM + c] : 0.0f);
+                to_number(inside ? ((const float*)p.k)[((base + at + r) * KV_HEADS + kv) * DIM + c] : 0.0f);
         }
         __syncthreads();
         float s[M][M];
@@ -560,10 +579,8 @@ KERNEL(attend_step, StepParams) {
             float a[M][2], b[M][2];
 #pragma unroll
             for (int i = 0; i < M; i++) {
-                const u32 u = *(const u32*)&queries[(y * M + i) * WIDE + c];
-                const u32 w = *(const u32*)&states[(x + 16 * i) * WIDE + c];
-                a[i][0] = from_half((u16)u), a[i][1] = from_half((u16)(u >> 16));
-                b[i][0] = from_half((u16)w), b[i][1] = from_half((u16)(w >> 16));
+                pair(&queries[(y * M + i) * WIDE + c], a[i]);
+                pair(&states[(x + 16 * i) * WIDE + c], b[i]);
             }
 #pragma unroll
             for (int i = 0; i < M; i++)
@@ -586,7 +603,7 @@ KERNEL(attend_step, StepParams) {
 #pragma unroll
             for (int j = 0; j < M; j++) {
                 const float e = s[i][j] > NONE ? expf(s[i][j] - top) : 0.0f;
-                chances[(y * M + i) * (N + 2) + x + 16 * j] = to_half(e);
+                chances[(y * M + i) * (N + 2) + x + 16 * j] = to_number(e);
                 sum += e;
             }
             for (int d = 8; d > 0; d /= 2) sum += __shfl_xor_sync(ALL, sum, d);
@@ -599,17 +616,17 @@ KERNEL(attend_step, StepParams) {
             const int r = i / DIM, c = i % DIM;
             const bool inside = at + r < sequence.rows;
             states[r * WIDE + c] =
-                to_half(inside ? ((const float*)p.v)[((base + at + r) * KV_HEADS + kv) * DIM + c] : 0.0f);
+                to_number(inside ? ((const float*)p.v)[((base + at + r) * KV_HEADS + kv) * DIM + c] : 0.0f);
         }
         __syncthreads();
         for (int r = 0; r < N; r++) {
             float e[M];
 #pragma unroll
-            for (int i = 0; i < M; i++) e[i] = from_half(chances[(y * M + i) * (N + 2) + r]);
+            for (int i = 0; i < M; i++) e[i] = from_number(chances[(y * M + i) * (N + 2) + r]);
 #pragma unroll
             for (int c = 0; c < C; c++) {
                 if (DIM % 16 != 0 && x + 16 * c >= DIM) continue;
-                const float v = from_half(states[r * WIDE + x + 16 * c]);
+                const float v = from_number(states[r * WIDE + x + 16 * c]);
                 for (int i = 0; i < M; i++) out[i][c] += e[i] * v;
             }
         }
@@ -628,7 +645,7 @@ KERNEL(attend_step, StepParams) {
 
 struct JoinParams {
     u64 parts, q, k, v, sequences, rows;
-    u64 out;  // act (rows, HEADS, DIM)
+    u64 out, low;  // act (rows, HEADS, DIM)
     int splits;
     float scale, softcap;
 };
@@ -660,6 +677,6 @@ KERNEL(join, JoinParams) {
         float sum = alone ? expf(own - most) * v[c] : 0.0f;
         for (int s = first; s < last; s++)
             if (parts[s * PART + 1] > 0.0f) sum += expf(parts[s * PART] - most) * parts[s * PART + 2 + c];
-        ((u16*)p.out)[(row * HEADS + head) * DIM + c] = to_act(sum / total);
+        put_act(p.out, p.low, (row * HEADS + head) * DIM + c, sum / total);
     }
 }

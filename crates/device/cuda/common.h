@@ -69,6 +69,13 @@ DEVICE u16 to_act(float x) {
 #endif
 }
 
+// Writes an activation; what rounding leaves of it goes to `low`, if that is anywhere.
+DEVICE void put_act(u64 out, u64 low, u64 i, float x) {
+    const u16 high = to_act(x);
+    ((u16*)out)[i] = high;
+    if (low) ((u16*)low)[i] = to_act(x - from_act(high));
+}
+
 DEVICE float warp_sum(float x) {
     for (int d = WARP / 2; d > 0; d /= 2) x += __shfl_xor_sync(ALL, x, d);
     return x;

@@ -1,20 +1,22 @@
 // What a decoder does between its linear layers. Rows are tokens; the residual stream and what linear layers give are
-// f32, what they take is halves (or bfloat16).
+// f32, what they take is halves (or bfloat16), and where `low` is not 0 what rounding to these leaves, as large.
 
 struct EmbedParams {
-    u64 ids, table, out;  // u32 (rows), act (vocab, width), f32 (rows, width)
+    u64 ids, table, low, out;  // u32 (rows), act (vocab, width) twice, f32 (rows, width)
     int rows, width;
 };
 
 KERNEL(embed, EmbedParams) {
     const u32 id = ((const u32*)p.ids)[blockIdx.x];
-    const u16* from = (const u16*)p.table + (u64)id * p.width;
+    const u16 *from = (const u16*)p.table + (u64)id * p.width, *low = (const u16*)p.low + (u64)id * p.width;
     float* to = (float*)p.out + (u64)blockIdx.x * p.width;
-    for (int i = threadIdx.x; i < p.width; i += THREADS) to[i] = from_act(from[i]);
+    for (int i = threadIdx.x; i < p.width; i += THREADS)
+        to[i] = from_act(from[i]) + (p.low ? from_act(low[i]) : 0.0f);
 }
 
 struct NormParams {
-    u64 x, bias, weight, out, index;  // f32 (rows, width), f32 or 0, f32 (width), act (rows, width), u32 (rows) or 0
+    u64 x, bias, weight;  // f32 (rows, width), f32 or 0, f32 (width)
+    u64 out, low, index;  // act (rows, width), u32 (rows) or 0
     int rows, width;
     float eps;
 };
@@ -31,8 +33,8 @@ KERNEL(rms_norm, NormParams) {
         square += x[i] * x[i];
     }
     const float factor = 1.0f / sqrtf(block_sum(square) / p.width + p.eps);
-    u16* out = (u16*)p.out + (u64)blockIdx.x * p.width;
-    for (int i = threadIdx.x; i < p.width; i += THREADS) out[i] = to_act(x[i] * factor * ((const float*)p.weight)[i]);
+    for (int i = threadIdx.x; i < p.width; i += THREADS)
+        put_act(p.out, p.low, (u64)blockIdx.x * p.width + i, x[i] * factor * ((const float*)p.weight)[i]);
 }
 
 struct RotateParams {
@@ -83,7 +85,7 @@ KERNEL(rotate, RotateParams) {
 }
 
 struct SwiGluParams {
-    u64 wide, bias, out;  // f32 (rows, 2 inner), f32 (2 inner) or 0, act (rows, inner)
+    u64 wide, bias, out, low;  // f32 (rows, 2 inner), f32 (2 inner) or 0, act (rows, inner)
     int rows, inner;
 };
 
@@ -93,10 +95,9 @@ KERNEL(swiglu, SwiGluParams) {
     const u64 row = blockIdx.x;
     const float *gate = (const float*)p.wide + row * 2 * p.inner, *up = gate + p.inner;
     const float* bias = (const float*)p.bias;
-    u16* out = (u16*)p.out + row * p.inner;
     for (int i = blockIdx.y * THREADS + threadIdx.x; i < p.inner; i += THREADS * gridDim.y) {
         const float g = gate[i] + (bias ? bias[i] : 0.0f), u = up[i] + (bias ? bias[p.inner + i] : 0.0f);
-        out[i] = to_act(silu(g) * u);
+        put_act(p.out, p.low, row * p.inner + i, silu(g) * u);
     }
 }
 

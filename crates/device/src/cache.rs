@@ -1,14 +1,15 @@
-//! A sequence's cache on a device: tables of pieces of memory that the kernels read, and what the host has to know to
+//! A sequence's cache on a device or several: tables of pieces of memory that the kernels read, and what the host has to know to
 //! hand them out: lengths. Forks share pieces until one of them writes.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
-use minicache_core::{Footprint, KvCache, ModelShape, Restored, States};
+use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Restored, States};
 
 use crate::device::Device;
 use crate::driver::{Address, bytes_of, bytes_of_mut};
-use crate::method::{Method, PAGE, RECENT, Side};
+use crate::method::{Arithmetic, Method, PAGE, RECENT, Side};
 use crate::pool::Piece;
 use crate::{Error, Result};
 
@@ -155,9 +156,9 @@ struct SideTables {
     kept: KeptSide,
 }
 
-/// A sequence's cache on one device.
+/// The part of a sequence's cache that is on one device.
 #[derive(Debug)]
-pub struct DeviceCache {
+pub struct PartCache {
     device: Arc<Device>,
     method: Arc<Method>,
     sides: [SideTables; 2],
@@ -166,8 +167,8 @@ pub struct DeviceCache {
     step: usize,
 }
 
-impl DeviceCache {
-    pub(crate) fn new(device: &Arc<Device>, method: &Arc<Method>) -> Result<Self> {
+impl PartCache {
+    fn new(device: &Arc<Device>, method: &Arc<Method>) -> Result<Self> {
         let mut sides: [SideTables; 2] = Default::default();
         for (tables, side) in sides.iter_mut().zip(&method.sides) {
             if side.keeps {
@@ -187,6 +188,11 @@ impl DeviceCache {
         &self.method
     }
 
+    /// Tokens held.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(crate) fn tables(&self) -> Tables {
         let of = |table: fn(&SideTables) -> Address| [table(&self.sides[0]), table(&self.sides[1])];
         Tables {
@@ -197,8 +203,16 @@ impl DeviceCache {
         }
     }
 
-    /// Makes room for a step of `tokens` tokens, but for those that it will keep exact.
-    pub(crate) fn begin(&mut self, tokens: usize) -> Result<()> {
+    /// Makes room for a step of `tokens` tokens, but for those that a long one will keep exact.
+    ///
+    /// # Errors
+    /// No memory; a step before that went wrong after it had begun to store.
+    fn begin(&mut self, tokens: usize) -> Result<()> {
+        if self.step > 0 {
+            return Err(Error::Unsupported(
+                "a step of this sequence went wrong on its device; begin it again".into(),
+            ));
+        }
         let (device, method, len) = (self.device.clone(), self.method.clone(), self.len);
         let end = len + tokens;
         for (index, side) in method.sides.iter().enumerate() {
@@ -286,6 +300,7 @@ impl DeviceCache {
         Ok(())
     }
 
+    /// Ends a step: its tokens count as cached, and what nobody needs any more is given back.
     fn end(&mut self) {
         self.len += std::mem::take(&mut self.step);
         let needed = self.method.first_needed(self.len);
@@ -314,16 +329,16 @@ impl DeviceCache {
                 to.kept.heads = Some(own);
             }
         }
-        Ok(Self {
-            device: self.device.clone(),
-            method: self.method.clone(),
-            sides,
-            len: self.len,
-            step: 0,
-        })
+        Ok(Self { device: self.device.clone(), method: self.method.clone(), sides, len: self.len, step: 0 })
     }
 
-    fn part(&self, tables: &SideTables, side: &Side, total: &mut Footprint) {
+    fn count(&self, total: &mut Footprint) {
+        for (tables, side) in self.sides.iter().zip(&self.method.sides) {
+            Self::count_side(tables, side, total);
+        }
+    }
+
+    fn count_side(tables: &SideTables, side: &Side, total: &mut Footprint) {
         let (block, scales) = side.block_bytes();
         let count = tables.blocks.pieces.iter().flatten().count();
         // A block has the stores of merged pairs first, then those of single layers.
@@ -338,6 +353,82 @@ impl DeviceCache {
     }
 }
 
+/// A sequence's cache on the devices that a model's layers lie on.
+#[derive(Debug)]
+pub struct DeviceCache {
+    parts: Vec<PartCache>,
+}
+
+impl DeviceCache {
+    /// An empty cache of a model of `shape`, whose layers lie on `devices` and which is computed in `arithmetic`.
+    ///
+    /// # Errors
+    /// Settings that do not fit the shape, methods without kernels, no memory.
+    pub fn new(
+        devices: &[(Arc<Device>, Range<usize>)],
+        spec: &CacheSpec,
+        shape: &ModelShape,
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
+        spec.validate_for(shape).map_err(|e| Error::Core(e.under("cache").into()))?;
+        let part = |(device, layers): &(Arc<Device>, Range<usize>)| {
+            PartCache::new(device, &Arc::new(Method::new(spec, shape, layers.clone(), arithmetic)?))
+        };
+        Ok(Self { parts: devices.iter().map(part).collect::<Result<_>>()? })
+    }
+
+    /// Its parts, one for each device.
+    pub fn parts_mut(&mut self) -> &mut [PartCache] {
+        &mut self.parts
+    }
+
+    /// As [`KvCache::fork`].
+    ///
+    /// # Errors
+    /// No memory for its tables.
+    pub fn try_fork(&self) -> Result<Self> {
+        Ok(Self { parts: self.parts.iter().map(PartCache::try_fork).collect::<Result<_>>()? })
+    }
+
+    /// Makes room for a step of `tokens` tokens on every device.
+    ///
+    /// # Errors
+    /// No memory: the cache is as it was. A step before that went wrong after it had begun to store.
+    pub fn begin(&mut self, tokens: usize) -> Result<()> {
+        let done = self.parts.iter_mut().try_for_each(|part| part.begin(tokens));
+        if done.is_err() {
+            self.give_up();
+        }
+        done
+    }
+
+    /// Takes back [`DeviceCache::begin`], before anything is stored.
+    pub fn give_up(&mut self) {
+        self.parts.iter_mut().for_each(|part| part.step = 0);
+    }
+
+    /// Ends a step: its tokens count as cached.
+    pub fn end(&mut self) {
+        self.parts.iter_mut().for_each(PartCache::end);
+    }
+
+    /// Whether a step can be taken together with one of `other`.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.parts.iter().zip(&other.parts).all(|(a, b)| a.method == b.method)
+    }
+
+    fn method(&self) -> &Method {
+        &self.parts[0].method
+    }
+
+    fn elsewhere<T>(&self) -> minicache_core::Result<T> {
+        let name = self.parts[0].device.driver.name();
+        Err(minicache_core::Error::Backend(format!(
+            "this cache lives on {name}, and only its decoder can attend"
+        )))
+    }
+}
+
 fn core_error(error: Error) -> minicache_core::Error {
     match error {
         Error::Core(error) => error,
@@ -347,46 +438,58 @@ fn core_error(error: Error) -> minicache_core::Error {
 
 impl KvCache for DeviceCache {
     fn shape(&self) -> &ModelShape {
-        &self.method.shape
+        &self.method().shape
     }
 
-    fn attend_held(&self, _: usize, _: States<'_>, _: &mut [f32], _: &mut Vec<f32>) -> minicache_core::Result<()> {
-        Err(core_error(self.elsewhere()))
+    fn attend_held(
+        &self,
+        _: usize,
+        _: States<'_>,
+        _: &mut [f32],
+        _: &mut Vec<f32>,
+    ) -> minicache_core::Result<()> {
+        self.elsewhere()
     }
 
     fn store(&mut self, _: usize, _: States<'_>, _: &[f32]) -> minicache_core::Result<()> {
-        Err(core_error(self.elsewhere()))
+        self.elsewhere()
     }
 
     fn finish_step(&mut self) -> minicache_core::Result<()> {
-        self.end();
-        Ok(())
+        self.elsewhere()
     }
 
     fn len(&self) -> usize {
-        self.len
+        self.parts[0].len
     }
 
     fn footprint(&self) -> Footprint {
         let mut total = Footprint::default();
-        for (tables, side) in self.sides.iter().zip(&self.method.sides) {
-            self.part(tables, side, &mut total);
-        }
+        self.parts.iter().for_each(|part| part.count(&mut total));
         total
     }
 
     fn restored(&self, layer: usize) -> minicache_core::Result<Restored> {
-        self.device.restored(self, layer).map_err(core_error)
+        let Some(part) = self.parts.iter().find(|part| part.method.layers.contains(&layer)) else {
+            let (expected, got) = (format!("below {}", self.shape().layers), layer.to_string());
+            return Err(minicache_core::Error::Shape { what: "layer", expected, got });
+        };
+        part.device.restored(part, layer).map_err(core_error)
     }
 
     fn truncate(&mut self, len: usize) -> minicache_core::Result<()> {
         match len {
-            _ if len == self.len => Ok(()),
+            _ if len == self.len() => Ok(()),
             0 => {
-                *self = Self::new(&self.device, &self.method).map_err(core_error)?;
+                for part in &mut self.parts {
+                    *part = PartCache::new(&part.device, &part.method).map_err(core_error)?;
+                }
                 Ok(())
             }
-            _ => Err(minicache_core::Error::Truncate { len, reason: "a cache on a device goes on or begins again" }),
+            _ => Err(minicache_core::Error::Truncate {
+                len,
+                reason: "a cache on a device goes on or begins again",
+            }),
         }
     }
 
@@ -394,18 +497,12 @@ impl KvCache for DeviceCache {
         match self.try_fork() {
             Ok(fork) => Box::new(fork),
             // Whoever uses it is told so.
-            Err(error) => Box::new(Broken { shape: self.method.shape, len: self.len, why: error.to_string() }),
+            Err(error) => Box::new(Broken { shape: *self.shape(), len: self.len(), why: error.to_string() }),
         }
     }
 
     fn as_any_mut(&mut self) -> Option<&mut dyn Any> {
         Some(self)
-    }
-}
-
-impl DeviceCache {
-    fn elsewhere(&self) -> Error {
-        Error::Unsupported(format!("this cache lives on {}, and only its decoder can attend", self.device.driver.name()))
     }
 }
 
@@ -426,7 +523,13 @@ impl KvCache for Broken {
     fn shape(&self) -> &ModelShape {
         &self.shape
     }
-    fn attend_held(&self, _: usize, _: States<'_>, _: &mut [f32], _: &mut Vec<f32>) -> minicache_core::Result<()> {
+    fn attend_held(
+        &self,
+        _: usize,
+        _: States<'_>,
+        _: &mut [f32],
+        _: &mut Vec<f32>,
+    ) -> minicache_core::Result<()> {
         self.fail()
     }
     fn store(&mut self, _: usize, _: States<'_>, _: &[f32]) -> minicache_core::Result<()> {

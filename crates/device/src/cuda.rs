@@ -100,13 +100,15 @@ impl Cuda {
         };
         let device = result::device::get(index as i32).map_err(fail("cuDeviceGet"))?;
         // SAFETY: the device is valid; the context is kept for the process.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(fail("cuDevicePrimaryCtxRetain"))?;
+        let context =
+            unsafe { result::primary_ctx::retain(device) }.map_err(fail("cuDevicePrimaryCtxRetain"))?;
         // SAFETY: the context is valid.
         unsafe { result::ctx::set_current(context) }.map_err(fail("cuCtxSetCurrent"))?;
-        let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail("cuStreamCreate"))?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(fail("cuStreamCreate"))?;
         // SAFETY: the device is valid.
-        let attribute = |a| unsafe { result::device::get_attribute(device, a) }.map_err(fail("cuDeviceGetAttribute"));
+        let attribute =
+            |a| unsafe { result::device::get_attribute(device, a) }.map_err(fail("cuDeviceGetAttribute"));
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
@@ -172,7 +174,9 @@ impl Cuda {
                 }
                 Ok(()) => {
                     let mut size = 0;
-                    nvrtc_sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(|e| fail(format!("{e:?}")))?;
+                    nvrtc_sys::nvrtcGetCUBINSize(program, &mut size)
+                        .result()
+                        .map_err(|e| fail(format!("{e:?}")))?;
                     let mut code = vec![0u8; size];
                     let got = nvrtc_sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result();
                     got.map(|()| code).map_err(|e| fail(format!("{e:?}")))
@@ -285,7 +289,8 @@ impl Driver for Cuda {
             .map(|name| {
                 let name = CString::new(*name).unwrap_or_default();
                 // SAFETY: the module is valid.
-                let function = self.ok("cuModuleGetFunction", unsafe { result::module::get_function(module, name) })?;
+                let function =
+                    self.ok("cuModuleGetFunction", unsafe { result::module::get_function(module, name) })?;
                 Ok(Kernel { handle: function as usize, threads: source.threads, _module: kept.clone() })
             })
             .collect();

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use minicache_core::{CacheSpec, ModelShape, Restored};
+use minicache_core::Restored;
 
-use crate::cache::DeviceCache;
+use crate::cache::PartCache;
 use crate::cuda::Cuda;
-use crate::driver::{Act, Driver, Kernel, Memory, bytes_of_mut};
+use crate::driver::{Driver, Kernel, Memory, bytes_of_mut};
 use crate::emulated::Emulated;
 use crate::kernels::File;
 use crate::method::Method;
@@ -46,15 +46,6 @@ impl Device {
         Arc::new(Self { driver, pool })
     }
 
-    /// An empty cache of a model of `shape` whose linear layers are `act`.
-    ///
-    /// # Errors
-    /// Settings that do not fit the shape, methods without kernels, no memory.
-    pub fn cache(self: &Arc<Self>, spec: &CacheSpec, shape: &ModelShape, act: Act) -> Result<DeviceCache> {
-        spec.validate_for(shape).map_err(|e| Error::Core(e.under("cache").into()))?;
-        DeviceCache::new(self, &Arc::new(Method::new(spec, shape, act)?))
-    }
-
     /// The kernels of caches of a method.
     pub(crate) fn kernels(&self, method: &Method) -> Result<Kernels> {
         let take = |file| self.driver.compile(&method.source(file));
@@ -78,18 +69,14 @@ impl Device {
     }
 
     /// See [`minicache_core::KvCache::restored`].
-    pub(crate) fn restored(&self, cache: &DeviceCache, layer: usize) -> Result<Restored> {
-        use minicache_core::KvCache;
+    pub(crate) fn restored(&self, cache: &PartCache, layer: usize) -> Result<Restored> {
         let method = cache.method();
         let shape = &method.shape;
-        if layer >= shape.layers {
-            let (expected, got) = (format!("below {}", shape.layers), layer.to_string());
-            return Err(Error::Core(minicache_core::Error::Shape { what: "layer", expected, got }));
-        }
         let positions = shape.first_seen(layer, cache.len())..cache.len();
         let numbers = positions.len() * shape.kv_dim();
         let kernel = self.kernels(method)?.restore;
-        let entry = SequenceEntry { tables: cache.tables(), len: cache.len() as i32, first: 0, rows: 0, pad: 0 };
+        let entry =
+            SequenceEntry { tables: cache.tables(), len: cache.len() as i32, first: 0, rows: 0, pad: 0 };
         let sequence = Memory::of(&self.driver, crate::driver::bytes_of(&[entry]))?;
         let out = Memory::new(&self.driver, 2 * numbers * size_of::<f32>())?;
         let half = (numbers * size_of::<f32>()) as u64;

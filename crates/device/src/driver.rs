@@ -4,8 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::kernels::Source;
 use crate::Result;
+use crate::kernels::Source;
 
 /// An address on the device.
 pub type Address = u64;
@@ -32,6 +32,25 @@ pub enum Act {
     F16,
     /// bfloat16.
     Bf16,
+}
+
+/// Weights or activations of linear layers: as they are rounded, and what rounding left of them, as large, where a model is
+/// to be computed as precisely as in f32 (else 0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acts {
+    /// The nearest.
+    pub high: Address,
+    /// What is left; or 0.
+    pub low: Address,
+}
+
+impl Acts {
+    /// From row `row` on, of rows of `width`.
+    #[must_use]
+    pub fn from_row(self, row: usize, width: usize) -> Self {
+        let offset = (row * width * 2) as Address;
+        Self { high: self.high + offset, low: if self.low == 0 { 0 } else { self.low + offset } }
+    }
 }
 
 /// `y (rows, outputs) = x (rows, inputs) w (outputs, inputs)^T`, added to y where `add` is set; x and w are `act`, y is f32.

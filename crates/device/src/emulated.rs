@@ -40,7 +40,9 @@ impl Emulated {
     pub fn new(index: usize, total: usize) -> Result<Self> {
         let compiler = std::env::var("CXX").ok().filter(|c| !c.is_empty()).unwrap_or_else(|| "c++".into());
         let version = Command::new(&compiler).arg("--version").output().map_err(|e| {
-            Error::Missing(format!("the emulated device needs a C++ compiler, and {compiler} cannot be run: {e}"))
+            Error::Missing(format!(
+                "the emulated device needs a C++ compiler, and {compiler} cannot be run: {e}"
+            ))
         })?;
         let flags = std::env::var("MINICACHE_EMULATED_FLAGS").unwrap_or_default();
         Ok(Self {
@@ -145,7 +147,8 @@ impl Driver for Emulated {
             .iter()
             .map(|name| {
                 // SAFETY: kernels are compiled to this signature.
-                let entry = unsafe { library.get::<Entry>(name.as_bytes()) }.map_err(|e| self.fail("dlsym", e))?;
+                let entry =
+                    unsafe { library.get::<Entry>(name.as_bytes()) }.map_err(|e| self.fail("dlsym", e))?;
                 let handle = *entry as usize;
                 Ok(Kernel { handle, threads: source.threads, _module: library.clone() })
             })

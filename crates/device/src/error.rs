@@ -20,7 +20,9 @@ pub enum Error {
         message: String,
     },
     /// Memory that is not there.
-    #[error("{device}: {bytes} bytes cannot be allocated; use a smaller batch, a shorter context or a smaller cache")]
+    #[error(
+        "{device}: {bytes} bytes cannot be allocated; use a smaller batch, a shorter context or a smaller cache"
+    )]
     Memory {
         /// The device's name.
         device: String,

@@ -5,6 +5,7 @@
 //! step of many sequences through attention, merging and packing. `docs/device.md` says how.
 
 mod cache;
+pub mod check;
 mod cuda;
 mod device;
 pub mod driver;
@@ -13,12 +14,15 @@ mod error;
 pub mod kernels;
 mod libraries;
 mod method;
+mod ops;
 mod params;
 mod pool;
 mod step;
 
-pub use cache::DeviceCache;
+pub use cache::{DeviceCache, PartCache};
 pub use device::Device;
 pub use emulated::Emulated;
 pub use error::{Error, Result};
+pub use method::Arithmetic;
+pub use ops::{Norm, Ops, Rotation};
 pub use step::{DeviceStates, GroupStep, Workspace};

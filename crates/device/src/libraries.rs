@@ -29,10 +29,9 @@ pub(crate) fn load() -> Result<()> {
         }
     }
     let mut folders: Option<Vec<PathBuf>> = None;
-    for (name, wheel, before) in [
-        ("nvrtc", "nvidia-cuda-nvrtc", "nvrtc-builtins"),
-        ("cublas", "nvidia-cublas", "cublasLt"),
-    ] {
+    for (name, wheel, before) in
+        [("nvrtc", "nvidia-cuda-nvrtc", "nvrtc-builtins"), ("cublas", "nvidia-cublas", "cublasLt")]
+    {
         if by_name(name) {
             continue;
         }
@@ -82,8 +81,10 @@ fn in_folder(folder: &std::path::Path, name: &str, before: &str) -> bool {
 
 /// Where toolkits and wheels are usually installed.
 fn folders_of_this_machine() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> =
-        std::env::var_os(VARIABLE).iter().flat_map(|v| std::env::split_paths(v).collect::<Vec<_>>()).collect();
+    let mut folders: Vec<PathBuf> = std::env::var_os(VARIABLE)
+        .iter()
+        .flat_map(|v| std::env::split_paths(v).collect::<Vec<_>>())
+        .collect();
     for variable in ["CUDA_HOME", "CUDA_PATH"] {
         if let Some(home) = std::env::var_os(variable) {
             folders.push(PathBuf::from(&home).join("lib64"));
@@ -92,7 +93,8 @@ fn folders_of_this_machine() -> Vec<PathBuf> {
     folders.push("/usr/local/cuda/lib64".into());
     // Wheels: where the Python at hand looks for its packages.
     let script = "import sys; print('\\n'.join(sys.path))";
-    let python = Command::new("python3").args(["-c", script]).output().map(|out| out.stdout).unwrap_or_default();
+    let python =
+        Command::new("python3").args(["-c", script]).output().map(|out| out.stdout).unwrap_or_default();
     for site in String::from_utf8_lossy(&python).lines().filter(|line| line.ends_with("-packages")) {
         for package in ["cu13", "cuda_nvrtc", "cublas"] {
             folders.push(PathBuf::from(site).join("nvidia").join(package).join("lib"));

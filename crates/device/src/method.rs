@@ -1,5 +1,7 @@
 //! What a method stores, as the kernels have to know it.
 
+use std::ops::Range;
+
 use minicache_core::settings::{
     Axis, Granularity, KeySpace, ModelShape, Retention, RetentionRule, StoreType,
 };
@@ -20,6 +22,15 @@ pub(crate) const RECENT: usize = 16;
 
 /// Tokens of a page of magnitudes.
 pub(crate) const PAGE: usize = 256;
+
+/// How a model is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// The type of weights and activations of linear layers.
+    pub act: Act,
+    /// Whether what rounding to that type leaves is kept too, so that numbers are as good as in f32.
+    pub precise: bool,
+}
 
 /// How numbers are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,13 +89,17 @@ pub(crate) struct Merging {
     pub(crate) sinks: usize,
 }
 
-/// A method on a model's layers (all of them, or those of one device).
+/// A method on those of a model's layers that are on one device.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Method {
     pub(crate) shape: ModelShape,
+    /// Those on the device.
+    pub(crate) layers: Range<usize>,
     pub(crate) sides: [Side; 2],
     pub(crate) merging: Merging,
     pub(crate) act: Act,
+    /// Whether attention within a step is computed in f32 throughout.
+    pub(crate) precise: bool,
 }
 
 fn lines(bytes: usize) -> usize {
@@ -172,7 +187,9 @@ impl Side {
         let dtype = |t: StoreType| i64::from(t == StoreType::F32);
         let (kind, bits, run, along, residual) = match self.kind {
             Kind::Floats(t) => (dtype(t), 4, 32, false, 0),
-            Kind::Codes { bits, run, along, residual } => (2, bits as i64, run as i64, along, residual as i64),
+            Kind::Codes { bits, run, along, residual } => {
+                (2, bits as i64, run as i64, along, residual as i64)
+            }
         };
         let values = [
             kind,
@@ -187,12 +204,26 @@ impl Side {
         ];
         let names = if self.keys {
             [
-                "K_KIND", "K_BITS", "K_RUN", "K_ALONG", "K_RESIDUAL", "K_EXACT", "K_STORES", "K_COLUMNS",
+                "K_KIND",
+                "K_BITS",
+                "K_RUN",
+                "K_ALONG",
+                "K_RESIDUAL",
+                "K_EXACT",
+                "K_STORES",
+                "K_COLUMNS",
                 "K_MAGNITUDE",
             ]
         } else {
             [
-                "V_KIND", "V_BITS", "V_RUN", "V_ALONG", "V_RESIDUAL", "V_EXACT", "V_STORES", "V_COLUMNS",
+                "V_KIND",
+                "V_BITS",
+                "V_RUN",
+                "V_ALONG",
+                "V_RESIDUAL",
+                "V_EXACT",
+                "V_STORES",
+                "V_COLUMNS",
                 "V_MAGNITUDE",
             ]
         };
@@ -203,11 +234,16 @@ impl Side {
 const NO_RULE: i32 = 3;
 
 impl Method {
-    /// What `spec` stores of a model of `shape`.
+    /// What `spec` stores of the layers `layers` of a model of `shape`.
     ///
     /// # Errors
-    /// Methods and settings that have no kernels, by name.
-    pub(crate) fn new(spec: &CacheSpec, shape: &ModelShape, act: Act) -> Result<Self> {
+    /// Methods and settings that have no kernels, by name; a pair of which `layers` has one.
+    pub(crate) fn new(
+        spec: &CacheSpec,
+        shape: &ModelShape,
+        layers: Range<usize>,
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
         let refuse = |what: String| Err(Error::Unsupported(format!("{what} has no kernels for a device")));
         if !shape.head_dim.is_multiple_of(8) || shape.head_dim > 256 {
             return refuse(format!("a head of {} numbers (multiples of 8 up to 256 have)", shape.head_dim));
@@ -245,7 +281,8 @@ impl Method {
         let columns = if pairing.granularity == Granularity::Head { shape.kv_heads } else { 1 };
         let merged = spec.merged_pairs(shape.layers);
         let mut sides = Vec::new();
-        for (keys, (scheme, pairs)) in [true, false].into_iter().zip(spec.schemes().into_iter().zip(&merged)) {
+        for (keys, (scheme, pairs)) in [true, false].into_iter().zip(spec.schemes().into_iter().zip(&merged))
+        {
             let kind_of = match scheme {
                 Scheme::F16 => Kind::Floats(StoreType::F16),
                 Scheme::F32 => Kind::Floats(StoreType::F32),
@@ -259,13 +296,20 @@ impl Method {
                 other => return refuse(format!("{other:?}")),
             };
             let mut places = vec![Place { store: -1, pair: -1, member: 0 }; shape.layers];
-            for (pair, &(a, b)) in pairs.iter().enumerate() {
+            let pairs: Vec<_> =
+                pairs.iter().filter(|(a, b)| layers.contains(a) || layers.contains(b)).collect();
+            for (pair, &&(a, b)) in pairs.iter().enumerate() {
+                if !(layers.contains(&a) && layers.contains(&b)) {
+                    return Err(Error::Unsupported(format!(
+                        "layers {a} and {b} are merged and lie on two devices; start_layer of the other parity helps"
+                    )));
+                }
                 for (member, layer) in [a, b].into_iter().enumerate() {
                     places[layer] = Place { store: pair as i32, pair: pair as i32, member: member as i32 };
                 }
             }
             let mut stores = pairs.len();
-            for place in places.iter_mut().filter(|p| p.pair < 0) {
+            for place in places[layers.clone()].iter_mut().filter(|p| p.pair < 0) {
                 place.store = stores as i32;
                 stores += 1;
             }
@@ -293,7 +337,7 @@ impl Method {
             joint: retention.joint,
             sinks: pairing.sinks,
         };
-        Ok(Self { shape: *shape, sides, merging, act })
+        Ok(Self { shape: *shape, layers, sides, merging, act: arithmetic.act, precise: arithmetic.precise })
     }
 
     /// The kernels of caches.
@@ -303,20 +347,15 @@ impl Method {
             ("KV_HEADS", self.shape.kv_heads as i64),
             ("GROUP", self.shape.group() as i64),
             ("BFLOAT", i64::from(self.act == Act::Bf16)),
+            ("PRECISE", i64::from(self.precise)),
         ];
         macros.extend(self.sides.iter().flat_map(Side::macros));
         Source { file, macros, threads: THREADS }
     }
 
-    /// The kernels between linear layers.
-    pub(crate) fn layers(act: Act) -> Source {
-        let macros = vec![("BFLOAT", i64::from(act == Act::Bf16))];
-        Source { file: File::Layers, macros, threads: THREADS }
-    }
-
     /// First position that any layer's next query sees, whole tiles of attention.
     pub(crate) fn first_needed(&self, len: usize) -> usize {
-        let first = (0..self.shape.layers).map(|layer| self.shape.first_seen(layer, len)).min();
+        let first = self.layers.clone().map(|layer| self.shape.first_seen(layer, len)).min();
         first.unwrap_or(0) / TILE * TILE
     }
 }

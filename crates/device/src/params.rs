@@ -23,10 +23,10 @@ macro_rules! params {
 
 params! {
     /// `embed`
-    EmbedParams { ids: Address, table: Address, out: Address, rows: i32, width: i32, }
+    EmbedParams { ids: Address, table: Address, low: Address, out: Address, rows: i32, width: i32, }
     /// `rms_norm`
     NormParams {
-        x: Address, bias: Address, weight: Address, out: Address, index: Address,
+        x: Address, bias: Address, weight: Address, out: Address, low: Address, index: Address,
         rows: i32, width: i32, eps: f32, pad: i32,
     }
     /// `rotate`
@@ -36,7 +36,7 @@ params! {
         rows: i32, heads: i32, kv_heads: i32, dim: i32, rotary: i32, eps: f32,
     }
     /// `swiglu`
-    SwiGluParams { wide: Address, bias: Address, out: Address, rows: i32, inner: i32, }
+    SwiGluParams { wide: Address, bias: Address, out: Address, low: Address, rows: i32, inner: i32, }
     /// `gather`
     GatherParams { x: Address, index: Address, out: Address, rows: i32, width: i32, }
     /// `scatter_add`
@@ -55,7 +55,7 @@ params! {
     }
     /// `join`
     JoinParams {
-        parts: Address, q: Address, k: Address, v: Address, sequences: Address, rows: Address, out: Address,
+        parts: Address, q: Address, k: Address, v: Address, sequences: Address, rows: Address, out: Address, low: Address,
         splits: i32, scale: f32, softcap: f32, pad: i32,
     }
     /// `merge`

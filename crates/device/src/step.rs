@@ -1,15 +1,12 @@
-//! A step of a group of sequences whose caches are of one method: room is made and tables are uploaded once, then each
-//! layer attends and stores with a few launches for all of them.
+//! A step of a group of sequences whose caches are of one method: tables are uploaded once, then each layer attends and stores with a few launches for all of them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use minicache_core::KvCache;
-
 use crate::Result;
-use crate::cache::{DeviceCache, KeptHead};
+use crate::cache::{KeptHead, PartCache};
 use crate::device::{Device, Kernels};
-use crate::driver::{Address, Memory, Plain, bytes_of};
+use crate::driver::{Acts, Address, Memory, Plain, bytes_of};
 use crate::method::{Method, TILE};
 use crate::params::{
     HeldParams, JoinParams, KeepParams, MergeParams, PackParams, RetainParams, RowEntry, SequenceEntry,
@@ -71,7 +68,7 @@ pub struct GroupStep<'a> {
     device: Arc<Device>,
     method: Arc<Method>,
     kernels: Kernels,
-    caches: Vec<&'a mut DeviceCache>,
+    caches: Vec<&'a mut PartCache>,
     rows: usize,
     /// Rows of each sequence.
     ranges: Vec<Range<usize>>,
@@ -86,25 +83,24 @@ pub struct GroupStep<'a> {
 }
 
 impl<'a> GroupStep<'a> {
-    /// Begins a step in which each cache gets so many new tokens.
+    /// A step in which each cache gets so many new tokens, for which it has made room ([`DeviceCache::begin`]).
+    ///
+    /// [`DeviceCache::begin`]: crate::DeviceCache::begin
     ///
     /// # Errors
-    /// No memory: then no cache has changed but for the room that it holds.
-    pub fn begin(
+    /// No memory.
+    pub fn new(
         device: &Arc<Device>,
-        mut caches: Vec<(&'a mut DeviceCache, usize)>,
+        caches: Vec<(&'a mut PartCache, usize)>,
         room: &'a mut Workspace,
     ) -> Result<Self> {
         let method = caches[0].0.method().clone();
         let kernels = device.kernels(&method)?;
-        for (cache, tokens) in &mut caches {
-            cache.begin(*tokens)?;
-        }
         let shape = method.shape;
         let (mut sequences, mut rows, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
         let mut tasks: [Vec<TaskEntry>; 2] = Default::default();
         let mut ranges = Vec::new();
-        let square = if shape.head_dim <= 128 { 64 } else { 32 };
+        let square = if shape.head_dim <= 128 { 64 } else { 32 } / if method.precise { 2 } else { 1 };
         for (index, (cache, tokens)) in caches.iter().enumerate() {
             let (sequence, len, first) = (index as i32, cache.len(), rows.len());
             sequences.push(SequenceEntry {
@@ -129,8 +125,9 @@ impl<'a> GroupStep<'a> {
                 }
             }
         }
-        let seen = |layer| caches.iter().map(move |(c, _)| c.len() - shape.first_seen(layer, c.len()) / TILE * TILE);
-        let held = (0..shape.layers).flat_map(seen).max().unwrap_or(0);
+        let seen =
+            |layer| caches.iter().map(move |(c, _)| c.len() - shape.first_seen(layer, c.len()) / TILE * TILE);
+        let held = method.layers.clone().flat_map(seen).max().unwrap_or(0);
         // Enough blocks to keep the device busy; a step of many rows has them anyway.
         let blocks = (rows.len() * shape.kv_heads).max(1);
         let wanted = (device.driver.processors() * BLOCKS_EACH).div_ceil(blocks);
@@ -184,6 +181,11 @@ impl<'a> GroupStep<'a> {
         })
     }
 
+    /// Stores that keys lie in: of every layer, or of pairs of them.
+    pub(crate) fn stores(&self) -> usize {
+        self.method.sides[0].stores
+    }
+
     fn launch<T: Plain>(&self, kernel: &crate::driver::Kernel, grid: [usize; 3], params: &T) -> Result<()> {
         // SAFETY: the methods below give each kernel its structure, with addresses of this step's memory, which `begin`
         // made as large as the kernels need for these rows.
@@ -195,7 +197,7 @@ impl<'a> GroupStep<'a> {
     ///
     /// # Errors
     /// Of the device.
-    pub fn attend(&self, layer: usize, states: DeviceStates, out: Address) -> Result<()> {
+    pub fn attend(&self, layer: usize, states: DeviceStates, out: Acts) -> Result<()> {
         let shape = &self.method.shape;
         let window = shape.window_of(layer).unwrap_or(0) as i32;
         let (scale, softcap) = (shape.scale, shape.softcap.unwrap_or(0.0));
@@ -239,7 +241,8 @@ impl<'a> GroupStep<'a> {
             v: states.v,
             sequences: self.sequences,
             rows: self.row_entries,
-            out,
+            out: out.high,
+            low: out.low,
             splits,
             scale,
             softcap,
@@ -293,7 +296,8 @@ impl<'a> GroupStep<'a> {
         let method = self.method.clone();
         let merging = &method.merging;
         let rows = self.rows as i32;
-        let address = |memory: &[Memory; 2]| [0, 1].map(|side| if merged[side] { memory[side].address() } else { 0 });
+        let address =
+            |memory: &[Memory; 2]| [0, 1].map(|side| if merged[side] { memory[side].address() } else { 0 });
         let (distances, apart) = (address(&self.room.distances), address(&self.room.apart));
         for side in (0..2).filter(|&side| merged[side]) {
             let columns = method.sides[side].columns;
@@ -359,17 +363,6 @@ impl<'a> GroupStep<'a> {
                 pad: 0,
             };
             self.launch(&self.kernels.settle, [self.rows, method.sides[side].columns, 1], &params)?;
-        }
-        Ok(())
-    }
-
-    /// Ends the step: its tokens count as cached.
-    ///
-    /// # Errors
-    /// None today.
-    pub fn finish(self) -> Result<()> {
-        for cache in self.caches {
-            cache.finish_step()?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! decode of others mix freely.
 
 mod attention;
-mod device;
+mod gpu;
 mod host;
 mod load;
 mod logits;
@@ -13,11 +13,9 @@ mod logits;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use minicache_core::{Batch, KvCache, ModelShape, Rotary, Sequence};
+use minicache_core::{CacheSpec, KvCache, ModelShape, Resources, Rotary, Sequence};
 
 use crate::devices::DeviceMap;
-use crate::linear::{DeviceLinear, Embedding, Linear};
 use crate::rope::{Frequencies, Rope};
 use crate::{Error, ModelConfig, Result};
 pub use load::{LoadOptions, Progress};
@@ -44,58 +42,15 @@ pub struct Decoder {
     config: ModelConfig,
     shape: ModelShape,
     rope: Rope,
-    embedding: Embedding,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Head,
+    body: Body,
     map: DeviceMap,
 }
 
-/// A layer where it lies.
+/// The weights where they lie.
 #[derive(Debug)]
-enum Layer {
-    Host(host::Layer),
-    Device(device::Layer),
-}
-
-/// The output projection.
-#[derive(Debug)]
-enum Head {
-    Host(Linear),
-    Device(DeviceLinear, Device),
-}
-
-/// The residual stream of all new tokens, `(tokens, hidden)`, where the current layer wants it.
-pub(crate) enum Stream {
-    Host(Vec<f32>),
-    Device(Tensor),
-}
-
-impl Stream {
-    fn host(&mut self) -> Result<&mut Vec<f32>> {
-        if let Stream::Device(tensor) = self {
-            *self = Stream::Host(tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?);
-        }
-        match self {
-            Stream::Host(data) => Ok(data),
-            Stream::Device(_) => unreachable!("just moved"),
-        }
-    }
-
-    fn device(&mut self, hidden: usize, device: &Device) -> Result<&mut Tensor> {
-        if let Stream::Host(data) = self {
-            *self = Stream::Device(Tensor::from_slice(data, (data.len() / hidden, hidden), device)?);
-        }
-        match self {
-            Stream::Device(tensor) => {
-                if !tensor.device().same_device(device) {
-                    *tensor = tensor.to_device(device)?;
-                }
-                Ok(tensor)
-            }
-            Stream::Host(_) => unreachable!("just moved"),
-        }
-    }
+enum Body {
+    Host(host::Body),
+    Gpu(gpu::Body),
 }
 
 impl Decoder {
@@ -116,7 +71,25 @@ impl Decoder {
 
     /// Bytes of all weights, embedding included, in the forms in which they are kept.
     pub fn weight_bytes(&self) -> usize {
-        self.map.bytes.iter().sum::<u64>() as usize + self.embedding.bytes()
+        let map = self.map.bytes.iter().sum::<u64>() as usize;
+        match &self.body {
+            Body::Host(body) => map + body.embedding.bytes(),
+            Body::Gpu(_) => map,
+        }
+    }
+
+    /// An empty cache of `spec` where attention is computed: on the GPU that the layers are on, if the method has kernels
+    /// there, else on the host.
+    ///
+    /// # Errors
+    /// As [`minicache_core::build`]; no memory on the device.
+    pub fn cache(&self, spec: &CacheSpec, resources: &Resources) -> Result<Box<dyn KvCache>> {
+        if let Body::Gpu(body) = &self.body
+            && let Some(cache) = body.cache(spec, &self.shape)?
+        {
+            return Ok(Box::new(cache));
+        }
+        Ok(minicache_core::build(spec, &self.shape, resources)?)
     }
 
     /// A sequence of this model with a cache, which is going to have `planned_len` tokens in the end; 0 where that is not
@@ -153,38 +126,19 @@ impl Decoder {
         self.run(steps, Some(observer))
     }
 
-    fn run(&self, steps: &mut [Step<'_>], mut observer: Option<Observer<'_>>) -> Result<Logits> {
+    fn run(&self, steps: &mut [Step<'_>], observer: Option<Observer<'_>>) -> Result<Logits> {
         if steps.is_empty() {
             return Ok(Logits::default());
         }
         self.check(steps)?;
-        let hidden = self.config.hidden;
         let positions = Positions::new(steps, self.config.rope.rotary_dim);
         let wanted = steps.iter().zip(positions.ranges()).map(|(step, range)| step.logits.rows(range));
         let wanted: Vec<Range<usize>> = wanted.collect();
-        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
-        let mut data = vec![0.0; ids.len() * hidden];
-        self.embedding.rows_into(&ids, &mut data)?;
-
-        let mut batch = Batch::begin(steps.iter_mut().map(|s| (&mut *s.sequence, s.tokens.len())))?;
-        let mut stream = Stream::Host(data);
-        let mut scratch = host::Scratch::default();
-        for (index, layer) in self.layers.iter().enumerate() {
-            if let Some(observer) = &mut observer {
-                observer(index, stream.host()?);
-            }
-            match layer {
-                Layer::Host(layer) => {
-                    layer.forward(&self.config, stream.host()?, &mut batch, &positions, &mut scratch)?;
-                }
-                Layer::Device(layer) => {
-                    let x = stream.device(hidden, layer.device())?;
-                    *x = layer.forward(&self.config, x, &mut batch, &positions)?;
-                }
-            }
-        }
-        batch.finish()?;
-        self.logits(stream, &wanted)
+        let data = match &self.body {
+            Body::Host(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+            Body::Gpu(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+        };
+        Ok(Logits::new(data, self.config.vocab, wanted.iter().map(Range::len)))
     }
 
     /// Everything that a caller can get wrong, before any cache is touched.
@@ -217,33 +171,6 @@ impl Decoder {
             }
         }
         Ok(())
-    }
-
-    /// Final norm and output projection of the rows that are asked for.
-    fn logits(&self, mut stream: Stream, wanted: &[Range<usize>]) -> Result<Logits> {
-        let (hidden, vocab) = (self.config.hidden, self.config.vocab);
-        let rows: usize = wanted.iter().map(Range::len).sum();
-        let mut logits = Vec::new();
-        if rows > 0 {
-            let data = stream.host()?;
-            let mut normed = vec![0.0; rows * hidden];
-            let sources = wanted.iter().cloned().flatten();
-            for (row, out) in sources.zip(normed.chunks_exact_mut(hidden)) {
-                let x = &data[row * hidden..(row + 1) * hidden];
-                host::rms_norm_row(x, &self.norm, self.config.rms_eps, out);
-            }
-            match &self.head {
-                Head::Host(head) => {
-                    logits = vec![0.0; rows * vocab];
-                    head.apply(&normed, rows, &mut logits)?;
-                }
-                Head::Device(head, device) => {
-                    let x = Tensor::from_vec(normed, (rows, hidden), device)?;
-                    logits = head.forward(&x)?.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
-                }
-            }
-        }
-        Ok(Logits::new(logits, vocab, wanted.iter().map(Range::len)))
     }
 }
 

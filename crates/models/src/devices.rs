@@ -1,16 +1,28 @@
-//! Devices by name, and the split of a model's layers over several of them.
+//! Where models run, by name, and the split of a model's layers over several GPUs.
 
 use std::fmt;
+use std::sync::Arc;
 
-use candle_core::Device;
+use minicache_device::Device;
 
 use crate::{Error, Result};
 
-/// Reads `cpu`, `cuda`, `cuda:1` or a list of them separated by commas.
+/// Where layers run.
+#[derive(Debug, Clone, Default)]
+pub enum Target {
+    /// The host.
+    #[default]
+    Cpu,
+    /// A GPU, or an emulated one.
+    Device(Arc<Device>),
+}
+
+/// Reads `cpu`, `cuda`, `cuda:1` or a list of GPUs separated by commas, and opens them. (`emulated:0` is a device of the
+/// host's, to test on.)
 ///
 /// # Errors
-/// An unknown name, a device named twice, CUDA in a binary without it, a GPU that is not there.
-pub fn parse_devices(text: &str) -> Result<Vec<Device>> {
+/// An unknown name, a device named twice, the CPU beside GPUs, libraries or a GPU that are not there.
+pub fn parse_devices(text: &str) -> Result<Vec<Target>> {
     let names = device_names(text)?;
     names.into_iter().map(open).collect()
 }
@@ -19,21 +31,22 @@ pub fn parse_devices(text: &str) -> Result<Vec<Device>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Name {
     Cpu,
-    Cuda(usize),
+    Device(&'static str, usize),
 }
 
 fn device_names(text: &str) -> Result<Vec<Name>> {
     let mut names = Vec::new();
     for part in text.split(',').map(str::trim) {
-        let name = match part.split_once(':') {
-            None if part == "cpu" => Some(Name::Cpu),
-            None if part == "cuda" => Some(Name::Cuda(0)),
-            Some(("cuda", index)) => index.parse().ok().map(Name::Cuda),
+        let (kind, index) = part.split_once(':').unwrap_or((part, "0"));
+        let name = match (kind, index.parse()) {
+            ("cpu", _) if kind == part => Some(Name::Cpu),
+            ("cuda", Ok(index)) => Some(Name::Device("cuda", index)),
+            ("emulated", Ok(index)) => Some(Name::Device("emulated", index)),
             _ => None,
         };
         let name = name.ok_or_else(|| {
             Error::Device(format!(
-                "{part:?} is not a device; expected cpu, cuda:N, or several of them separated by commas"
+                "{part:?} is not a device; expected cpu, cuda:N, or several GPUs separated by commas"
             ))
         })?;
         if names.contains(&name) {
@@ -41,42 +54,32 @@ fn device_names(text: &str) -> Result<Vec<Name>> {
         }
         names.push(name);
     }
+    if names.len() > 1 && names.contains(&Name::Cpu) {
+        return Err(Error::Device("a model runs on the CPU or on GPUs, not on both".into()));
+    }
     Ok(names)
 }
 
-fn open(name: Name) -> Result<Device> {
-    match name {
-        Name::Cpu => Ok(Device::Cpu),
-        Name::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::Device(
-            "this binary has no CUDA support; build it with `--features cuda`, or use --device cpu".into(),
-        )),
-        Name::Cuda(index) => {
-            Device::new_cuda(index).map_err(|e| Error::Device(format!("cuda:{index} cannot be opened: {e}")))
-        }
+fn open(name: Name) -> Result<Target> {
+    Ok(match name {
+        Name::Cpu => Target::Cpu,
+        Name::Device(kind, index) => Target::Device(Device::open(kind, index)?),
+    })
+}
+
+/// Bytes that can still be allocated; `u64::MAX` where the system does not say.
+pub(crate) fn free_memory(target: &Target) -> Result<u64> {
+    match target {
+        Target::Cpu => Ok(available_host_memory().unwrap_or(u64::MAX)),
+        Target::Device(device) => Ok(device.driver.memory()?.0),
     }
 }
 
 /// A short name: `cpu`, `cuda:0`.
-pub(crate) fn label(device: &Device) -> String {
-    match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu".into(),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-    }
-}
-
-/// Bytes that can still be allocated on `device`; `u64::MAX` where the system does not say.
-pub(crate) fn free_memory(device: &Device) -> Result<u64> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => {
-            use candle_core::cuda_backend::cudarc::driver::result;
-            let fail = |e: &dyn fmt::Display| Error::Device(format!("{}: {e}", label(device)));
-            cuda.cuda_stream().context().bind_to_thread().map_err(|e| fail(&e))?;
-            let (free, _) = result::mem_get_info().map_err(|e| fail(&e))?;
-            Ok(free as u64)
-        }
-        _ => Ok(available_host_memory().unwrap_or(u64::MAX)),
+pub(crate) fn label(target: &Target) -> String {
+    match target {
+        Target::Cpu => "cpu".into(),
+        Target::Device(device) => device.driver.name().to_string(),
     }
 }
 
@@ -189,15 +192,17 @@ mod tests {
     #[test]
     fn names() {
         assert_eq!(device_names("cpu").unwrap(), [Name::Cpu]);
-        assert_eq!(device_names("cuda:0, cuda:3,cpu").unwrap(), [Name::Cuda(0), Name::Cuda(3), Name::Cpu]);
-        for bad in ["gpu", "cuda:x", "", "cpu,,cuda", "cpu:0"] {
+        assert_eq!(
+            device_names("cuda:0, cuda:3").unwrap(),
+            [Name::Device("cuda", 0), Name::Device("cuda", 3)]
+        );
+        for bad in ["gpu", "cuda:x", "", "cuda,,cuda", "cpu:0"] {
             assert!(device_names(bad).unwrap_err().to_string().contains("is not a device"), "{bad}");
         }
         let twice = device_names("cuda,cuda:0").unwrap_err().to_string();
         assert_eq!(twice, "device: \"cuda:0\" is named twice");
-        #[cfg(not(feature = "cuda"))]
-        assert!(parse_devices("cuda:1").unwrap_err().to_string().contains("no CUDA support"));
-        assert!(parse_devices("cpu").unwrap()[0].is_cpu());
+        assert!(device_names("cpu,cuda").unwrap_err().to_string().contains("not on both"));
+        assert!(matches!(parse_devices("cpu").unwrap()[..], [Target::Cpu]));
     }
 
     #[test]

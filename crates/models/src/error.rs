@@ -56,6 +56,9 @@ pub enum Error {
     /// A device that is not there, or too small.
     #[error("device: {0}")]
     Device(String),
+    /// From a device, its libraries or its kernels.
+    #[error("device: {0}")]
+    Gpu(#[from] minicache_device::Error),
     /// From the cache.
     #[error(transparent)]
     Cache(#[from] minicache_core::Error),

@@ -1,23 +1,26 @@
 //! Linear layers over weights in whatever form they are kept.
 //!
-//! On the CPU a layer works on slices ([`Linear`]); on an accelerator it is candle's matrix product
-//! ([`DeviceLinear`]). Several weights that read the same input (queries, keys and values; gate and up) become one
-//! layer, and one matrix where their forms allow it.
+//! A layer of the host works on slices ([`Linear`]). Several weights that read the same input (queries, keys and values;
+//! gate and up) become one layer, and one matrix where their forms allow it.
 
 mod float;
 mod quantized;
 
 use std::borrow::Cow;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 use minicache_config::WeightMode;
 use minicache_core::kernels::loops::add;
+use minicache_device::Arithmetic;
+use minicache_device::driver::Act;
+use rayon::prelude::*;
 
 pub(crate) use float::{FloatMatrix, product};
 use quantized::QuantizedMatrix;
 
-use crate::{Result, WeightSource};
+use crate::{Error, Result, WeightSource};
 
 /// One matrix on the CPU; shared, not copied, when cloned.
 #[derive(Debug, Clone)]
@@ -99,51 +102,6 @@ impl Linear {
     }
 }
 
-/// One matrix on an accelerator.
-#[derive(Debug)]
-enum DeviceMatrix {
-    /// (outputs, inputs)
-    Float(Tensor),
-    Quantized(QMatMul),
-}
-
-/// A linear layer of candle operations. Activations are f32 outside, the weights' type within.
-#[derive(Debug)]
-pub(crate) struct DeviceLinear {
-    parts: Vec<DeviceMatrix>,
-    bias: Option<Tensor>,
-}
-
-impl DeviceLinear {
-    /// Bytes of the weights.
-    pub(crate) fn bytes(&self) -> usize {
-        let part = |part: &DeviceMatrix| match part {
-            DeviceMatrix::Float(w) => w.elem_count() * w.dtype().size_in_bytes(),
-            DeviceMatrix::Quantized(QMatMul::QTensor(w)) => w.storage_size_in_bytes(),
-            DeviceMatrix::Quantized(QMatMul::Tensor(w) | QMatMul::TensorF16(w)) => {
-                w.elem_count() * w.dtype().size_in_bytes()
-            }
-        };
-        self.parts.iter().map(part).sum()
-    }
-
-    /// (n, inputs) to (n, outputs), both f32.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut outs = Vec::with_capacity(self.parts.len());
-        for part in &self.parts {
-            outs.push(match part {
-                DeviceMatrix::Float(w) => x.to_dtype(w.dtype())?.matmul(&w.t()?)?.to_dtype(DType::F32)?,
-                DeviceMatrix::Quantized(w) => w.forward(x)?,
-            });
-        }
-        let out = if outs.len() == 1 { outs.remove(0) } else { Tensor::cat(&outs, 1)? };
-        match &self.bias {
-            Some(bias) => Ok(out.broadcast_add(bias)?),
-            None => Ok(out),
-        }
-    }
-}
-
 /// One weight of a layer: the tensor's name without `.weight`, and its outputs.
 pub(crate) type Piece = (String, usize);
 
@@ -212,7 +170,7 @@ impl Loader<'_> {
         Ok(forms)
     }
 
-    fn bias(&self, pieces: &[Piece]) -> Result<Vec<f32>> {
+    pub(crate) fn bias(&self, pieces: &[Piece]) -> Result<Vec<f32>> {
         let mut bias = Vec::new();
         for (name, outputs) in pieces {
             bias.extend(self.vector(&format!("{name}.bias"), *outputs)?);
@@ -233,31 +191,30 @@ impl Loader<'_> {
         })
     }
 
-    /// A layer on `device`.
-    pub(crate) fn device_linear(
+    /// The rows of tensors, one below the other, in the type of a device's linear layers, and what rounding to it leaves.
+    pub(crate) fn rows(
         &self,
-        pieces: &[Piece],
+        names: &[(String, usize)],
         inputs: usize,
-        bias: bool,
-        device: &Device,
-    ) -> Result<DeviceLinear> {
-        let parts = self.forms(pieces, inputs)?.into_iter().map(|form| match form {
-            Form::Float(tensor) => Ok(DeviceMatrix::Float(tensor.to_device(device)?)),
-            Form::Quantized(tensor) => {
-                let storage = QStorage::from_data(tensor.data()?, device, tensor.dtype())?;
-                let moved = QTensor::new(storage, tensor.shape().clone())?;
-                Ok(DeviceMatrix::Quantized(QMatMul::from_qtensor(moved)?))
+        arithmetic: Arithmetic,
+    ) -> Result<[Vec<u8>; 2]> {
+        let [mut high, mut low] = [Vec::new(), Vec::new()];
+        for (name, outputs) in names {
+            let numbers: Vec<f32> = self.source.dense(name, &[*outputs, inputs])?.flatten_all()?.to_vec1()?;
+            if arithmetic.act == Act::F16 && numbers.iter().any(|x| !f16::from_f32(*x).is_finite()) {
+                let message = format!("{name} has numbers beyond those of f16, which a device computes in");
+                return Err(Error::Weights(message));
             }
-        });
-        let parts = parts.collect::<Result<_>>()?;
-        let bias = match bias {
-            true => {
-                let bias = self.bias(pieces)?;
-                Some(Tensor::from_slice(&bias, bias.len(), device)?)
+            if arithmetic.precise {
+                low.extend(
+                    numbers.par_iter().flat_map_iter(|x| halves(*x, arithmetic.act).1).collect::<Vec<u8>>(),
+                );
             }
-            false => None,
-        };
-        Ok(DeviceLinear { parts, bias })
+            high.extend(
+                numbers.into_par_iter().flat_map_iter(|x| halves(x, arithmetic.act).0).collect::<Vec<u8>>(),
+            );
+        }
+        Ok([high, low])
     }
 
     /// The token embedding.
@@ -266,6 +223,20 @@ impl Loader<'_> {
             Form::Float(tensor) => Matrix::Float(FloatMatrix::new(&tensor)?),
             Form::Quantized(tensor) => Matrix::Quantized(QuantizedMatrix::new(tensor, self.mode)?),
         }))
+    }
+}
+
+/// A number as a device's linear layers have it, and what rounding leaves of it.
+pub(crate) fn halves(x: f32, act: Act) -> ([u8; 2], [u8; 2]) {
+    match act {
+        Act::F16 => {
+            let high = f16::from_f32(x);
+            (high.to_le_bytes(), f16::from_f32(x - high.to_f32()).to_le_bytes())
+        }
+        Act::Bf16 => {
+            let high = bf16::from_f32(x);
+            (high.to_le_bytes(), bf16::from_f32(x - high.to_f32()).to_le_bytes())
+        }
     }
 }
 

@@ -199,7 +199,7 @@ impl Model {
             _ => None,
         };
         let resources = Resources { rotary: Some(rotary.clone()), latent };
-        let cache = minicache_core::build(spec, shape, &resources)?;
+        let cache = self.decoder.cache(spec, &resources)?;
         Ok(Sequence::rotated(cache, rotary, planned_len))
     }
 

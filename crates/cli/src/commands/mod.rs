@@ -4,6 +4,7 @@ mod align;
 mod bench;
 mod calibrate;
 mod compare;
+mod device_check;
 mod dump_kv;
 mod footprint;
 mod generate;
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     Merge(merge::Args),
     /// Measure what a cache holds in a model of any size, without its weights.
     Footprint(footprint::Args),
+    /// Check a GPU: its kernels against the host, and the share of its memory's bandwidth that they use.
+    DeviceCheck(device_check::Args),
     /// List the models that have a name.
     Models(models::Args),
     /// List the cache methods and the settings that each reads.
@@ -78,6 +81,7 @@ impl Command {
             Command::Calibrate(args) => calibrate::run(args, global),
             Command::Merge(args) => merge::run(args, global),
             Command::Footprint(args) => footprint::run(args, global),
+            Command::DeviceCheck(args) => device_check::run(args, global),
             Command::Models(args) => models::run(args, global),
             Command::Methods(args) => methods::run(args, global),
         }

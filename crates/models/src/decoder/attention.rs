@@ -46,6 +46,11 @@ impl Positions {
         &self.ranges
     }
 
+    /// The rotations of all new tokens, `(tokens, rotary_dim)`.
+    pub(crate) fn all(&self) -> &[f32] {
+        &self.angles
+    }
+
     fn angles(&self, row: usize) -> &[f32] {
         &self.angles[row * self.rotary_dim..(row + 1) * self.rotary_dim]
     }

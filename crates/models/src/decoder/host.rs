@@ -1,12 +1,15 @@
-//! A layer on the CPU: slices, fused elementwise loops, no tensor operations.
+//! A model on the CPU: slices, fused elementwise loops, no tensor operations.
+
+use std::ops::Range;
 
 use minicache_core::Batch;
 use minicache_core::kernels::loops;
 use rayon::prelude::*;
 
 use super::attention::{Attention, Buffers, Positions};
+use super::{Observer, Step};
 use crate::families::{LayerNames, Role};
-use crate::linear::{Linear, Loader, Piece};
+use crate::linear::{Embedding, Linear, Loader, Piece};
 use crate::moe::Routing;
 use crate::{ModelConfig, Result};
 
@@ -17,9 +20,61 @@ const SERIAL_ROWS: usize = 16;
 /// are several times as wide as the residual stream.
 const MLP_ROWS: usize = 1024;
 
+/// A loaded model.
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub(crate) embedding: Embedding,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Vec<f32>,
+    pub(crate) head: Linear,
+}
+
+impl Body {
+    /// Runs the new tokens of all steps, and gives the logits `(rows, vocab)` of the rows `wanted`.
+    pub(crate) fn forward(
+        &self,
+        config: &ModelConfig,
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        wanted: &[Range<usize>],
+        mut observer: Option<Observer<'_>>,
+    ) -> Result<Vec<f32>> {
+        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
+        let mut stream = vec![0.0; ids.len() * config.hidden];
+        self.embedding.rows_into(&ids, &mut stream)?;
+        let mut batch = Batch::begin(steps.iter_mut().map(|s| (&mut *s.sequence, s.tokens.len())))?;
+        let mut scratch = Scratch::default();
+        for (index, layer) in self.layers.iter().enumerate() {
+            if let Some(observer) = &mut observer {
+                observer(index, &stream);
+            }
+            layer.forward(config, &mut stream, &mut batch, positions, &mut scratch)?;
+        }
+        batch.finish()?;
+        self.logits(config, &stream, wanted)
+    }
+
+    /// Final norm and output projection of the rows that are asked for.
+    fn logits(&self, config: &ModelConfig, stream: &[f32], wanted: &[Range<usize>]) -> Result<Vec<f32>> {
+        let (hidden, vocab) = (config.hidden, config.vocab);
+        let rows: usize = wanted.iter().map(Range::len).sum();
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let mut normed = vec![0.0; rows * hidden];
+        let sources = wanted.iter().cloned().flatten();
+        for (row, out) in sources.zip(normed.chunks_exact_mut(hidden)) {
+            rms_norm_row(&stream[row * hidden..(row + 1) * hidden], &self.norm, config.rms_eps, out);
+        }
+        let mut logits = vec![0.0; rows * vocab];
+        self.head.apply(&normed, rows, &mut logits)?;
+        Ok(logits)
+    }
+}
+
 /// Buffers of one forward pass, shared by all layers.
 #[derive(Default)]
-pub(crate) struct Scratch {
+struct Scratch {
     normed: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,
@@ -107,7 +162,7 @@ impl Layer {
     }
 
     /// Takes the residual stream `x` (tokens, hidden) through the layer, in place.
-    pub(crate) fn forward(
+    fn forward(
         &self,
         config: &ModelConfig,
         x: &mut [f32],

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use minicache_config::WeightMode;
+use minicache_device::Device;
 use rayon::prelude::*;
 
-use super::{Decoder, Head, Layer, device, host};
-use crate::devices::{self, DeviceMap};
+use super::{Body, Decoder, gpu, host};
+use crate::devices::{self, DeviceMap, Target};
 use crate::families::{EMBEDDING, FINAL_NORM, HEAD};
 use crate::linear::Loader;
 use crate::rope::Rope;
@@ -26,8 +27,8 @@ pub type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 pub struct LoadOptions {
     /// Form of quantised weights.
     pub weights: WeightMode,
-    /// Devices that layers are spread over, by free memory; none means the CPU.
-    pub devices: Vec<Device>,
+    /// Where layers run: the CPU (as none at all means), or GPUs that they are spread over by free memory.
+    pub devices: Vec<Target>,
     /// Type that float weights are kept in; `None` means as stored. With [`WeightMode::F32`] it is ignored.
     pub dtype: Option<DType>,
     /// Called after each part.
@@ -52,89 +53,99 @@ impl Decoder {
     pub fn load(config: &ModelConfig, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
         config.validate()?;
         weights::check(config, source)?;
-        let cpu = [Device::Cpu];
-        let devices = if options.devices.is_empty() { &cpu[..] } else { &options.devices[..] };
-        let map = plan(config, source, options, devices)?;
-        Self::load_mapped(config, source, options, devices, map, false)
-    }
-
-    /// Loads a model with its layers on the devices that `map` says. `operations` puts layers on the CPU through
-    /// candle operations too, as on an accelerator.
-    fn load_mapped(
-        config: &ModelConfig,
-        source: &dyn WeightSource,
-        options: &LoadOptions,
-        devices: &[Device],
-        mut map: DeviceMap,
-        operations: bool,
-    ) -> Result<Self> {
+        let gpus: Vec<_> = options
+            .devices
+            .iter()
+            .filter_map(|target| match target {
+                Target::Device(device) => Some(device.clone()),
+                Target::Cpu => None,
+            })
+            .collect();
+        let cpu = [Target::Cpu];
+        let targets = if gpus.is_empty() { &cpu[..] } else { &options.devices[..] };
+        let mut map = plan(config, source, options, targets)?;
         let tiny = config.parameters() <= TINY;
-        let mode =
-            if options.weights == WeightMode::Auto && tiny { WeightMode::F32 } else { options.weights };
+        // On a GPU nothing is gained by f32, and much is lost.
+        let mode = match options.weights {
+            WeightMode::Auto if tiny && gpus.is_empty() => WeightMode::F32,
+            mode => mode,
+        };
         let loader = Loader { source, mode, dtype: options.dtype };
         let done = std::sync::atomic::AtomicUsize::new(0);
-        let parts = config.layers + 2;
         let tick = || {
             let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
             if let Some(progress) = &options.progress {
-                progress(done, parts);
+                progress(done, config.layers + 2);
             }
         };
-        let embedding = loader.embedding(EMBEDDING, config.vocab, config.hidden)?;
-        tick();
-        let layers: Result<Vec<Layer>> = (0..config.layers)
-            .into_par_iter()
-            .map(|index| {
-                let device = &devices[map.layers[index]];
-                let layer = if device.is_cpu() && !operations {
-                    Layer::Host(host::Layer::load(&loader, config, index)?)
-                } else {
-                    Layer::Device(device::Layer::load(&loader, config, index, device)?)
-                };
-                tick();
-                Ok(layer)
-            })
-            .collect();
-        let layers = layers?;
-        let last = &devices[map.layers[config.layers - 1]];
-        let projection = |name: &str| (name.trim_end_matches(".weight").to_string(), config.vocab);
-        let head = if last.is_cpu() && !operations {
-            Head::Host(if config.tied {
-                embedding.tied()
-            } else {
-                loader.linear(&[projection(HEAD)], config.hidden, false)?
-            })
-        } else {
-            let name = if config.tied { EMBEDDING } else { HEAD };
-            let head = loader.device_linear(&[projection(name)], config.hidden, false, last)?;
-            Head::Device(head, last.clone())
+        let body = match &gpus[..] {
+            [] => Body::Host(host_body(&loader, config, &tick)?),
+            gpus => {
+                Body::Gpu(gpu::Body::load(gpu::Weights::Stored(&loader), config, gpus, &map.layers, &tick)?)
+            }
         };
-        let norm = loader.vector(FINAL_NORM, config.hidden)?;
-        tick();
         // From here on the map says what is really held; a tied projection shares the embedding's memory.
-        map.bytes.fill(0);
-        for (layer, device) in layers.iter().zip(&map.layers) {
-            map.bytes[*device] += match layer {
-                Layer::Host(layer) => layer.bytes() as u64,
-                Layer::Device(layer) => layer.bytes() as u64,
-            };
-        }
-        map.bytes[map.layers[config.layers - 1]] += match &head {
-            Head::Host(_) if config.tied => 0,
-            Head::Host(head) => head.bytes() as u64,
-            Head::Device(head, _) => head.bytes() as u64,
+        map.bytes = match &body {
+            Body::Host(body) => {
+                let layers = body.layers.iter().map(|layer| layer.bytes() as u64).sum::<u64>();
+                vec![layers + if config.tied { 0 } else { body.head.bytes() as u64 }]
+            }
+            Body::Gpu(body) => body.bytes(&gpus),
         };
         Ok(Self {
             shape: config.shape(),
             rope: Rope::new(config.rope.clone()),
             config: config.clone(),
-            embedding,
-            layers,
-            norm,
-            head,
+            body,
             map,
         })
     }
+}
+
+impl Decoder {
+    /// A model of random weights on a GPU: as large and as fast as one of this configuration, and as wise as none.
+    ///
+    /// # Errors
+    /// No memory, errors of the device.
+    pub fn random(config: &ModelConfig, device: &Arc<Device>) -> Result<Self> {
+        config.validate()?;
+        let gpus = [device.clone()];
+        let layers = vec![0; config.layers];
+        let body = gpu::Body::load(gpu::Weights::Random, config, &gpus, &layers, &|| ())?;
+        let map =
+            DeviceMap { devices: vec![device.driver.name().to_string()], layers, bytes: body.bytes(&gpus) };
+        Ok(Self {
+            shape: config.shape(),
+            rope: Rope::new(config.rope.clone()),
+            config: config.clone(),
+            body: Body::Gpu(body),
+            map,
+        })
+    }
+}
+
+fn host_body(loader: &Loader<'_>, config: &ModelConfig, tick: &(impl Fn() + Sync)) -> Result<host::Body> {
+    let embedding = loader.embedding(EMBEDDING, config.vocab, config.hidden)?;
+    tick();
+    let layers: Result<Vec<_>> = (0..config.layers)
+        .into_par_iter()
+        .map(|index| {
+            let layer = host::Layer::load(loader, config, index)?;
+            tick();
+            Ok(layer)
+        })
+        .collect();
+    let layers = layers?;
+    let head = match config.tied {
+        true => embedding.tied(),
+        false => {
+            let name = HEAD.trim_end_matches(".weight").to_string();
+            loader.linear(&[(name, config.vocab)], config.hidden, false)?
+        }
+    };
+    let norm = loader.vector(FINAL_NORM, config.hidden)?;
+    tick();
+    Ok(host::Body { embedding, layers, norm, head })
 }
 
 /// Gives every layer a device.
@@ -142,11 +153,12 @@ fn plan(
     config: &ModelConfig,
     source: &dyn WeightSource,
     options: &LoadOptions,
-    devices: &[Device],
+    targets: &[Target],
 ) -> Result<DeviceMap> {
     // Sizes in the type of floats: an upper bound for quantised weights.
     let width = match (options.weights, options.dtype) {
         (WeightMode::F32, _) => 4,
+        _ if matches!(targets[0], Target::Device(_)) => 2,
         (_, Some(dtype)) => dtype.size_in_bytes() as u64,
         _ => {
             let shape = [config.hidden];
@@ -158,76 +170,17 @@ fn plan(
         .map(|layer| config.layer_tensors(layer).iter().map(|(_, shape)| bytes(shape)).sum())
         .collect();
     let last = bytes(&[config.vocab, config.hidden]);
-    let indices = if devices.len() == 1 && devices[0].is_cpu() {
-        vec![0; config.layers]
-    } else {
-        let free = devices.iter().map(devices::free_memory).collect::<Result<Vec<_>>>()?;
-        devices::split_layers(&layers, last, &free)?
+    let indices = match targets {
+        [Target::Cpu] => vec![0; config.layers],
+        gpus => {
+            let free = gpus.iter().map(devices::free_memory).collect::<Result<Vec<_>>>()?;
+            devices::split_layers(&layers, last, &free)?
+        }
     };
-    let mut used = vec![0; devices.len()];
+    let mut used = vec![0; targets.len()];
     for (device, size) in indices.iter().zip(&layers) {
         used[*device] += size;
     }
     used[indices[config.layers - 1]] += last;
-    Ok(DeviceMap { devices: devices.iter().map(devices::label).collect(), layers: indices, bytes: used })
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::path::Path;
-
-    use minicache_core::{CacheSpec, Resources};
-
-    use super::super::{LogitsFor, Step};
-    use super::*;
-    use crate::Safetensors;
-
-    /// Logits of a batch of two sequences, one of them in two chunks.
-    fn logits(decoder: &Decoder) -> Vec<f32> {
-        let new = || {
-            let cache = minicache_core::build(&CacheSpec::default(), decoder.shape(), &Resources::default());
-            decoder.sequence(cache.unwrap(), 40)
-        };
-        let (mut a, mut b) = (new(), new());
-        let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 200).collect();
-        let mut all = Vec::new();
-        for (tokens_a, tokens_b) in [(&tokens[..11], &tokens[..30]), (&tokens[11..], &tokens[30..31])] {
-            let step = |tokens, sequence| Step { tokens, sequence, logits: LogitsFor::All };
-            let mut steps = [step(tokens_a, &mut a), step(tokens_b, &mut b)];
-            all.extend(decoder.forward(&mut steps).unwrap().into_data());
-        }
-        all
-    }
-
-    /// What layers on an accelerator do, run on the CPU: all layers, and a model split half and half.
-    #[test]
-    fn tensor_operations_equal_slices() {
-        for name in ["llama2", "mistral-sliding", "phi3-longrope", "mixtral", "qwen2", "qwen3", "llama-tied"]
-        {
-            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-            let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
-            let config = ModelConfig::from_json(&text).unwrap();
-            let source = Safetensors::open(&dir).unwrap();
-            let options = LoadOptions::default();
-            let devices = [Device::Cpu];
-            let map = plan(&config, &source, &options, &devices).unwrap();
-            let load = |operations| {
-                Decoder::load_mapped(&config, &source, &options, &devices, map.clone(), operations).unwrap()
-            };
-            let (slices, mut operations) = (load(false), load(true));
-            let want = logits(&slices);
-            let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
-            let check = |decoder: &Decoder| {
-                let got = logits(decoder);
-                let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 1e-4 * largest, "{name}: {worst} of {largest}");
-            };
-            check(&operations);
-            for (layer, host) in operations.layers.iter_mut().zip(slices.layers).skip(2) {
-                *layer = host;
-            }
-            check(&operations);
-        }
-    }
+    Ok(DeviceMap { devices: targets.iter().map(devices::label).collect(), layers: indices, bytes: used })
 }

@@ -1,0 +1,749 @@
+//! A model on GPUs: what [`super::host`] does, as launches. Tokens go in and logits come out; states stay in caches that
+//! live on the device ([`DeviceCache`]). Sequences whose caches live on the host (methods without kernels, observed ones)
+//! go along: their queries, keys and values are fetched in every layer, which is slow.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use candle_core::DType;
+use minicache_config::WeightMode;
+use minicache_core::{Batch, CacheSpec, ModelShape, Sequence, States};
+use minicache_device::driver::{Act, Acts, Address, Memory};
+use minicache_device::{
+    Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, Rotation, Workspace,
+};
+
+use super::attention::Positions;
+use super::{Observer, Step};
+use crate::families::{EMBEDDING, FINAL_NORM, HEAD, LayerNames, Role};
+use crate::linear::{Loader, Piece, halves};
+use crate::moe::Routing;
+use crate::{Error, ModelConfig, Result};
+
+/// Rows that go through the feed-forward block at a time.
+const MLP_ROWS: usize = 2048;
+
+/// A loaded model.
+#[derive(Debug)]
+pub(crate) struct Body {
+    arithmetic: Arithmetic,
+    parts: Vec<Part>,
+    /// The embedding, on the first device.
+    table: Matrix,
+    /// The output projection on the last device; `None`: the embedding there.
+    head: Option<Matrix>,
+    norm: Memory,
+}
+
+/// Consecutive layers on one device.
+#[derive(Debug)]
+struct Part {
+    device: Arc<Device>,
+    layers: Range<usize>,
+    ops: Ops,
+    weights: Vec<Layer>,
+    /// One pass at a time.
+    room: Mutex<Room>,
+}
+
+/// Weights as they are rounded, and what rounding left where that counts.
+#[derive(Debug)]
+struct Matrix {
+    high: Memory,
+    low: Option<Memory>,
+}
+
+impl Matrix {
+    fn acts(&self) -> Acts {
+        Acts { high: self.high.address(), low: self.low.as_ref().map_or(0, Memory::address) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.high.bytes() + self.low.as_ref().map_or(0, Memory::bytes)
+    }
+}
+
+#[derive(Debug)]
+struct Linear {
+    w: Matrix,
+    bias: Option<Memory>,
+    inputs: usize,
+    outputs: usize,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Memory,
+    qkv: Linear,
+    /// Weights of the norms of query and key heads.
+    head_norms: Option<[Memory; 2]>,
+    output: Linear,
+    mlp_norm: Memory,
+    mlp: Mlp,
+}
+
+#[derive(Debug)]
+enum Mlp {
+    Dense(SwiGlu),
+    Sparse { router: Linear, experts: Vec<SwiGlu> },
+}
+
+#[derive(Debug)]
+struct SwiGlu {
+    gate_up: Linear,
+    down: Linear,
+}
+
+impl Linear {
+    fn bytes(&self) -> usize {
+        self.w.bytes() + self.bias.as_ref().map_or(0, Memory::bytes)
+    }
+
+    fn bias(&self) -> Address {
+        self.bias.as_ref().map_or(0, Memory::address)
+    }
+
+    /// y = x w^T, or y += x w^T; the bias is left to whoever reads y.
+    fn apply(&self, ops: &Ops, x: Acts, y: Address, rows: usize, add: bool) -> Result<()> {
+        Ok(ops.product(self.w.acts(), x, y, (rows, self.inputs, self.outputs), add)?)
+    }
+}
+
+/// Working memory of a part, kept from pass to pass.
+#[derive(Debug)]
+struct Room {
+    precise: bool,
+    /// Ids, rows that logits are asked of, rows and weights of an expert.
+    small: Memory,
+    angles: Memory,
+    x: Memory,
+    normed: Memory,
+    qkv: Memory,
+    q: Memory,
+    /// Of layers with even and with odd numbers: a pair needs those of both.
+    k: [Memory; 2],
+    v: [Memory; 2],
+    attended: Memory,
+    wide: Memory,
+    inner: Memory,
+    /// An expert's rows, and what becomes of them.
+    rows: Memory,
+    result: Memory,
+    logits: Memory,
+    groups: Vec<Workspace>,
+}
+
+impl Room {
+    fn new(device: &Device, precise: bool) -> Result<Self> {
+        let one = || Memory::new(&device.driver, 256);
+        Ok(Self {
+            precise,
+            small: one()?,
+            angles: one()?,
+            x: one()?,
+            normed: one()?,
+            qkv: one()?,
+            q: one()?,
+            k: [one()?, one()?],
+            v: [one()?, one()?],
+            attended: one()?,
+            wide: one()?,
+            inner: one()?,
+            rows: one()?,
+            result: one()?,
+            logits: one()?,
+            groups: Vec::new(),
+        })
+    }
+
+    fn reserve(&mut self, config: &ModelConfig, rows: usize) -> Result<()> {
+        let (hidden, q_dim, kv_dim) = (config.hidden, config.q_dim(), config.kv_dim());
+        let mlp = rows.min(MLP_ROWS);
+        let act = if self.precise { 4 } else { 2 };
+        self.angles.reserve(rows * config.rope.rotary_dim * 4)?;
+        self.x.reserve(rows * hidden * 4)?;
+        self.normed.reserve(rows * hidden * act)?;
+        self.qkv.reserve(rows * (q_dim + 2 * kv_dim) * 4)?;
+        self.q.reserve(rows * q_dim * 4)?;
+        for i in 0..2 {
+            self.k[i].reserve(rows * kv_dim * 4)?;
+            self.v[i].reserve(rows * kv_dim * 4)?;
+        }
+        self.attended.reserve(rows * q_dim * act)?;
+        self.wide.reserve(mlp * 2 * config.intermediate * 4)?;
+        self.inner.reserve(mlp * config.intermediate * act)?;
+        if config.experts.is_some() {
+            self.rows.reserve(rows * hidden * act)?;
+            self.result.reserve(rows * hidden * 4)?;
+        }
+        Ok(())
+    }
+}
+
+impl Room {
+    /// Activations `(rows, width)` in `memory`: half of it, or both halves.
+    fn acts(&self, memory: &Memory, numbers: usize) -> Acts {
+        let high = memory.address();
+        Acts { high, low: if self.precise { high + (numbers * 2) as Address } else { 0 } }
+    }
+}
+
+/// Sequences next to each other that are taken through attention together.
+enum Run<'a> {
+    Device { caches: Vec<(&'a mut DeviceCache, usize)>, rows: Range<usize> },
+    Host { batch: Batch<'a>, rows: Range<usize> },
+}
+
+fn as_bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn words(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    numbers.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+fn floats(device: &Device, at: Address, count: usize) -> Result<Vec<f32>> {
+    let mut bytes = vec![0; count * 4];
+    device.driver.download(at, &mut bytes)?;
+    Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Weights<'a> {
+    Stored(&'a Loader<'a>),
+    /// Numbers of a likely size, made on the device: for measurements of models that are not at hand.
+    Random,
+}
+
+impl Weights<'_> {
+    fn matrix(
+        self,
+        pieces: &[(String, usize)],
+        inputs: usize,
+        device: &Device,
+        arithmetic: Arithmetic,
+    ) -> Result<Matrix> {
+        match self {
+            Weights::Stored(loader) => {
+                let [high, low] = loader.rows(pieces, inputs, arithmetic)?;
+                let low = if arithmetic.precise { Some(Memory::of(&device.driver, &low)?) } else { None };
+                Ok(Matrix { high: Memory::of(&device.driver, &high)?, low })
+            }
+            Weights::Random => {
+                let outputs: usize = pieces.iter().map(|(_, outputs)| outputs).sum();
+                let high = Memory::new(&device.driver, outputs * inputs * 2)?;
+                let seed = pieces
+                    .iter()
+                    .flat_map(|(name, _)| name.bytes())
+                    .fold(7, |h: u32, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
+                // Of unit variance in, as much out.
+                Ops::new(device, arithmetic.act)?.noise(&high, seed, (3.0 / inputs as f32).sqrt(), false)?;
+                Ok(Matrix { high, low: None })
+            }
+        }
+    }
+
+    fn vector(self, name: &str, length: usize) -> Result<Vec<f32>> {
+        match self {
+            Weights::Stored(loader) => loader.vector(name, length),
+            Weights::Random => Ok(vec![1.0; length]),
+        }
+    }
+
+    fn bias(self, pieces: &[Piece]) -> Result<Vec<f32>> {
+        match self {
+            Weights::Stored(loader) => loader.bias(pieces),
+            Weights::Random => Ok(vec![0.0; pieces.iter().map(|(_, outputs)| outputs).sum()]),
+        }
+    }
+}
+
+impl Layer {
+    fn load(
+        source: Weights<'_>,
+        config: &ModelConfig,
+        index: usize,
+        device: &Device,
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
+        let names = LayerNames::new(config, index);
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let vector = |role, length| -> Result<Memory> {
+            let numbers = source.vector(&names.weight(role)?, length)?;
+            Ok(Memory::of(&device.driver, &as_bytes(&numbers))?)
+        };
+        let linear = |pieces: &[Piece], inputs: usize, bias: bool| -> Result<Linear> {
+            let weights: Vec<_> = pieces.iter().map(|(name, n)| (format!("{name}.weight"), *n)).collect();
+            let w = source.matrix(&weights, inputs, device, arithmetic)?;
+            let bias = match bias {
+                true => Some(Memory::of(&device.driver, &as_bytes(&source.bias(pieces)?))?),
+                false => None,
+            };
+            Ok(Linear { w, bias, inputs, outputs: pieces.iter().map(|(_, outputs)| outputs).sum() })
+        };
+        let swiglu = |gate_up: &[Piece], down: &[Piece]| -> Result<SwiGlu> {
+            Ok(SwiGlu {
+                gate_up: linear(gate_up, hidden, config.mlp_bias)?,
+                down: linear(down, inner, config.mlp_bias)?,
+            })
+        };
+        let mlp = match config.experts {
+            None => Mlp::Dense(swiglu(&names.modules(&Role::MLP_INPUTS), &names.modules(&[Role::Down]))?),
+            Some(experts) => Mlp::Sparse {
+                router: linear(&names.modules(&[Role::Router]), hidden, false)?,
+                experts: (0..experts.count)
+                    .map(|e| {
+                        let down = names.expert(e, &[Role::ExpertDown]);
+                        swiglu(&names.expert(e, &Role::EXPERT_INPUTS), &down)
+                    })
+                    .collect::<Result<_>>()?,
+            },
+        };
+        let head_norms = match config.qk_norm {
+            true => {
+                Some([vector(Role::QueryNorm, config.head_dim)?, vector(Role::KeyNorm, config.head_dim)?])
+            }
+            false => None,
+        };
+        Ok(Self {
+            input_norm: vector(Role::InputNorm, hidden)?,
+            qkv: linear(&names.modules(&Role::ATTENTION_INPUTS), hidden, config.qkv_bias)?,
+            head_norms,
+            output: linear(&names.modules(&[Role::Output]), config.q_dim(), config.out_bias)?,
+            mlp_norm: vector(Role::MlpNorm, hidden)?,
+            mlp,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let swiglu = |m: &SwiGlu| m.gate_up.bytes() + m.down.bytes();
+        let mlp = match &self.mlp {
+            Mlp::Dense(m) => swiglu(m),
+            Mlp::Sparse { router, experts } => router.bytes() + experts.iter().map(swiglu).sum::<usize>(),
+        };
+        let norms = self.input_norm.bytes() + self.mlp_norm.bytes();
+        norms
+            + self.head_norms.iter().flatten().map(Memory::bytes).sum::<usize>()
+            + self.qkv.bytes()
+            + self.output.bytes()
+            + mlp
+    }
+}
+
+impl Body {
+    /// Loads a model, layer i to the device `map[i]`.
+    pub(crate) fn load(
+        source: Weights<'_>,
+        config: &ModelConfig,
+        devices: &[Arc<Device>],
+        map: &[usize],
+        tick: &dyn Fn(),
+    ) -> Result<Self> {
+        let arithmetic = match source {
+            Weights::Random => Arithmetic { act: Act::F16, precise: false },
+            Weights::Stored(loader) => {
+                let first = LayerNames::new(config, 0).modules(&[Role::Output]);
+                let name = format!("{}.weight", first[0].0);
+                let stored = loader.source.stored(&name, &[config.hidden, config.q_dim()])?;
+                let act = if stored.dtype() == DType::BF16 { Act::Bf16 } else { Act::F16 };
+                Arithmetic { act, precise: loader.mode == WeightMode::F32 }
+            }
+        };
+        let mut parts: Vec<Part> = Vec::new();
+        for (index, device) in map.iter().map(|d| &devices[*d]).enumerate() {
+            let weights = Layer::load(source, config, index, device, arithmetic)?;
+            match parts.last_mut() {
+                Some(part) if Arc::ptr_eq(&part.device, device) => {
+                    part.weights.push(weights);
+                    part.layers.end = index + 1;
+                }
+                _ => parts.push(Part {
+                    device: device.clone(),
+                    layers: index..index + 1,
+                    ops: Ops::new(device, arithmetic.act)?,
+                    weights: vec![weights],
+                    room: Mutex::new(Room::new(device, arithmetic.precise)?),
+                }),
+            }
+            tick();
+        }
+        let (first, last) = (&parts[0].device, &parts[parts.len() - 1].device);
+        let whole = |name: &str, device: &Device| {
+            source.matrix(&[(name.to_string(), config.vocab)], config.hidden, device, arithmetic)
+        };
+        let table = whole(EMBEDDING, first)?;
+        tick();
+        let head = match config.tied {
+            true if parts.len() == 1 => None,
+            true => Some(whole(EMBEDDING, last)?),
+            false => Some(whole(HEAD, last)?),
+        };
+        let norm = Memory::of(&last.driver, &as_bytes(&source.vector(FINAL_NORM, config.hidden)?))?;
+        tick();
+        Ok(Self { arithmetic, table, head, norm, parts })
+    }
+
+    /// Bytes of the weights on each of `devices`.
+    pub(crate) fn bytes(&self, devices: &[Arc<Device>]) -> Vec<u64> {
+        let mut bytes = vec![0; devices.len()];
+        let ends = [&self.parts[0], &self.parts[self.parts.len() - 1]].map(|part| &part.device);
+        for (bytes, device) in bytes.iter_mut().zip(devices) {
+            let here = |other: &Arc<Device>| Arc::ptr_eq(device, other);
+            let layers = self.parts.iter().filter(|part| here(&part.device)).flat_map(|part| &part.weights);
+            let mut sum = layers.map(Layer::bytes).sum::<usize>();
+            if here(ends[0]) {
+                sum += self.table.bytes();
+            }
+            if here(ends[1]) {
+                sum += self.norm.bytes() + self.head.as_ref().map_or(0, Matrix::bytes);
+            }
+            *bytes = sum as u64;
+        }
+        bytes
+    }
+
+    /// An empty cache on the devices; `None` of methods without kernels, with the reason on stderr once.
+    pub(crate) fn cache(&self, spec: &CacheSpec, shape: &ModelShape) -> Result<Option<DeviceCache>> {
+        let parts: Vec<_> =
+            self.parts.iter().map(|part| (part.device.clone(), part.layers.clone())).collect();
+        match DeviceCache::new(&parts, spec, shape, self.arithmetic) {
+            Ok(cache) => Ok(Some(cache)),
+            Err(minicache_device::Error::Unsupported(reason)) => {
+                static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+                let mut said = SAID.lock().unwrap_or_else(|e| e.into_inner());
+                if !said.contains(&reason) {
+                    eprintln!("{reason}: its caches stay on the host, which is slow");
+                    said.push(reason);
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Runs the new tokens of all steps, and gives the logits `(rows, vocab)` of the rows `wanted`.
+    pub(crate) fn forward(
+        &self,
+        config: &ModelConfig,
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        wanted: &[Range<usize>],
+        mut observer: Option<Observer<'_>>,
+    ) -> Result<Vec<f32>> {
+        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
+        let rows = ids.len();
+        let mut runs = runs(steps)?;
+        let begun = runs.iter_mut().try_for_each(|run| match run {
+            Run::Device { caches, .. } => caches.iter_mut().try_for_each(|(cache, n)| cache.begin(*n)),
+            Run::Host { .. } => Ok(()),
+        });
+        if let Err(error) = begun {
+            for run in &mut runs {
+                if let Run::Device { caches, .. } = run {
+                    caches.iter_mut().for_each(|(cache, _)| cache.give_up());
+                }
+            }
+            return Err(error.into());
+        }
+
+        let mut stream: Option<Vec<f32>> = None;
+        let mut logits = Vec::new();
+        for (index, part) in self.parts.iter().enumerate() {
+            let mut room = part.room.lock().unwrap_or_else(|e| e.into_inner());
+            let room = &mut *room;
+            room.reserve(config, rows)?;
+            let driver = &part.device.driver;
+            driver.upload(room.angles.address(), &as_bytes(positions.all()))?;
+            match stream.take() {
+                Some(x) => driver.upload(room.x.address(), &as_bytes(&x))?,
+                None => {
+                    let at = room.small.reserve(rows * 4)?;
+                    driver.upload(at, &words(ids.iter().copied()))?;
+                    part.ops.embed(at, self.table.acts(), room.x.address(), rows, config.hidden)?;
+                }
+            }
+            part.forward(config, room, rows, index, &mut runs, &mut observer)?;
+            if index + 1 < self.parts.len() {
+                stream = Some(floats(&part.device, room.x.address(), rows * config.hidden)?);
+            } else {
+                logits = self.logits(config, part, room, wanted)?;
+            }
+        }
+        for run in runs {
+            match run {
+                Run::Device { caches, .. } => caches.into_iter().for_each(|(cache, _)| cache.end()),
+                Run::Host { batch, .. } => batch.finish()?,
+            }
+        }
+        Ok(logits)
+    }
+
+    /// Final norm and output projection.
+    fn logits(
+        &self,
+        config: &ModelConfig,
+        part: &Part,
+        room: &mut Room,
+        wanted: &[Range<usize>],
+    ) -> Result<Vec<f32>> {
+        let rows: Vec<u32> = wanted.iter().cloned().flatten().map(|row| row as u32).collect();
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (n, hidden, vocab) = (rows.len(), config.hidden, config.vocab);
+        let index = room.small.reserve(n * 4)?;
+        part.device.driver.upload(index, &words(rows))?;
+        part.ops.rms_norm(&Norm {
+            x: room.x.address(),
+            bias: part.weights[part.weights.len() - 1].last_bias(),
+            weight: self.norm.address(),
+            out: room.acts(&room.normed, n * hidden),
+            index,
+            rows: n,
+            width: hidden,
+            eps: config.rms_eps,
+        })?;
+        let out = room.logits.reserve(n * vocab * 4)?;
+        let head = self.head.as_ref().unwrap_or(&self.table).acts();
+        part.ops.product(head, room.acts(&room.normed, n * hidden), out, (n, hidden, vocab), false)?;
+        let logits = floats(&part.device, out, n * vocab)?;
+        if logits.iter().all(|x| x.is_finite()) {
+            return Ok(logits);
+        }
+        Err(Error::Input("the logits are not finite; the model's weights or its input are broken".into()))
+    }
+}
+
+impl Layer {
+    /// The bias of the feed-forward block, which whoever reads the stream next adds; 0: none.
+    fn last_bias(&self) -> Address {
+        match &self.mlp {
+            Mlp::Dense(swiglu) => swiglu.down.bias(),
+            Mlp::Sparse { .. } => 0,
+        }
+    }
+}
+
+/// Steps grouped by where and how their caches are.
+fn runs<'a>(steps: &'a mut [Step<'_>]) -> Result<Vec<Run<'a>>> {
+    enum Kind<'a> {
+        Device(&'a mut DeviceCache),
+        Host(&'a mut Sequence),
+    }
+    let mut runs = Vec::new();
+    let mut hosts: Vec<(&mut Sequence, usize)> = Vec::new();
+    let mut at = 0;
+    fn close<'a>(
+        runs: &mut Vec<Run<'a>>,
+        hosts: &mut Vec<(&'a mut Sequence, usize)>,
+        end: usize,
+    ) -> Result<()> {
+        let rows: usize = hosts.iter().map(|(_, n)| n).sum();
+        if rows > 0 {
+            runs.push(Run::Host { batch: Batch::begin(hosts.drain(..))?, rows: end - rows..end });
+        }
+        Ok(())
+    }
+    for step in steps {
+        let n = step.tokens.len();
+        let sequence: &mut Sequence = step.sequence;
+        let here = sequence.cache_mut().as_any_mut().is_some_and(|cache| cache.is::<DeviceCache>());
+        let kind = match here {
+            false => Kind::Host(sequence),
+            true => match sequence.cache_mut().as_any_mut().and_then(|cache| cache.downcast_mut()) {
+                Some(cache) => Kind::Device(cache),
+                None => unreachable!("just asked"),
+            },
+        };
+        match kind {
+            Kind::Host(sequence) => hosts.push((sequence, n)),
+            Kind::Device(cache) => {
+                close(&mut runs, &mut hosts, at)?;
+                match runs.last_mut() {
+                    Some(Run::Device { caches, rows }) if rows.end == at && caches[0].0.is_like(cache) => {
+                        caches.push((cache, n));
+                        rows.end += n;
+                    }
+                    _ => runs.push(Run::Device { caches: vec![(cache, n)], rows: at..at + n }),
+                }
+            }
+        }
+        at += n;
+    }
+    close(&mut runs, &mut hosts, at)?;
+    Ok(runs)
+}
+
+impl Part {
+    /// Takes the residual stream `room.x` through the part's layers.
+    fn forward(
+        &self,
+        config: &ModelConfig,
+        room: &mut Room,
+        rows: usize,
+        part: usize,
+        runs: &mut [Run<'_>],
+        observer: &mut Option<Observer<'_>>,
+    ) -> Result<()> {
+        let (q_dim, kv_dim, hidden) = (config.q_dim(), config.kv_dim(), config.hidden);
+        let mut spaces = std::mem::take(&mut room.groups);
+        while spaces.len() < runs.len() {
+            spaces.push(Workspace::new(&self.device)?);
+        }
+        {
+            let mut groups: Vec<(Range<usize>, Group<'_, '_>)> = Vec::new();
+            for (run, space) in runs.iter_mut().zip(&mut spaces) {
+                groups.push(match run {
+                    Run::Device { caches, rows } => {
+                        let caches = caches.iter_mut().map(|(c, n)| (&mut c.parts_mut()[part], *n)).collect();
+                        (rows.clone(), Group::Device(GroupStep::new(&self.device, caches, space)?))
+                    }
+                    Run::Host { batch, rows } => (rows.clone(), Group::Host(batch)),
+                });
+            }
+            let norm = |bias: Address, weight: &Memory, room: &Room| Norm {
+                x: room.x.address(),
+                bias,
+                weight: weight.address(),
+                out: room.acts(&room.normed, rows * hidden),
+                index: 0,
+                rows,
+                width: hidden,
+                eps: config.rms_eps,
+            };
+            let mut bias = 0;
+            for (layer, index) in self.weights.iter().zip(self.layers.clone()) {
+                self.ops.rms_norm(&norm(bias, &layer.input_norm, room))?;
+                if let Some(observer) = observer {
+                    // With the bias of the layer before, which the norm has added.
+                    observer(index, &floats(&self.device, room.x.address(), rows * hidden)?);
+                }
+                let normed = room.acts(&room.normed, rows * hidden);
+                let attended = room.acts(&room.attended, rows * q_dim);
+                layer.qkv.apply(&self.ops, normed, room.qkv.address(), rows, false)?;
+                let own = index % 2;
+                self.ops.rotate(&Rotation {
+                    qkv: room.qkv.address(),
+                    bias: layer.qkv.bias(),
+                    angles: room.angles.address(),
+                    norms: layer.head_norms.as_ref().map_or([0; 2], |n| [n[0].address(), n[1].address()]),
+                    out: [room.q.address(), room.k[own].address(), room.v[own].address()],
+                    rows,
+                    heads: config.heads,
+                    kv_heads: config.kv_heads,
+                    head_dim: config.head_dim,
+                    rotary: config.rope.rotary_dim,
+                    eps: config.rms_eps,
+                })?;
+                for (rows, group) in &mut groups {
+                    let states = |parity: usize| DeviceStates {
+                        q: room.q.address() + (rows.start * q_dim * 4) as Address,
+                        k: room.k[parity].address() + (rows.start * kv_dim * 4) as Address,
+                        v: room.v[parity].address() + (rows.start * kv_dim * 4) as Address,
+                    };
+                    let out = attended.from_row(rows.start, q_dim);
+                    match group {
+                        Group::Device(group) => {
+                            group.attend(index, states(own), out)?;
+                            group.store(index, states(own), states(1 - own))?;
+                        }
+                        Group::Host(batch) => {
+                            self.on_host(batch, index, states(own), out, rows.len(), config)?
+                        }
+                    }
+                }
+                layer.output.apply(&self.ops, attended, room.x.address(), rows, true)?;
+                self.ops.rms_norm(&norm(layer.output.bias(), &layer.mlp_norm, room))?;
+                match &layer.mlp {
+                    Mlp::Dense(swiglu) => {
+                        self.swiglu(swiglu, room, normed, room.x.address(), rows, true)?;
+                    }
+                    Mlp::Sparse { router, experts } => self.experts(config, router, experts, room, rows)?,
+                }
+                bias = layer.last_bias();
+            }
+            // The next part's layers, or the final norm, read a stream that lacks nothing but the last part's bias.
+            if bias != 0 && self.layers.end < config.layers {
+                let last = &self.weights[self.weights.len() - 1].mlp_norm;
+                self.ops.rms_norm(&norm(bias, last, room))?;
+            }
+        }
+        room.groups = spaces;
+        Ok(())
+    }
+
+    /// y (+)= down(silu(gate(x)) * up(x)), a few rows at a time.
+    fn swiglu(&self, m: &SwiGlu, room: &Room, x: Acts, y: Address, rows: usize, add: bool) -> Result<()> {
+        let (hidden, inner) = (m.gate_up.inputs, m.down.inputs);
+        for first in (0..rows).step_by(MLP_ROWS) {
+            let n = MLP_ROWS.min(rows - first);
+            let (wide, act) = (room.wide.address(), room.acts(&room.inner, n * inner));
+            m.gate_up.apply(&self.ops, x.from_row(first, hidden), wide, n, false)?;
+            self.ops.swiglu(wide, m.gate_up.bias(), act, n, inner)?;
+            m.down.apply(&self.ops, act, y + (first * hidden * 4) as Address, n, add)?;
+        }
+        Ok(())
+    }
+
+    /// Each token through the experts that the router chooses, which the host sorts out: the scores are few.
+    fn experts(
+        &self,
+        config: &ModelConfig,
+        router: &Linear,
+        experts: &[SwiGlu],
+        room: &mut Room,
+        rows: usize,
+    ) -> Result<()> {
+        let Some(numbers) = config.experts else { return Ok(()) };
+        let hidden = config.hidden;
+        let normed = room.acts(&room.normed, rows * hidden);
+        let scores = room.result.address();
+        router.apply(&self.ops, normed, scores, rows, false)?;
+        let scores = floats(&self.device, scores, rows * experts.len())?;
+        for (expert, tokens) in Routing::new(&scores, numbers).chosen {
+            let n = tokens.len();
+            let mut bytes = words(tokens.iter().map(|(token, _)| *token as u32));
+            bytes.extend(as_bytes(&tokens.iter().map(|(_, weight)| *weight).collect::<Vec<_>>()));
+            let index = room.small.reserve(bytes.len())?;
+            self.device.driver.upload(index, &bytes)?;
+            let (x, y) = (room.acts(&room.rows, n * hidden), room.result.address());
+            self.ops.gather(normed, index, x, n, hidden)?;
+            self.swiglu(&experts[expert], room, x, y, n, false)?;
+            let weights = index + (n * 4) as Address;
+            self.ops.scatter_add(y, (index, weights), room.x.address(), n, hidden)?;
+        }
+        Ok(())
+    }
+
+    /// Attention of sequences whose caches live on the host.
+    fn on_host(
+        &self,
+        batch: &mut Batch<'_>,
+        layer: usize,
+        states: DeviceStates,
+        out: Acts,
+        rows: usize,
+        config: &ModelConfig,
+    ) -> Result<()> {
+        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+        let q = floats(&self.device, states.q, rows * q_dim)?;
+        let k = floats(&self.device, states.k, rows * kv_dim)?;
+        let v = floats(&self.device, states.v, rows * kv_dim)?;
+        let mut attended = vec![0.0; rows * q_dim];
+        batch.attend(layer, States::new(&q, &k, &v), &mut attended)?;
+        let (high, low): (Vec<[u8; 2]>, Vec<[u8; 2]>) =
+            attended.iter().map(|x| halves(*x, self.ops.act())).unzip();
+        self.device.driver.upload(out.high, high.as_flattened())?;
+        if out.low != 0 {
+            self.device.driver.upload(out.low, low.as_flattened())?;
+        }
+        Ok(())
+    }
+}
+
+/// A run in one part.
+enum Group<'g, 'b> {
+    Device(GroupStep<'g>),
+    Host(&'g mut Batch<'b>),
+}

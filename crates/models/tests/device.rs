@@ -1,0 +1,155 @@
+//! Whole models on the emulated device against the host: every family, every cache with kernels and some without, prefill,
+//! token by token, ragged batches, and layers spread over two devices.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::DType;
+use minicache_config::WeightMode;
+use minicache_core::{CacheSpec, Resources, Sequence};
+use minicache_device::driver::Driver;
+use minicache_device::{Device, Emulated};
+use minicache_models::{Decoder, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step, Target};
+
+const FAMILIES: [&str; 10] = [
+    "llama2",
+    "llama3",
+    "llama-tied",
+    "mistral",
+    "mistral-sliding",
+    "mixtral",
+    "phi3",
+    "phi3-longrope",
+    "qwen2",
+    "qwen3",
+];
+
+fn emulated(index: usize, bytes: usize) -> Target {
+    let driver: Arc<dyn Driver> = Arc::new(Emulated::new(index, bytes).unwrap());
+    Target::Device(Device::new(driver))
+}
+
+/// A tiny model, in f32 or with weights and activations rounded to halves.
+fn load(family: &str, weights: WeightMode, devices: Vec<Target>) -> Decoder {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+    let config = ModelConfig::from_dir(&dir).unwrap();
+    let options = LoadOptions { weights, devices, dtype: Some(DType::F16), ..LoadOptions::default() };
+    Decoder::load(&config, &Safetensors::open(&dir).unwrap(), &options).unwrap()
+}
+
+fn sequence(decoder: &Decoder, spec: &CacheSpec, planned: usize) -> Sequence {
+    let resources = Resources { rotary: Some(decoder.rotary(planned)), latent: None };
+    decoder.sequence(decoder.cache(spec, &resources).unwrap(), planned)
+}
+
+/// Logits of two sequences with caches of `specs`: a prefill, another beside a single token, then token by token.
+fn logits(decoder: &Decoder, specs: [&CacheSpec; 2]) -> Vec<f32> {
+    let tokens: Vec<u32> = (0..90).map(|i| i * 37 % 200).collect();
+    let mut sequences = specs.map(|spec| sequence(decoder, spec, 90));
+    let mut out = Vec::new();
+    let mut run = |parts: [&[u32]; 2], sequences: &mut [Sequence]| {
+        let mut steps: Vec<Step<'_>> = parts
+            .into_iter()
+            .zip(sequences)
+            .filter(|(tokens, _)| !tokens.is_empty())
+            .map(|(tokens, sequence)| Step { tokens, sequence, logits: LogitsFor::All })
+            .collect();
+        out.extend(decoder.forward(&mut steps).unwrap().into_data());
+    };
+    run([&tokens[..70], &[]], &mut sequences);
+    run([&tokens[70..71], &tokens[..40]], &mut sequences);
+    let mut forks = [sequences[0].fork(), sequences[1].fork()];
+    for i in 0..6 {
+        run([&tokens[71 + i..72 + i], &tokens[40 + i..41 + i]], &mut sequences);
+    }
+    run([&tokens[5..6], &tokens[10..25]], &mut forks);
+    out
+}
+
+fn compare(family: &str, devices: Vec<Target>, specs: [&str; 2]) {
+    let specs = specs.map(|spec| CacheSpec::parse(spec).unwrap());
+    let specs = [&specs[0], &specs[1]];
+    let of = |weights, devices| logits(&load(family, weights, devices), specs);
+    // Activations of halves, in rows as short as these, move the largest logits by some thousandths; where they are whole,
+    // what is left is the order of sums.
+    let mut modes = vec![(WeightMode::F32, 1e-3)];
+    if specs.iter().all(|spec| spec.name() == "full") {
+        modes.push((WeightMode::Quantized, 1e-2));
+    }
+    for (mode, tolerance) in modes {
+        let (want, got) = (of(mode, Vec::new()), of(mode, devices.clone()));
+        assert_eq!(want.len(), got.len());
+        let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
+        eprintln!("{family} {mode:?} {:?}: {worst:.1e}", specs.map(|s| s.label()));
+        assert!(worst < tolerance, "{family} with {specs:?} in {mode:?}: {worst}");
+    }
+}
+
+#[test]
+fn every_family() {
+    for family in FAMILIES {
+        compare(family, vec![emulated(0, 1 << 28)], ["full", "full"]);
+    }
+}
+
+#[test]
+fn caches_and_those_without_kernels_beside_them() {
+    for specs in [
+        ["kivi-4", "kivi-4"],
+        ["kivi-8", "full"],
+        [
+            "{ method = \"minicache\", start_layer = 0 }",
+            "{ method = \"minicache\", start_layer = 0, quant = { bits = 8 } }",
+        ],
+        ["rank_one", "h2o"],
+        ["{ method = \"mean\", merge = \"values\" }", "fp8"],
+    ] {
+        compare("llama3", vec![emulated(0, 1 << 28)], specs);
+    }
+}
+
+#[test]
+fn layers_on_two_devices() {
+    let two = || vec![emulated(0, 1 << 26), emulated(1, 1 << 26)];
+    for family in ["qwen2", "phi3", "llama-tied"] {
+        let decoder = load(family, WeightMode::F32, two());
+        assert!(
+            decoder.device_map().to_string().contains("emulated:1: layers 2..=3"),
+            "{}",
+            decoder.device_map()
+        );
+        compare(family, two(), ["{ method = \"minicache\", start_layer = 0 }", "kivi-4"]);
+    }
+    let decoder = load("llama3", WeightMode::F32, two());
+    let apart = CacheSpec::parse("{ method = \"minicache\", start_layer = 1 }").unwrap();
+    assert!(sequence(&decoder, &apart, 9).cache_mut().as_any_mut().is_none(), "a pair on two devices");
+}
+
+#[test]
+fn a_device_that_is_too_small_says_so() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama2");
+    let (config, source) = (ModelConfig::from_dir(&dir).unwrap(), Safetensors::open(&dir).unwrap());
+    let options = LoadOptions { devices: vec![emulated(0, 50_000)], ..LoadOptions::default() };
+    let message = Decoder::load(&config, &source, &options).unwrap_err().to_string();
+    assert!(message.starts_with("device: the model needs"), "{message}");
+
+    // Weights fit, a long prefill does not: the sequence stays as it was.
+    let decoder = load("llama2", WeightMode::F32, vec![emulated(0, 2_500_000)]);
+    let mut long = sequence(&decoder, &CacheSpec::default(), 0);
+    let tokens = vec![1u32; 90];
+    let mut before = 0;
+    let message = loop {
+        let mut steps = [Step { tokens: &tokens, sequence: &mut long, logits: LogitsFor::None }];
+        match decoder.forward(&mut steps) {
+            Ok(_) => before = long.len(),
+            Err(error) => break error.to_string(),
+        }
+        if before > 100 {
+            break "it fits".to_string();
+        }
+    };
+    assert!(message == "it fits" || message.contains("cannot be allocated"), "{message}");
+    assert_eq!(long.len(), before);
+}
