@@ -8,9 +8,12 @@
 #define WARPS (THREADS / WARP)
 #define TILE (WARPS * LANES)
 #define HEADS (KV_HEADS * GROUP)
+// Query heads of a KV head that a block of `attend_held` takes; PASSES blocks share the KV head.
+#define G (GROUP / PASSES)
 #define NONE (-1e30f)
 // Numbers of a part beside its values: m and l.
 #define PART (DIM + 2)
+#define MOST_PARTS 1025
 
 DEVICE void load8(const void* x, int kind, int i, float* y) {
     if (kind == F32) {
@@ -42,43 +45,37 @@ DEVICE float fold(float* x, int lane) {
     return x[0];
 }
 
-// Scores of a strip of 16 float keys: the lane with the result of token t calls `out(t, group row, score)`.
+// The token whose score a lane has in the end: of `float_scores`, and of scores of codes.
+DEVICE int float_token(int lane) {
+    return lane % 2 * 8 + (lane & 16 ? 4 : 0) + (lane & 8 ? 2 : 0) + (lane & 4 ? 1 : 0);
+}
+DEVICE int code_token(int lane) { return lane % 4 * 4 + (lane & 16 ? 2 : 0) + (lane & 8 ? 1 : 0); }
+
+// Scores of a strip of 16 float keys: the lane with the result of token t calls `out(t, query head, score)`.
 template <class F>
 DEVICE void float_scores(const void* strip, int kind, const float* q, int lane, F out) {
-    float sums[GROUP][8];
+    float sums[G][8];
 #pragma unroll
-    for (int g = 0; g < GROUP; g++)
+    for (int g = 0; g < G; g++)
         for (int i = 0; i < 8; i++) sums[g][i] = 0.0f;
     const int octet = lane % 2;
+#pragma unroll 4
     for (int c = lane / 2; c < DIM; c += WARP / 2) {
         float x[8];
         load8(strip, kind, c * LANES + octet * 8, x);
 #pragma unroll
-        for (int g = 0; g < GROUP; g++) {
+        for (int g = 0; g < G; g++) {
             const float w = q[g * DIM + c];
 #pragma unroll
             for (int i = 0; i < 8; i++) sums[g][i] += w * x[i];
         }
     }
-    const int token = octet * 8 + (lane & 16 ? 4 : 0) + (lane & 8 ? 2 : 0) + (lane & 4 ? 1 : 0);
 #pragma unroll
-    for (int g = 0; g < GROUP; g++) {
+    for (int g = 0; g < G; g++) {
         float x = fold<8>(sums[g], lane);
         x += __shfl_xor_sync(ALL, x, 2);
-        if ((lane & 2) == 0) out(token, g, x);
+        if ((lane & 2) == 0) out(float_token(lane), g, x);
     }
-}
-
-// Two signed bytes for each of four weights, in units of `unit`: words of the low and of the high bytes.
-DEVICE uint2 digits(const float* w, float units) {
-    uint2 y = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const u32 whole = (u32)(__float2int_rn(w[i] * units) + 0x8080);
-        y.x |= ((whole & 255) ^ 128) << 8 * i;
-        y.y |= ((whole >> 8 & 255) ^ 128) << 8 * i;
-    }
-    return y;
 }
 
 #define UNITS 32639.0f
@@ -86,20 +83,54 @@ DEVICE uint2 digits(const float* w, float units) {
 DEVICE float units_of(float most) { return most > 1e-30f ? UNITS / most : 0.0f; }
 DEVICE float step_of(float most) { return most > 1e-30f ? most / UNITS : 0.0f; }
 
-// Sums of four lanes of a strip over a vector of fours (`unit`: vector, then lane quad): `sums[g][lane]` += digits times
-// codes. `fours` holds the digits of the strip's steps, `count` of them, a row of `stride` for each of GROUP.
+// Two signed bytes for each of four weights: words of the low and of the high bytes.
+DEVICE uint2 digits(const float* w, float units) {
+    u32 whole[4];
+    // Rounded by what a sum with 1.5 * 2^23 has in its last bits.
+#pragma unroll
+    for (int i = 0; i < 4; i++) whole[i] = to_bits(w[i] * units + 12582912.0f) + 0x8080;
+    uint2 y;
+    y.x = (whole[0] & 255) | (whole[1] & 255) << 8 | (whole[2] & 255) << 16 | whole[3] << 24;
+    y.y = (whole[0] >> 8 & 255) | (whole[1] & 0xff00) | (whole[2] & 0xff00) << 8 | (whole[3] & 0xff00) << 16;
+    y.x ^= 0x80808080u, y.y ^= 0x80808080u;
+    return y;
+}
+
+DEVICE void four_halves(const u16* from, float* y) {
+    const uint2 x = *(const uint2*)from;
+    y[0] = from_half((u16)x.x), y[1] = from_half((u16)(x.x >> 16));
+    y[2] = from_half((u16)x.y), y[3] = from_half((u16)(x.y >> 16));
+}
+
+// A vector of fours for four lanes of a strip (`unit`: vector, then lane quad), as it lies: plane by plane.
+template <int BITS> struct Raw {
+    uint4 planes[BITS == 3 ? 2 : 1];
+};
+
+#define FIRST_PLANE(bits) ((bits) == 3 ? 2 : (bits))
+
 template <int BITS>
-DEVICE void code_sums(const u8* strip, int steps, int width, int unit, const uint2* fours, int stride, int (*low)[4],
-                      int (*high)[4]) {
+DEVICE Raw<BITS> load_codes(const u8* strip, int steps, int width, int unit) {
     const int quads = width / 4, vector = unit / quads, quad = unit % quads;
-    const int count = ceil_div(steps, 4);
+    Raw<BITS> raw;
+    raw.planes[0] = *(const uint4*)(strip + (vector * width + quad * 4) * 4);
+    if (BITS == 3 && vector * 8 < ceil_div(steps, 4))
+        raw.planes[BITS == 3 ? 1 : 0] =
+            *(const uint4*)(strip + plane_bytes(2, steps, width) + (vector * width + quad * 4) * 4);
+    return raw;
+}
+
+// Adds the sums of four lanes over a vector of fours: `fours` holds the digits of the strip's steps, a row of `stride` for
+// each query head.
+template <int BITS>
+DEVICE void code_sums(const Raw<BITS>& raw, int steps, int width, int unit, const uint2* fours, int stride, int (*low)[4],
+                      int (*high)[4]) {
+    const int vector = unit / (width / 4), count = ceil_div(steps, 4);
 #pragma unroll
     for (int plane = 0; plane < (BITS == 3 ? 2 : 1); plane++) {
-        constexpr int FIRST = BITS == 3 ? 2 : BITS;
-        const int bits = plane == 0 ? FIRST : 1, shift = plane == 0 ? 0 : 2, per = 8 / bits;
+        const int bits = plane == 0 ? FIRST_PLANE(BITS) : 1, shift = plane == 0 ? 0 : 2, per = 8 / bits;
         if (vector * per >= count) continue;
-        const u8* from = strip + (plane == 0 ? 0 : plane_bytes(2, steps, width));
-        const uint4 x = *(const uint4*)(from + (vector * width + quad * 4) * 4);
+        const uint4 x = raw.planes[plane];
         const u32 words[4] = {x.x, x.y, x.z, x.w};
         const u32 mask = (0xffu >> (8 - bits)) * 0x01010101u;
 #pragma unroll
@@ -110,7 +141,7 @@ DEVICE void code_sums(const u8* strip, int steps, int width, int unit, const uin
 #pragma unroll
             for (int i = 0; i < 4; i++) codes[i] = (words[i] >> k * bits & mask) << shift;
 #pragma unroll
-            for (int g = 0; g < GROUP; g++) {
+            for (int g = 0; g < G; g++) {
                 const uint2 w = fours[g * stride + four];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -122,10 +153,9 @@ DEVICE void code_sums(const u8* strip, int steps, int width, int unit, const uin
     }
 }
 
-// Units of a strip that `code_sums` takes: of its first plane, which is the longest.
-template <int BITS>
-DEVICE int code_units(int steps, int width) {
-    return ceil_div(ceil_div(steps, 4), 8 / (BITS == 3 ? 2 : BITS)) * (width / 4);
+// Units of a strip: of its first plane, which is the longest.
+FIXED int code_units(int bits, int steps, int width) {
+    return ceil_div(ceil_div(steps, 4), 8 / FIRST_PLANE(bits)) * (width / 4);
 }
 
 struct HeldParams {
@@ -142,25 +172,47 @@ DEVICE float capped(float score, float softcap) {
     return softcap > 0.0f ? softcap * tanhf(score / softcap) : score;
 }
 
-// The kept tokens of a column with positions in from..to.
+// The first of the kept tokens of a column at or after a position.
 template <int S>
-DEVICE void kept_within(const Kept& kept, int from, int to, int* first, int* last) {
-    int bounds[2] = {from, to}, found[2];
-    for (int b = 0; b < 2; b++) {
-        int low = 0, high = kept.count;
-        while (low < high) {
-            const int middle = (low + high) / 2;
-            if (*kept_position<S>(kept.blocks, middle) < bounds[b])
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        found[b] = low;
+DEVICE int kept_from(const Kept& kept, int position) {
+    int low = 0, high = kept.count;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (*kept_position<S>(kept.blocks, middle) < position)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    *first = found[0], *last = found[1];
+    return low;
 }
 
-KERNEL(attend_held, HeldParams) {
+// Goes through the kept tokens of a part, tile by tile: what is looked at next is asked for before it is needed.
+template <int S> struct Walk {
+    const Kept* kept;
+    int from, to, last, ahead;
+
+    DEVICE_METHOD void begin(const Kept* column, int first, int end) {
+        kept = column, from = to = first, last = end;
+    }
+    DEVICE_METHOD void ask(int lane) {
+        from = to;
+        ahead = to + lane < last ? *kept_position<S>(kept->blocks, to + lane) : 0x7fffffff;
+    }
+    // Of a tile that ends at `end`: `from..to` are the tokens in it.
+    DEVICE_METHOD void take(int lane, int end) {
+        for (;;) {
+            const int count = __popc(__ballot_sync(ALL, ahead < end));
+            to += count;
+            if (count < WARP) return;
+            ahead = to + lane < last ? *kept_position<S>(kept->blocks, to + lane) : 0x7fffffff;
+        }
+    }
+};
+
+// Blocks at a time on a multiprocessor: what hides the latency of memory is others' work.
+#define AT_A_TIME (G <= 1 ? 3 : 2)
+
+KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
     typedef Layout<0> K;
     typedef Layout<1> V;
     constexpr int FOURS = (DIM > TILE ? DIM : TILE) / 4;
@@ -168,13 +220,21 @@ KERNEL(attend_held, HeldParams) {
     constexpr int AROUND = V::STRIPS < WARPS ? WARPS / V::STRIPS : 1;
     constexpr int BESIDE = WARPS / AROUND;
     constexpr int EACH = (V::STRIPS + BESIDE - 1) / BESIDE;
+    // Loads of codes: of a section of keys, and of a block of values; blocks of values of a part in a tile.
+    constexpr int KEY_LOADS = ceil_div(code_units(K::BITS, K::SECTION, LANES), WARP);
+    constexpr int VALUE_LOADS = ceil_div(code_units(V::BITS, V::SLOTS, LANES), WARP);
+    constexpr int BLOCKS = V::KIND == CODES ? ceil_div(ceil_div(TILE, V::SLOTS), AROUND) : 1;
+    constexpr int KEY_FOURS = ceil_div(K::SECTION, 4 * WARP);
 
-    SHARED float q[GROUP * DIM];
-    SHARED float scores[GROUP][TILE];
-    SHARED float most[GROUP], total[GROUP], factor[GROUP];
-    SHARED uint2 fours[K::KIND == CODES || V::KIND == CODES ? WARPS : 1][GROUP * FOURS];
+    SHARED float q[G * DIM];
+    SHARED float scores[G][TILE], weights[G][TILE];
+    constexpr int HALVES = (G + 1) / 2;
+    SHARED float strip_most[G][WARPS], weight_most[G][WARPS], factor[G], query_most[G], totals[G][WARPS];
+    SHARED int kept_bounds[4];
+    SHARED uint2 fours[K::KIND == CODES || V::KIND == CODES ? WARPS : 1][G * FOURS];
 
-    const int row = blockIdx.x / p.splits, split = blockIdx.x % p.splits, head = blockIdx.y;
+    const int row = blockIdx.x / p.splits, split = blockIdx.x % p.splits, head = blockIdx.y / PASSES;
+    const int first_head = head * GROUP + blockIdx.y % PASSES * G;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const Row place = ((const Row*)p.rows)[row];
     const Sequence& sequence = ((const Sequence*)p.sequences)[place.sequence];
@@ -183,180 +243,230 @@ KERNEL(attend_held, HeldParams) {
     const int seen = p.window > 0 && place.position + 1 > p.window ? place.position + 1 - p.window : 0;
     const int origin = seen / TILE * TILE;
     const int begin = origin + split * p.length, end = begin + p.length < len ? begin + p.length : len;
-    float* part = (float*)p.parts + (((u64)row * HEADS + head * GROUP) * (p.splits + 1) + split) * PART;
+    float* part = (float*)p.parts + (((u64)row * HEADS + first_head) * (p.splits + 1) + split) * PART;
     const u64 apart = (u64)(p.splits + 1) * PART;
     if (begin >= end) {
-        if (threadIdx.x < GROUP) part[threadIdx.x * apart] = NONE, part[threadIdx.x * apart + 1] = 0.0f;
+        if (threadIdx.x < G) part[threadIdx.x * apart] = NONE, part[threadIdx.x * apart + 1] = 0.0f;
         return;
     }
-    const float* queries = (const float*)p.q + ((u64)row * HEADS + head * GROUP) * DIM;
-    for (int i = threadIdx.x; i < GROUP * DIM; i += THREADS) q[i] = queries[i] * p.scale;
-    if (threadIdx.x < GROUP) most[threadIdx.x] = NONE, total[threadIdx.x] = 0.0f;
+    const Place key = p.places[0], value = p.places[1];
+    const bool scaled_keys = key.pair >= 0 && tables.magnitudes[0];
+    const bool scaled_values = value.pair >= 0 && tables.magnitudes[1];
+    const bool some_keys = key.pair >= 0 && tables.kept[0], some_values = value.pair >= 0 && tables.kept[1];
+    const Kept* key_column = (const Kept*)tables.kept[0] + key.pair * K::COLUMNS + (K::COLUMNS > 1 ? head : 0);
+    const Kept* value_column = (const Kept*)tables.kept[1] + value.pair * V::COLUMNS + (V::COLUMNS > 1 ? head : 0);
+
+    const float* queries = (const float*)p.q + ((u64)row * HEADS + first_head) * DIM;
+    for (int i = threadIdx.x; i < G * DIM; i += THREADS) q[i] = queries[i] * p.scale;
+    // Of the query heads that a lane has in the softmax: the largest score so far, and the lane's part of the sum.
+    float most[HALVES], total[HALVES];
+#pragma unroll
+    for (int n = 0; n < HALVES; n++) most[n] = NONE, total[n] = 0.0f;
+    if (some_keys && threadIdx.x < 2) kept_bounds[threadIdx.x] = kept_from<0>(*key_column, threadIdx.x ? end : begin);
+    if (some_values && threadIdx.x >= WARP && threadIdx.x < WARP + 2)
+        kept_bounds[threadIdx.x - WARP + 2] = kept_from<1>(*value_column, threadIdx.x > WARP ? end : begin);
+    __syncthreads();
+    for (int g = warp; g < G; g += WARPS) {
+        float top = 0.0f;
+        for (int i = lane; i < DIM; i += WARP) top = fmaxf(top, fabsf(q[g * DIM + i]));
+        top = warp_max(top);
+        if (lane == 0) query_most[g] = top;
+    }
+    Walk<0> key_walk;
+    Walk<1> value_walk;
+    if (some_keys) key_walk.begin(key_column, kept_bounds[0], kept_bounds[1]);
+    if (some_values) value_walk.begin(value_column, kept_bounds[2], kept_bounds[3]);
 
     const int packed_keys = K::packed(len), packed_values = V::packed(len);
-    const Place key = p.places[0], value = p.places[1];
-    const Kept* kept_keys =
-        key.pair >= 0 && tables.kept[0]
-            ? (const Kept*)tables.kept[0] + key.pair * K::COLUMNS + (K::COLUMNS > 1 ? head : 0)
-            : 0;
-    const Kept* kept_values =
-        value.pair >= 0 && tables.kept[1]
-            ? (const Kept*)tables.kept[1] + value.pair * V::COLUMNS + (V::COLUMNS > 1 ? head : 0)
-            : 0;
-
-    float sums[EACH][GROUP][8];       // of eight channels, from floats
-    float code[EACH][GROUP][4];       // of four channels, from codes
+    const int around = warp / BESIDE, beside = warp % BESIDE;
+    float sums[EACH][G][8];  // of eight channels, from floats
+    float code[EACH][G][4];  // of four channels, from codes
+    float zeros[EACH][G];    // of all channels of a section: weights times zeros
 #pragma unroll
     for (int e = 0; e < EACH; e++)
-        for (int g = 0; g < GROUP; g++) {
+        for (int g = 0; g < G; g++) {
             for (int i = 0; i < 8; i++) sums[e][g][i] = 0.0f;
             for (int i = 0; i < 4; i++) code[e][g][i] = 0.0f;
+            zeros[e][g] = 0.0f;
         }
     __syncthreads();
 
     for (int tile = begin; tile < end; tile += TILE) {
+        if (some_keys) key_walk.ask(lane);
+        if (some_values) value_walk.ask(lane);
+        // Codes of values are asked for before they are needed.
+        Raw<V::BITS> raw_values[EACH][BLOCKS][VALUE_LOADS];
+        if (V::KIND == CODES)
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                const int strip = beside + e * BESIDE;
+                if (around >= AROUND || strip >= V::STRIPS) continue;
+                const int width = V::width(strip);
+#pragma unroll
+                for (int b = 0; b < BLOCKS; b++) {
+                    const int from = tile + (around + b * AROUND) * V::SLOTS;
+                    if (from >= packed_values || from >= end || from >= tile + TILE) continue;
+                    const u8* block = head_of<1>(tables.blocks[1], from, value.store, head);
+#pragma unroll
+                    for (int n = 0; n < VALUE_LOADS; n++)
+                        if (n * WARP + lane < code_units(V::BITS, V::SLOTS, width))
+                            raw_values[e][b][n] = load_codes<V::BITS>(block + V::code_bytes(strip * LANES), V::SLOTS,
+                                                                      width, n * WARP + lane);
+                }
+            }
+
         // Scores: a strip of 16 tokens to a warp.
         const int first = tile + warp * LANES;
-        auto write = [&](int t, int g, float score) { scores[g][first - tile + t] = score; };
+        auto key_size = [&](int token) {
+            return scaled_keys && first + token < end ? magnitude<0>(tables.magnitudes[0], key, head, first + token) : 1.0f;
+        };
         if (K::KIND == CODES && first < packed_keys && first < end) {
             const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
             const int slot = first % K::SLOTS;
             const u16* scales = (const u16*)(block + K::scales_at());
+            const float size_of_key = key_size(code_token(lane));
             uint2* mine = fours[warp];
-            float out[GROUP][4], bias[GROUP];
+            float out[G][4];
 #pragma unroll
-            for (int g = 0; g < GROUP; g++) {
-                bias[g] = 0.0f;
+            for (int g = 0; g < G; g++)
                 for (int i = 0; i < 4; i++) out[g][i] = 0.0f;
-            }
+#pragma unroll 1
             for (int section = 0; section < K::SECTIONS; section++) {
                 const int from = section * K::SECTION;
                 const int size = DIM - from < K::SECTION ? DIM - from : K::SECTION;
-                float step[GROUP], sum[GROUP];
-                for (int g = 0; g < GROUP; g++) {
-                    float top = 0.0f;
-                    float w[ceil_div(K::SECTION, 4 * WARP)][4];
-                    sum[g] = 0.0f;
+                const u8* strip = block + K::code_bytes(from) + slot / LANES * strip_bytes(K::BITS, size, LANES);
+                const int units = code_units(K::BITS, size, LANES);
+                Raw<K::BITS> raw[KEY_LOADS];
 #pragma unroll
-                    for (int n = 0; n < ceil_div(K::SECTION, 4 * WARP); n++) {
-                        const int c = (n * WARP + lane) * 4;
-                        for (int i = 0; i < 4; i++) {
-                            const bool inside = c + i < size;
-                            const float x = inside ? q[g * DIM + from + c + i] : 0.0f;
-                            const float s = K::ALONG && inside ? from_half(scales[c + i]) : 1.0f;
-                            const float z = K::ALONG && inside ? from_half(scales[K::ENTRIES + c + i]) : 1.0f;
-                            w[n][i] = x * s;
-                            sum[g] += x * z;
-                            top = fmaxf(top, fabsf(w[n][i]));
-                        }
-                    }
-                    top = warp_max(top);
-                    sum[g] = warp_sum(sum[g]);
-                    step[g] = step_of(top);
+                for (int n = 0; n < KEY_LOADS; n++)
+                    if (n * WARP + lane < units) raw[n] = load_codes<K::BITS>(strip, size, LANES, n * WARP + lane);
+                float scale[KEY_FOURS][4], zero[KEY_FOURS][4], top = K::ALONG ? 0.0f : 1.0f;
 #pragma unroll
-                    for (int n = 0; n < ceil_div(K::SECTION, 4 * WARP); n++) {
-                        const int four = n * WARP + lane;
-                        if (four * 4 < size) mine[g * FOURS + four] = digits(w[n], units_of(top));
+                for (int n = 0; n < KEY_FOURS; n++) {
+                    const int c = (n * WARP + lane) * 4;
+                    for (int i = 0; i < 4; i++) scale[n][i] = zero[n][i] = K::ALONG || c >= size ? 0.0f : 1.0f;
+                    if (K::ALONG && c < size) {
+                        four_halves(scales + c, scale[n]);
+                        four_halves(scales + K::ENTRIES + c, zero[n]);
+                        for (int i = 0; i < 4; i++) top = fmaxf(top, scale[n][i]);
                     }
                 }
-                __syncwarp();
-                int low[GROUP][4], high[GROUP][4];
+                if (K::ALONG) top = warp_max(top);
+                float offset[G];
 #pragma unroll
-                for (int g = 0; g < GROUP; g++)
-                    for (int i = 0; i < 4; i++) low[g][i] = high[g][i] = 0;
-                const u8* strip = block + K::code_bytes(from) + slot / LANES * strip_bytes(K::BITS, size, LANES);
-                const int units = code_units<K::BITS>(size, LANES);
-                for (int unit = lane; unit < units; unit += WARP)
-                    code_sums<K::BITS>(strip, size, LANES, unit, mine, FOURS, low, high);
-                __syncwarp();
-                const int token = slot + lane % 4 * 4;
-                const u16* own = scales + section * 2 * K::ENTRIES + token;
+                for (int g = 0; g < G; g++) {
+                    const float units_each = units_of(query_most[g] * top);
+                    offset[g] = 0.0f;
 #pragma unroll
-                for (int g = 0; g < GROUP; g++) {
-                    if (K::ALONG) bias[g] += sum[g];
-                    for (int i = 0; i < 4; i++) {
-                        const float x = ((float)high[g][i] * 256.0f + (float)low[g][i]) * step[g];
-                        out[g][i] += K::ALONG ? x : x * from_half(own[i]);
-                        // Once, of the eight lanes that share a token.
-                        if (!K::ALONG && lane < 4) out[g][i] += sum[g] * from_half(own[K::ENTRIES + i]);
+                    for (int n = 0; n < KEY_FOURS; n++) {
+                        const int c = (n * WARP + lane) * 4;
+                        if (c >= size) continue;
+                        const float4 x = *(const float4*)&q[g * DIM + from + c];
+                        const float w[4] = {x.x * scale[n][0], x.y * scale[n][1], x.z * scale[n][2], x.w * scale[n][3]};
+                        offset[g] += x.x * zero[n][0] + x.y * zero[n][1] + x.z * zero[n][2] + x.w * zero[n][3];
+                        mine[g * FOURS + c / 4] = digits(w, units_each);
                     }
+                    // Of the lanes that share four tokens one of each four; adding up scores adds the rest.
+                    offset[g] += __shfl_xor_sync(ALL, offset[g], 1);
+                    offset[g] += __shfl_xor_sync(ALL, offset[g], 2);
+                }
+                __syncwarp();
+                int low[G][4], high[G][4];
+#pragma unroll
+                for (int g = 0; g < G; g++)
+                    for (int i = 0; i < 4; i++) low[g][i] = high[g][i] = 0;
+#pragma unroll
+                for (int n = 0; n < KEY_LOADS; n++)
+                    if (n * WARP + lane < units)
+                        code_sums<K::BITS>(raw[n], size, LANES, n * WARP + lane, mine, FOURS, low, high);
+                __syncwarp();
+                float own_scale[4] = {1.0f, 1.0f, 1.0f, 1.0f}, own_zero[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+                if (!K::ALONG) {
+                    const u16* own = scales + section * 2 * K::ENTRIES + slot + lane % 4 * 4;
+                    four_halves(own, own_scale);
+                    four_halves(own + K::ENTRIES, own_zero);
+                }
+#pragma unroll
+                for (int g = 0; g < G; g++) {
+                    const float step = step_of(query_most[g] * top);
+                    for (int i = 0; i < 4; i++)
+                        out[g][i] += ((float)high[g][i] * 256.0f + (float)low[g][i]) * step * own_scale[i] +
+                                     offset[g] * own_zero[i];
                 }
             }
-            const int token = lane % 4 * 4 + (lane & 16 ? 2 : 0) + (lane & 8 ? 1 : 0);
 #pragma unroll
-            for (int g = 0; g < GROUP; g++) {
+            for (int g = 0; g < G; g++) {
                 float x = fold<4>(out[g], lane);
                 x += __shfl_xor_sync(ALL, x, 4);
-                if ((lane & 4) == 0) write(token, g, x + bias[g]);
+                if ((lane & 4) == 0) scores[g][first - tile + code_token(lane)] = x * size_of_key;
             }
         }
         if (K::KIND == CODES && first + LANES > packed_keys && first < end && packed_keys < end) {
             const u8* strip = recent_of<0>(tables.recent[0], first, key.store, head);
+            const float size_of_key = key_size(float_token(lane));
+            __syncwarp();
             float_scores(strip, K::EXACT, q, lane, [&](int t, int g, float score) {
-                if (first + t >= packed_keys) write(t, g, score);
+                if (first + t >= packed_keys) scores[g][first - tile + t] = score * size_of_key;
             });
         }
         if (K::KIND != CODES && first < end) {
             const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
             const u8* strip = block + first % K::SLOTS * DIM * bytes_of(K::KIND);
-            float_scores(strip, K::KIND, q, lane, write);
+            const float size_of_key = key_size(float_token(lane));
+            float_scores(strip, K::KIND, q, lane,
+                         [&](int t, int g, float score) { scores[g][first - tile + t] = score * size_of_key; });
         }
         __syncthreads();
-        // Kept keys come in the place of merged ones, whose scores are scaled first.
-        if (key.pair >= 0) {
-            if (tables.magnitudes[0])
-                for (int t = threadIdx.x; t < TILE && tile + t < end; t += THREADS) {
-                    const float m = magnitude<0>(tables.magnitudes[0], key, head, tile + t);
-                    for (int g = 0; g < GROUP; g++) scores[g][t] *= m;
-                }
-            if (kept_keys) {
-                __syncthreads();
-                int from, to;
-                kept_within<0>(*kept_keys, tile, tile + TILE < end ? tile + TILE : end, &from, &to);
-                for (int i = from / LANES + warp; i * LANES < to; i += WARPS) {
-                    const int inner = head % K::TOGETHER;
-                    const u8* strip = kept_of<0>(kept_keys->blocks, i * LANES, key.member, inner);
-                    float_scores(strip, K::EXACT, q, lane, [&](int t, int g, float score) {
-                        const int index = i * LANES + t;
-                        if (index >= from && index < to)
-                            scores[g][*kept_position<0>(kept_keys->blocks, index) - tile] = score;
-                    });
-                }
+        // Kept keys come in the place of merged ones.
+        if (some_keys) {
+            key_walk.take(lane, tile + TILE < end ? tile + TILE : end);
+            const int from = key_walk.from, to = key_walk.to;
+            for (int i = from / LANES + warp; i * LANES < to; i += WARPS) {
+                const u8* strip = kept_of<0>(key_column->blocks, i * LANES, key.member, head % K::TOGETHER);
+                float_scores(strip, K::EXACT, q, lane, [&](int t, int g, float score) {
+                    const int index = i * LANES + t;
+                    if (index >= from && index < to)
+                        scores[g][*kept_position<0>(key_column->blocks, index) - tile] = score;
+                });
             }
             __syncthreads();
         }
-        // Softmax: a row to a warp.
-        for (int g = warp; g < GROUP; g += WARPS) {
-            float top = most[g];
-            for (int t = lane; t < TILE; t += WARP) {
-                const bool visible = tile + t < end && tile + t >= seen;
-                const float score = visible ? capped(scores[g][t], p.softcap) : NONE;
-                scores[g][t] = score;
-                top = fmaxf(top, score);
-            }
-            top = warp_max(top);
-            float sum = 0.0f;
-            for (int t = lane; t < TILE; t += WARP) {
-                const float x = scores[g][t] > NONE ? expf(scores[g][t] - top) : 0.0f;
-                scores[g][t] = x;
-                sum += x;
-            }
-            sum = warp_sum(sum);
-            if (lane == 0) {
-                factor[g] = expf(most[g] - top);
-                total[g] = total[g] * factor[g] + sum;
-                most[g] = top;
+        // Softmax: the largest scores by strip, then all together. Probabilities of merged values are weighed by
+        // magnitudes, zero for kept ones. A lane has a token of the warp's strip, and every other query head.
+        const int own = warp * LANES + lane % LANES;
+        const bool visible = tile + own < end && tile + own >= seen;
+        const float size = scaled_values && visible ? magnitude<1>(tables.magnitudes[1], value, head, tile + own) : 1.0f;
+        float score[HALVES];
+#pragma unroll
+        for (int n = 0; n < HALVES; n++) {
+            const int g = n * 2 + lane / LANES;
+            score[n] = visible && g < G ? capped(scores[g][own], p.softcap) : NONE;
+            float top = score[n];
+            for (int d = LANES / 2; d > 0; d /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, d));
+            if (lane % LANES == 0 && g < G) strip_most[g][warp] = top;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < HALVES; n++) {
+            const int g = n * 2 + lane / LANES;
+            const int row_of = g < G ? g : G - 1;
+            float top = most[n];
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) top = fmaxf(top, strip_most[row_of][w]);
+            const float x = score[n] > NONE ? expf(score[n] - top) : 0.0f;
+            const float weight = x * size, f = expf(most[n] - top);
+            if (g < G) scores[g][own] = x, weights[g][own] = weight;
+            total[n] = total[n] * f + x;
+            most[n] = top;
+            if (lane % LANES == 0 && warp == 0 && g < G) factor[g] = f;
+            if (V::KIND == CODES) {
+                float largest = fabsf(weight);
+                for (int d = LANES / 2; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, d));
+                if (lane % LANES == 0 && g < G) weight_most[g][warp] = largest;
             }
         }
         __syncthreads();
 
-        // Values. Probabilities of merged ones are weighed by magnitudes, which are zero for kept ones.
-        const int around = warp / BESIDE, beside = warp % BESIDE;
-        auto weight = [&](int g, int t) {
-            const float x = scores[g][t];
-            if (value.pair < 0 || !tables.magnitudes[1]) return x;
-            return x == 0.0f ? 0.0f : x * magnitude<1>(tables.magnitudes[1], value, head, tile + t);
-        };
         auto float_values = [&](const u8* block, int kind, int slots, int slot, int strip, int e, int count, auto w) {
             const int width = V::width(strip), octets = width / 8;
             const int octet = lane % 2, t = lane / 2;
@@ -364,81 +474,104 @@ KERNEL(attend_held, HeldParams) {
             float x[8];
             load8(block, kind, strip * LANES * slots + (slot + t) * width + octet * 8, x);
 #pragma unroll
-            for (int g = 0; g < GROUP; g++) {
+            for (int g = 0; g < G; g++) {
                 const float y = w(g, t);
 #pragma unroll
                 for (int i = 0; i < 8; i++) sums[e][g][i] += y * x[i];
             }
         };
+        if (some_values) value_walk.take(lane, tile + TILE < end ? tile + TILE : end);
+        float largest[G];
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+            largest[g] = 0.0f;
+            if (V::KIND == CODES)
+                for (int w = 0; w < WARPS; w++) largest[g] = fmaxf(largest[g], weight_most[g][w]);
+        }
 #pragma unroll
         for (int e = 0; e < EACH; e++) {
             const int strip = beside + e * BESIDE;
 #pragma unroll
-            for (int g = 0; g < GROUP; g++) {
+            for (int g = 0; g < G; g++) {
                 const float f = factor[g];
                 for (int i = 0; i < 8; i++) sums[e][g][i] *= f;
                 for (int i = 0; i < 4; i++) code[e][g][i] *= f;
+                zeros[e][g] *= f;
             }
             if (around >= AROUND || strip >= V::STRIPS) continue;
             if (V::KIND != CODES) {
-                for (int t = around * LANES; t < TILE && tile + t < end; t += AROUND * LANES) {
+#pragma unroll 4
+                for (int t = around * LANES; t < TILE; t += AROUND * LANES) {
+                    if (tile + t >= end) break;
                     const u8* block = head_of<1>(tables.blocks[1], tile + t, value.store, head);
                     float_values(block, V::KIND, V::SLOTS, (tile + t) % V::SLOTS, strip, e, end - tile - t,
-                                 [&](int g, int i) { return weight(g, t + i); });
+                                 [&](int g, int i) { return weights[g][t + i]; });
                 }
             } else {
                 if (tile < packed_values) {
                     const int width = V::width(strip);
                     const int section = V::ALONG ? 0 : strip * LANES / V::SECTION;
                     uint2* mine = fours[warp];
-                    float step[GROUP], bias[GROUP];
                     // A lane has the digits of one four of tokens: those of the blocks of this part.
                     const int t = lane * 4, at = tile + t;
                     const bool used = t < TILE && at < packed_values && at < end && t / V::SLOTS % AROUND == around;
-                    const u16* scales =
-                        used ? (const u16*)(head_of<1>(tables.blocks[1], at, value.store, head) + V::scales_at()) +
-                                   section * 2 * V::ENTRIES
-                             : 0;
-                    for (int g = 0; g < GROUP; g++) {
-                        float w[4], top = 0.0f, sum = 0.0f;
-                        for (int i = 0; i < 4; i++) {
-                            const bool inside = used && at + i < packed_values && at + i < end;
-                            const float x = inside ? weight(g, t + i) : 0.0f;
-                            const int slot = (at + i) % V::SLOTS;
-                            w[i] = V::ALONG || !inside ? x : x * from_half(scales[slot]);
-                            if (!V::ALONG && inside) sum += x * from_half(scales[V::ENTRIES + slot]);
-                            top = fmaxf(top, fabsf(w[i]));
+                    float scale[4] = {1.0f, 1.0f, 1.0f, 1.0f}, zero[4] = {0.0f, 0.0f, 0.0f, 0.0f}, top = 1.0f;
+                    if (!V::ALONG) {
+                        top = 0.0f;
+                        if (used) {
+                            const u16* scales =
+                                (const u16*)(head_of<1>(tables.blocks[1], at, value.store, head) + V::scales_at()) +
+                                section * 2 * V::ENTRIES + at % V::SLOTS;
+                            four_halves(scales, scale);
+                            four_halves(scales + V::ENTRIES, zero);
+                            for (int i = 0; i < 4; i++)
+                                if (at + i < packed_values) top = fmaxf(top, scale[i]);
                         }
                         top = warp_max(top);
-                        step[g] = step_of(top);
-                        bias[g] = V::ALONG ? 0.0f : warp_sum(sum);
-                        mine[g * FOURS + lane] = digits(w, units_of(top));
+                    }
+#pragma unroll
+                    for (int g = 0; g < G; g++) {
+                        float w[4];
+                        for (int i = 0; i < 4; i++) {
+                            const bool inside = used && at + i < packed_values && at + i < end;
+                            const float x = inside ? weights[g][t + i] : 0.0f;
+                            w[i] = inside ? x * scale[i] : 0.0f;
+                            if (!V::ALONG && inside) zeros[e][g] += x * zero[i];
+                        }
+                        mine[g * FOURS + lane] = digits(w, units_of(largest[g] * top));
                     }
                     __syncwarp();
-                    int low[GROUP][4], high[GROUP][4];
+                    int low[G][4], high[G][4];
 #pragma unroll
-                    for (int g = 0; g < GROUP; g++)
+                    for (int g = 0; g < G; g++)
                         for (int i = 0; i < 4; i++) low[g][i] = high[g][i] = 0;
-                    for (int b = around; b * V::SLOTS < TILE; b += AROUND) {
-                        const int from = tile + b * V::SLOTS;
-                        if (from >= packed_values || from >= end) break;
-                        const u8* block = head_of<1>(tables.blocks[1], from, value.store, head);
-                        const u8* codes = block + V::code_bytes(strip * LANES);
-                        const int units = code_units<V::BITS>(V::SLOTS, width);
-                        for (int unit = lane; unit < units; unit += WARP)
-                            code_sums<V::BITS>(codes, V::SLOTS, width, unit, mine + b * (V::SLOTS / 4), FOURS, low, high);
+#pragma unroll
+                    for (int b = 0; b < BLOCKS; b++) {
+                        const int number = around + b * AROUND, from = tile + number * V::SLOTS;
+                        if (from >= packed_values || from >= end || from >= tile + TILE) continue;
+                        const int units = code_units(V::BITS, V::SLOTS, width);
+#pragma unroll
+                        for (int n = 0; n < VALUE_LOADS; n++)
+                            if (n * WARP + lane < units)
+                                code_sums<V::BITS>(raw_values[e][b][n], V::SLOTS, width, n * WARP + lane,
+                                                   mine + number * (V::SLOTS / 4), FOURS, low, high);
                         if (V::ALONG) {
                             // Scales and zeros are the channels' own, in each block.
+                            const u8* block = head_of<1>(tables.blocks[1], from, value.store, head);
                             const u16* own = (const u16*)(block + V::scales_at()) + strip * LANES + lane % (width / 4) * 4;
-                            for (int g = 0; g < GROUP; g++) {
+                            float own_scale[4], own_zero[4];
+                            four_halves(own, own_scale);
+                            four_halves(own + V::ENTRIES, own_zero);
+                            for (int g = 0; g < G; g++) {
+                                const float step = step_of(largest[g] * top);
                                 float sum = 0.0f;
                                 for (int i = lane; i < V::SLOTS; i += WARP)
-                                    if (from + i < end) sum += weight(g, from - tile + i);
+                                    if (from + i < end) sum += weights[g][from - tile + i];
                                 sum = warp_sum(sum);
                                 for (int i = 0; i < 4; i++) {
-                                    const float x = ((float)high[g][i] * 256.0f + (float)low[g][i]) * step[g];
-                                    code[e][g][i] += x * from_half(own[i]);
-                                    if (lane < width / 4) code[e][g][i] += sum * from_half(own[V::ENTRIES + i]);
+                                    const float x = ((float)high[g][i] * 256.0f + (float)low[g][i]) * step;
+                                    code[e][g][i] += x * own_scale[i];
+                                    if (lane < width / 4) code[e][g][i] += sum * own_zero[i];
                                     low[g][i] = high[g][i] = 0;
                                 }
                             }
@@ -446,11 +579,11 @@ KERNEL(attend_held, HeldParams) {
                     }
                     if (!V::ALONG) {
 #pragma unroll
-                        for (int g = 0; g < GROUP; g++)
-                            for (int i = 0; i < 4; i++) {
-                                code[e][g][i] += ((float)high[g][i] * 256.0f + (float)low[g][i]) * step[g];
-                                if (lane < width / 4) code[e][g][i] += bias[g];
-                            }
+                        for (int g = 0; g < G; g++) {
+                            const float step = step_of(largest[g] * top);
+                            for (int i = 0; i < 4; i++)
+                                code[e][g][i] += ((float)high[g][i] * 256.0f + (float)low[g][i]) * step;
+                        }
                     }
                     __syncwarp();
                 }
@@ -460,17 +593,16 @@ KERNEL(attend_held, HeldParams) {
                     if (t / LANES % AROUND != around) continue;
                     const u8* block = recent_of<1>(tables.recent[1], tile + t, value.store, head);
                     float_values(block, V::EXACT, RECENT, 0, strip, e, end - tile - t, [&](int g, int i) {
-                        return tile + t + i < packed_values ? 0.0f : weight(g, t + i);
+                        return tile + t + i < packed_values ? 0.0f : weights[g][t + i];
                     });
                 }
             }
-            if (kept_values && around == 0) {
-                int from, to;
-                kept_within<1>(*kept_values, tile, tile + TILE < end ? tile + TILE : end, &from, &to);
+            if (some_values && around == 0) {
+                const int from = value_walk.from, to = value_walk.to;
                 for (int i = from / RECENT * RECENT; i < to; i += RECENT) {
-                    const u8* block = kept_of<1>(kept_values->blocks, i, value.member, head % V::TOGETHER);
+                    const u8* block = kept_of<1>(value_column->blocks, i, value.member, head % V::TOGETHER);
                     float_values(block, V::EXACT, RECENT, 0, strip, e, to - i, [&](int g, int j) {
-                        return i + j < from ? 0.0f : scores[g][*kept_position<1>(kept_values->blocks, i + j) - tile];
+                        return i + j < from ? 0.0f : scores[g][*kept_position<1>(value_column->blocks, i + j) - tile];
                     });
                 }
             }
@@ -479,36 +611,50 @@ KERNEL(attend_held, HeldParams) {
     }
 
     // The lanes' sums together: one after the other of the parts of a tile writes to shared memory.
-    for (int i = threadIdx.x; i < GROUP * DIM; i += THREADS) q[i] = 0.0f;
+    for (int i = threadIdx.x; i < G * DIM; i += THREADS) q[i] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < HALVES; n++) {
+        const int g = n * 2 + lane / LANES;
+        for (int d = LANES / 2; d > 0; d /= 2) total[n] += __shfl_xor_sync(ALL, total[n], d);
+        if (lane % LANES == 0 && g < G) {
+            totals[g][warp] = total[n];
+            if (warp == 0) strip_most[g][0] = most[n];
+        }
+    }
     __syncthreads();
-    for (int around = 0; around < AROUND; around++) {
-        if (warp / BESIDE == around)
+    for (int turn = 0; turn < AROUND; turn++) {
+        if (around == turn)
 #pragma unroll
             for (int e = 0; e < EACH; e++) {
-                const int strip = warp % BESIDE + e * BESIDE;
+                const int strip = beside + e * BESIDE;
                 if (strip >= V::STRIPS) continue;
                 const int width = V::width(strip);
 #pragma unroll
-                for (int g = 0; g < GROUP; g++) {
+                for (int g = 0; g < G; g++) {
+                    float* to = q + g * DIM + strip * LANES;
                     for (int i = 0; i < 8; i++)
                         for (int d = 2; d < WARP; d *= 2) sums[e][g][i] += __shfl_xor_sync(ALL, sums[e][g][i], d);
                     if (lane < width / 8)
-                        for (int i = 0; i < 8; i++) q[g * DIM + strip * LANES + lane * 8 + i] += sums[e][g][i];
+                        for (int i = 0; i < 8; i++) to[lane * 8 + i] += sums[e][g][i];
                     __syncwarp();
                     if (V::KIND == CODES) {
+                        const float all = warp_sum(zeros[e][g]);
                         for (int i = 0; i < 4; i++)
                             for (int d = width / 4; d < WARP; d *= 2)
                                 code[e][g][i] += __shfl_xor_sync(ALL, code[e][g][i], d);
                         if (lane < width / 4)
-                            for (int i = 0; i < 4; i++) q[g * DIM + strip * LANES + lane * 4 + i] += code[e][g][i];
+                            for (int i = 0; i < 4; i++) to[lane * 4 + i] += code[e][g][i] + all;
                     }
                 }
             }
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < GROUP * DIM; i += THREADS) part[i / DIM * apart + 2 + i % DIM] = q[i];
-    if (threadIdx.x < GROUP)
-        part[threadIdx.x * apart] = most[threadIdx.x], part[threadIdx.x * apart + 1] = total[threadIdx.x];
+    for (int i = threadIdx.x; i < G * DIM; i += THREADS) part[i / DIM * apart + 2 + i % DIM] = q[i];
+    if (threadIdx.x < G) {
+        float sum = 0.0f;
+        for (int w = 0; w < WARPS; w++) sum += totals[threadIdx.x][w];
+        part[threadIdx.x * apart] = strip_most[threadIdx.x][0], part[threadIdx.x * apart + 1] = sum;
+    }
 }
 
 struct StepParams {
@@ -650,11 +796,13 @@ struct JoinParams {
     float scale, softcap;
 };
 
-// The parts of a query together; a token that is alone in its step sees itself here. A warp to a head.
+// The parts of a query together; a token that is alone in its step sees itself here. A block to a row and head: parts go
+// round its warps.
 KERNEL(join, JoinParams) {
-    const int head = blockIdx.y * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (head >= HEADS) return;
+    constexpr int C = (DIM + WARP - 1) / WARP;
+    SHARED float chances[MOST_PARTS], sums[WARPS][DIM];
     const u64 row = blockIdx.x;
+    const int head = blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const Row place = ((const Row*)p.rows)[row];
     const Sequence& sequence = ((const Sequence*)p.sequences)[place.sequence];
     const bool alone = sequence.rows == 1;
@@ -662,21 +810,44 @@ KERNEL(join, JoinParams) {
     const float* k = (const float*)p.k + (row * KV_HEADS + head / GROUP) * DIM;
     const float* v = (const float*)p.v + (row * KV_HEADS + head / GROUP) * DIM;
     const float* q = (const float*)p.q + (row * HEADS + head) * DIM;
-    float own = 0.0f;
-    if (alone) {
-        for (int c = lane; c < DIM; c += WARP) own += q[c] * k[c];
-        own = capped(warp_sum(own) * p.scale, p.softcap);
-    }
     const int first = sequence.len > 0 ? 0 : p.splits, last = alone ? p.splits : p.splits + 1;
-    float most = alone ? own : NONE;
-    for (int s = first; s < last; s++) most = fmaxf(most, parts[s * PART]);
-    float total = alone ? expf(own - most) : 0.0f;
-    for (int s = first; s < last; s++)
-        if (parts[s * PART + 1] > 0.0f) total += parts[s * PART + 1] * expf(parts[s * PART] - most);
-    for (int c = lane; c < DIM; c += WARP) {
-        float sum = alone ? expf(own - most) * v[c] : 0.0f;
-        for (int s = first; s < last; s++)
-            if (parts[s * PART + 1] > 0.0f) sum += expf(parts[s * PART] - most) * parts[s * PART + 2 + c];
-        put_act(p.out, p.low, (row * HEADS + head) * DIM + c, sum / total);
+    // What every warp needs every warp computes.
+    float own = NONE, most = NONE;
+    if (alone) {
+        own = 0.0f;
+        for (int c = lane; c < DIM; c += WARP) own += q[c] * k[c];
+        own = most = capped(warp_sum(own) * p.scale, p.softcap);
+    }
+    for (int s = first + lane; s < last; s += WARP) most = fmaxf(most, parts[s * PART]);
+    most = warp_max(most);
+    float total = 0.0f;
+    for (int s = first + lane; s < last; s += WARP) {
+        const float held = parts[s * PART + 1];
+        const float chance = held > 0.0f ? expf(parts[s * PART] - most) : 0.0f;
+        if (warp == 0) chances[s] = chance;
+        total += held * chance;
+    }
+    const float itself = alone ? expf(own - most) : 0.0f;
+    total = warp_sum(total) + itself;
+    __syncthreads();
+    float sum[C];
+#pragma unroll
+    for (int n = 0; n < C; n++) sum[n] = 0.0f;
+#pragma unroll 4
+    for (int s = first + warp; s < last; s += WARPS) {
+        const float chance = chances[s];
+        if (chance == 0.0f) continue;
+#pragma unroll
+        for (int n = 0; n < C; n++)
+            if (DIM % WARP == 0 || n * WARP + lane < DIM) sum[n] += chance * parts[s * PART + 2 + n * WARP + lane];
+    }
+#pragma unroll
+    for (int n = 0; n < C; n++)
+        if (n * WARP + lane < DIM) sums[warp][n * WARP + lane] = sum[n];
+    __syncthreads();
+    for (int c = threadIdx.x; c < DIM; c += THREADS) {
+        float x = alone ? itself * v[c] : 0.0f;
+        for (int w = 0; w < WARPS; w++) x += sums[w][c];
+        put_act(p.out, p.low, (row * HEADS + head) * DIM + c, x / total);
     }
 }

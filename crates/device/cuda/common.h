@@ -10,10 +10,15 @@ typedef unsigned long long u64;
 
 #ifdef EMULATED
 #define DEVICE static inline
+#define DEVICE_METHOD inline
 #else
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 // One structure by value is all that a kernel takes; THREADS is the size of its blocks.
 #define KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(THREADS) name(const Params p)
+// The same where registers have to do for so many blocks at a time.
+#define KERNEL_OF(blocks, name, Params) \
+    extern "C" __global__ void __launch_bounds__(THREADS, blocks) name(const Params p)
 #define SHARED __shared__
 
 DEVICE float from_half(u16 x) {

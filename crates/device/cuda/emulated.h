@@ -204,6 +204,8 @@ static inline unsigned ballot(bool bit) {
     extern "C" void name(const unsigned* shape, const void* p) { emulated::run(shape, name##_call, p); } \
     static void name##_body(const Params& p)
 
+#define KERNEL_OF(blocks, name, Params) KERNEL(name, Params)
+
 static inline void __syncthreads() { emulated::wait(emulated::block); }
 static inline void __syncwarp() { emulated::wait(emulated::warps[emulated::now / 32]); }
 
@@ -220,8 +222,6 @@ static inline T __shfl_sync(unsigned, T value, int lane) {
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 static inline unsigned __ballot_sync(unsigned, bool bit) { return emulated::ballot(bit); }
-
-static inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
 
 static inline float from_half(unsigned short x) {
     const unsigned sign = (unsigned)(x & 0x8000) << 16, exponent = x >> 10 & 31, mantissa = x & 1023;

@@ -146,3 +146,41 @@ KERNEL(noise, NoiseParams) {
             ((u16*)p.out)[i] = to_act(x);
     }
 }
+
+struct BestParams {
+    u64 x, out;  // f32 (rows, width), u32 (rows)
+    int rows, width;
+};
+
+// The column of the largest number of each row, of equal ones the first; all ones where a number is none.
+KERNEL(best, BestParams) {
+    const float* x = (const float*)p.x + (u64)blockIdx.x * p.width;
+    float most = -3.4e38f;
+    int at = 0;
+    bool finite = true;
+    for (int i = threadIdx.x; i < p.width; i += THREADS) {
+        finite = finite && fabsf(x[i]) <= 3.4e38f;
+        if (x[i] > most) most = x[i], at = i;
+    }
+    for (int d = WARP / 2; d > 0; d /= 2) {
+        const float other = __shfl_xor_sync(ALL, most, d);
+        const int place = __shfl_xor_sync(ALL, at, d);
+        if (other > most || (other == most && place < at)) most = other, at = place;
+    }
+    SHARED float parts[THREADS / WARP];
+    SHARED int places[THREADS / WARP];
+    SHARED u32 bad[THREADS / WARP];
+    const u32 odd = __ballot_sync(ALL, !finite);
+    if (threadIdx.x % WARP == 0) {
+        const int w = threadIdx.x / WARP;
+        parts[w] = most, places[w] = at, bad[w] = odd;
+    }
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    u32 any = 0;
+    for (int w = 0; w < THREADS / WARP; w++) {
+        any |= bad[w];
+        if (parts[w] > most || (parts[w] == most && places[w] < at)) most = parts[w], at = places[w];
+    }
+    ((u32*)p.out)[blockIdx.x] = any ? 0xffffffffu : (u32)at;
+}

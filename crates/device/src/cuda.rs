@@ -1,5 +1,6 @@
 //! NVIDIA's GPUs, through the driver, NVRTC and cuBLAS, which are loaded at run time.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
@@ -61,8 +62,9 @@ impl Drop for Module {
         // SAFETY: the module was loaded in this context and is unloaded once. A process that ends has unloaded it already,
         // which is no error that anybody waits for.
         unsafe {
-            let _ = result::ctx::set_current(self.1);
-            let _ = result::module::unload(self.0);
+            if result::ctx::get_current().ok().flatten() == Some(self.1) {
+                let _ = result::module::unload(self.0);
+            }
         }
     }
 }
@@ -141,8 +143,15 @@ impl Cuda {
     }
 
     fn current(&self) -> Result<()> {
-        // SAFETY: the context is kept for the process.
-        self.ok("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
+        thread_local! {
+            static CURRENT: Cell<usize> = const { Cell::new(0) };
+        }
+        if CURRENT.get() != self.context as usize {
+            // SAFETY: the context is kept for the process.
+            self.ok("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })?;
+            CURRENT.set(self.context as usize);
+        }
+        Ok(())
     }
 
     fn ok<T>(&self, call: &'static str, result: std::result::Result<T, result::DriverError>) -> Result<T> {
@@ -170,7 +179,10 @@ impl Cuda {
                 Err(e) => {
                     let log = nvrtc::get_program_log(program).unwrap_or_default();
                     let log: Vec<u8> = log.into_iter().map(|c| c as u8).filter(|c| *c != 0).collect();
-                    Err(fail(format!("{e:?}\n{}", String::from_utf8_lossy(&log))))
+                    let log = String::from_utf8_lossy(&log);
+                    let errors: Vec<&str> =
+                        log.lines().filter(|line| line.contains("error")).take(3).collect();
+                    Err(fail(if errors.is_empty() { format!("{e:?} {log}") } else { errors.join("\n") }))
                 }
                 Ok(()) => {
                     let mut size = 0;
@@ -276,7 +288,12 @@ impl Driver for Cuda {
         }
         self.current()?;
         let text = source.text(false);
-        let options = [format!("--gpu-architecture={}", self.architecture), "--std=c++17".into()];
+        // Lambdas of kernels are functions without an execution space of their own, which older versions take for the host's.
+        let options = [
+            format!("--gpu-architecture={}", self.architecture),
+            "--std=c++17".into(),
+            "--device-as-default-execution-space".into(),
+        ];
         let target = format!("{}\n{}", self.compiler, options.join(" "));
         let path = compiled(&text, &target, "cubin", |_| self.cubin(source, &text, &options))?;
         let code = std::fs::read(&path).map_err(|source| Error::File { path, source })?;

@@ -48,7 +48,9 @@ impl File {
     /// Its kernels, in the order in which [`crate::driver::Driver::compile`] gives them.
     pub fn kernels(self) -> &'static [&'static str] {
         match self {
-            File::Layers => &["embed", "rms_norm", "rotate", "swiglu", "gather", "scatter_add", "noise"],
+            File::Layers => {
+                &["embed", "rms_norm", "rotate", "swiglu", "gather", "scatter_add", "noise", "best"]
+            }
             File::Attention => &["attend_held", "attend_step", "join"],
             File::Store => &["merge", "retain", "settle", "keep", "pack", "restore"],
         }

@@ -340,12 +340,20 @@ impl Method {
         Ok(Self { shape: *shape, layers, sides, merging, act: arithmetic.act, precise: arithmetic.precise })
     }
 
+    /// Blocks of attention that share a KV head, so that none has more query heads than registers have room for.
+    pub(crate) fn passes(&self) -> usize {
+        let group = self.shape.group();
+        let most = if self.sides.iter().any(Side::is_packed) { 2 } else { 4 };
+        (1..=group).find(|passes| group.is_multiple_of(*passes) && group / passes <= most).unwrap_or(group)
+    }
+
     /// The kernels of caches.
     pub(crate) fn source(&self, file: File) -> Source {
         let mut macros = vec![
             ("DIM", self.shape.head_dim as i64),
             ("KV_HEADS", self.shape.kv_heads as i64),
             ("GROUP", self.shape.group() as i64),
+            ("PASSES", self.passes() as i64),
             ("BFLOAT", i64::from(self.act == Act::Bf16)),
             ("PRECISE", i64::from(self.precise)),
         ];

@@ -6,7 +6,8 @@ use crate::device::Device;
 use crate::driver::{Act, Acts, Address, Driver, Kernel, Memory, Plain, Product};
 use crate::kernels::{File, Source};
 use crate::params::{
-    EmbedParams, GatherParams, NoiseParams, NormParams, RotateParams, ScatterParams, SwiGluParams, launch,
+    BestParams, EmbedParams, GatherParams, NoiseParams, NormParams, RotateParams, ScatterParams,
+    SwiGluParams, launch,
 };
 use crate::{Error, Result};
 
@@ -29,6 +30,7 @@ pub struct Ops {
     gather: Kernel,
     scatter_add: Kernel,
     noise: Kernel,
+    best: Kernel,
 }
 
 /// What [`Ops::rotate`] reads and writes.
@@ -102,6 +104,7 @@ impl Ops {
             gather: next()?,
             scatter_add: next()?,
             noise: next()?,
+            best: next()?,
         })
     }
 
@@ -212,6 +215,16 @@ impl Ops {
     ) -> Result<()> {
         let params = ScatterParams { x, index, weights, out, rows: rows as i32, width: width as i32 };
         self.launch(&self.scatter_add, [rows, 1, 1], &params)
+    }
+
+    /// The column of the largest number of each row of x `(rows, width)` f32: `out (rows)` u32, all ones where a number of
+    /// the row is none.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn best(&self, x: Address, out: Address, rows: usize, width: usize) -> Result<()> {
+        let params = BestParams { x, out, rows: rows as i32, width: width as i32 };
+        self.launch(&self.best, [rows, 1, 1], &params)
     }
 
     /// Fills `memory` with numbers spread evenly over `-size..size`: f32 if `wide`, else in the type of linear layers.

@@ -43,6 +43,8 @@ params! {
     ScatterParams { x: Address, index: Address, weights: Address, out: Address, rows: i32, width: i32, }
     /// `noise`
     NoiseParams { out: Address, count: u64, seed: u32, size: f32, wide: i32, pad: i32, }
+    /// `best`
+    BestParams { x: Address, out: Address, rows: i32, width: i32, }
     /// `attend_held`
     HeldParams {
         q: Address, sequences: Address, rows: Address, parts: Address, places: [Place; 2],

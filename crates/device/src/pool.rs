@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::driver::{Address, Driver, Memory};
 use crate::{Error, Result};
 
-/// Pieces are cut from allocations of about this size.
-const CHUNK: usize = 16 << 20;
+/// Pieces are cut from allocations of a quarter of what is held, between these sizes: asking the driver takes milliseconds.
+const CHUNKS: [usize; 2] = [16 << 20, 2 << 30];
 
 /// Pieces are multiples of this.
 const GRAIN: usize = 256;
@@ -80,6 +80,11 @@ impl Pool {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// Bytes that have been asked of the driver.
+    pub fn reserved(&self) -> usize {
+        self.lock().chunks.values().map(|(memory, _)| memory.bytes()).sum()
+    }
+
     /// A zeroed piece of at least `bytes`.
     ///
     /// # Errors
@@ -105,7 +110,8 @@ impl Pool {
 
     /// A new chunk, of which the first piece is taken.
     fn cut(&self, inner: &mut Inner, bytes: usize) -> Result<(usize, Address)> {
-        let count = if self.driver.checked() { 1 } else { (CHUNK / bytes).clamp(1, 1024) };
+        let chunk = (self.held() / 4).clamp(CHUNKS[0], CHUNKS[1]);
+        let count = if self.driver.checked() { 1 } else { (chunk / bytes).max(1) };
         let memory = Memory::new(&self.driver, bytes * count).or_else(|e| {
             // What no sequence needs any more may be of other sizes.
             Self::give_back(inner);

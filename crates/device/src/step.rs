@@ -14,10 +14,13 @@ use crate::params::{
 };
 
 /// Blocks of attention that a multiprocessor is given at least, if there is so much to read.
-const BLOCKS_EACH: usize = 8;
+const BLOCKS_EACH: usize = 9;
+
+/// Parts that the kernel which joins them has room for.
+const MOST_SPLITS: usize = 1024;
 
 /// Tokens that a block of attention reads at least.
-const LEAST_SPLIT: usize = 2 * TILE;
+const LEAST_SPLIT: usize = 4 * TILE;
 
 /// Working memory of steps on one device, kept from step to step.
 #[derive(Debug)]
@@ -129,9 +132,9 @@ impl<'a> GroupStep<'a> {
             |layer| caches.iter().map(move |(c, _)| c.len() - shape.first_seen(layer, c.len()) / TILE * TILE);
         let held = method.layers.clone().flat_map(seen).max().unwrap_or(0);
         // Enough blocks to keep the device busy; a step of many rows has them anyway.
-        let blocks = (rows.len() * shape.kv_heads).max(1);
+        let blocks = (rows.len() * shape.kv_heads * method.passes()).max(1);
         let wanted = (device.driver.processors() * BLOCKS_EACH).div_ceil(blocks);
-        let length = held.div_ceil(wanted.max(1)).max(LEAST_SPLIT).next_multiple_of(TILE);
+        let length = held.div_ceil(wanted.clamp(1, MOST_SPLITS)).max(LEAST_SPLIT).next_multiple_of(TILE);
         let splits = held.div_ceil(length);
 
         // One upload for all.
@@ -216,7 +219,8 @@ impl<'a> GroupStep<'a> {
                 softcap,
                 pad: 0,
             };
-            self.launch(&self.kernels.attend_held, [self.rows * self.splits, shape.kv_heads, 1], &params)?;
+            let heads = shape.kv_heads * self.method.passes();
+            self.launch(&self.kernels.attend_held, [self.rows * self.splits, heads, 1], &params)?;
         }
         if self.tiles.1 > 0 {
             let params = StepParams {
@@ -233,7 +237,6 @@ impl<'a> GroupStep<'a> {
             };
             self.launch(&self.kernels.attend_step, [self.tiles.1, shape.heads, 1], &params)?;
         }
-        let warps = (self.kernels.join.threads / 32) as usize;
         let params = JoinParams {
             parts,
             q: states.q,
@@ -248,7 +251,7 @@ impl<'a> GroupStep<'a> {
             softcap,
             pad: 0,
         };
-        self.launch(&self.kernels.join, [self.rows, shape.heads.div_ceil(warps), 1], &params)
+        self.launch(&self.kernels.join, [self.rows, shape.heads, 1], &params)
     }
 
     /// Stores a layer's states; `shallower` are those of the layer before, which a pair needs.

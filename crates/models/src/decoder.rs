@@ -126,6 +126,33 @@ impl Decoder {
         self.run(steps, Some(observer))
     }
 
+    /// [`Decoder::forward`] that gives the likeliest tokens in place of logits, `(rows asked for)`: on a GPU nothing else
+    /// leaves it.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn forward_greedy(&self, steps: &mut [Step<'_>]) -> Result<Vec<u32>> {
+        if let Body::Gpu(body) = &self.body
+            && !steps.is_empty()
+        {
+            self.check(steps)?;
+            let positions = Positions::new(steps, self.config.rope.rotary_dim);
+            let wanted = steps.iter().zip(positions.ranges()).map(|(step, range)| step.logits.rows(range));
+            let wanted: Vec<Range<usize>> = wanted.collect();
+            return match body.forward(&self.config, steps, &positions, &wanted, None, true)? {
+                gpu::Predicted::Tokens(tokens) => Ok(tokens),
+                gpu::Predicted::Logits(_) => unreachable!("tokens were asked for"),
+            };
+        }
+        let logits = self.forward(steps)?;
+        let vocab = self.config.vocab;
+        let best = |row: &[f32]| {
+            let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
+            (0..vocab).reduce(better).unwrap_or(0) as u32
+        };
+        Ok(logits.into_data().chunks_exact(vocab).map(best).collect())
+    }
+
     fn run(&self, steps: &mut [Step<'_>], observer: Option<Observer<'_>>) -> Result<Logits> {
         if steps.is_empty() {
             return Ok(Logits::default());
@@ -136,7 +163,12 @@ impl Decoder {
         let wanted: Vec<Range<usize>> = wanted.collect();
         let data = match &self.body {
             Body::Host(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
-            Body::Gpu(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+            Body::Gpu(body) => {
+                match body.forward(&self.config, steps, &positions, &wanted, observer, false)? {
+                    gpu::Predicted::Logits(logits) => logits,
+                    gpu::Predicted::Tokens(_) => unreachable!("logits were asked for"),
+                }
+            }
         };
         Ok(Logits::new(data, self.config.vocab, wanted.iter().map(Range::len)))
     }

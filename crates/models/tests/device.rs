@@ -111,6 +111,19 @@ fn caches_and_those_without_kernels_beside_them() {
 }
 
 #[test]
+fn the_likeliest_tokens_are_those_of_the_logits() {
+    let decoder = load("llama3", WeightMode::F32, vec![emulated(0, 1 << 28)]);
+    let host = load("llama3", WeightMode::F32, Vec::new());
+    let tokens: Vec<u32> = (0..40).collect();
+    let of = |decoder: &Decoder| {
+        let mut sequence = sequence(decoder, &CacheSpec::default(), 40);
+        let mut steps = [Step { tokens: &tokens, sequence: &mut sequence, logits: LogitsFor::All }];
+        decoder.forward_greedy(&mut steps).unwrap()
+    };
+    assert_eq!(of(&decoder), of(&host));
+}
+
+#[test]
 fn layers_on_two_devices() {
     let two = || vec![emulated(0, 1 << 26), emulated(1, 1 << 26)];
     for family in ["qwen2", "phi3", "llama-tied"] {

@@ -277,7 +277,7 @@ fn throughput(
         let room = device.driver.memory()?.0 as usize;
         // What decoding adds to all, what the pool is about to ask for, and the working memory of a step.
         let growth =
-            each * (sequences.len() + 1) * (DECODED + 8) / context + (sequences.len() * vocab as usize * 8);
+            each * (sequences.len() + 1) * (DECODED + 8) / context + (sequences.len() * vocab as usize * 4);
         let full = room < 2 * each + growth + (2 << 30);
         if sequences.len() == batch || (batch == 0 && (full || sequences.len() == 2048)) {
             break;
@@ -285,14 +285,16 @@ fn throughput(
     }
     device.driver.synchronise()?;
     let prefill = (sequences.len() * context) as f64 / start.elapsed().as_secs_f64();
-    let token = [5u32];
+    let mut last = vec![5u32; sequences.len()];
     let mut decode = |rounds: usize| -> Result<()> {
         for _ in 0..rounds {
-            let mut steps: Vec<Step<'_>> = sequences
-                .iter_mut()
-                .map(|sequence| Step { tokens: &token, sequence, logits: LogitsFor::Last })
-                .collect();
-            decoder.forward(&mut steps)?;
+            let steps = sequences.iter_mut().zip(&last).map(|(sequence, token)| Step {
+                tokens: std::slice::from_ref(token),
+                sequence,
+                logits: LogitsFor::Last,
+            });
+            let next = decoder.forward_greedy(&mut steps.collect::<Vec<_>>())?;
+            last = next;
         }
         Ok(())
     };

@@ -422,7 +422,7 @@ impl Body {
         }
     }
 
-    /// Runs the new tokens of all steps, and gives the logits `(rows, vocab)` of the rows `wanted`.
+    /// Runs the new tokens of all steps, and gives the logits `(rows, vocab)` of the rows `wanted`, or the likeliest tokens.
     pub(crate) fn forward(
         &self,
         config: &ModelConfig,
@@ -430,7 +430,8 @@ impl Body {
         positions: &Positions,
         wanted: &[Range<usize>],
         mut observer: Option<Observer<'_>>,
-    ) -> Result<Vec<f32>> {
+        likeliest: bool,
+    ) -> Result<Predicted> {
         let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
         let rows = ids.len();
         let mut runs = runs(steps)?;
@@ -448,7 +449,7 @@ impl Body {
         }
 
         let mut stream: Option<Vec<f32>> = None;
-        let mut logits = Vec::new();
+        let mut predicted = Predicted::Logits(Vec::new());
         for (index, part) in self.parts.iter().enumerate() {
             let mut room = part.room.lock().unwrap_or_else(|e| e.into_inner());
             let room = &mut *room;
@@ -467,7 +468,7 @@ impl Body {
             if index + 1 < self.parts.len() {
                 stream = Some(floats(&part.device, room.x.address(), rows * config.hidden)?);
             } else {
-                logits = self.logits(config, part, room, wanted)?;
+                predicted = self.predict(config, part, room, wanted, likeliest)?;
             }
         }
         for run in runs {
@@ -476,20 +477,21 @@ impl Body {
                 Run::Host { batch, .. } => batch.finish()?,
             }
         }
-        Ok(logits)
+        Ok(predicted)
     }
 
     /// Final norm and output projection.
-    fn logits(
+    fn predict(
         &self,
         config: &ModelConfig,
         part: &Part,
         room: &mut Room,
         wanted: &[Range<usize>],
-    ) -> Result<Vec<f32>> {
+        likeliest: bool,
+    ) -> Result<Predicted> {
         let rows: Vec<u32> = wanted.iter().cloned().flatten().map(|row| row as u32).collect();
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(if likeliest { Predicted::Tokens(Vec::new()) } else { Predicted::Logits(Vec::new()) });
         }
         let (n, hidden, vocab) = (rows.len(), config.hidden, config.vocab);
         let index = room.small.reserve(n * 4)?;
@@ -507,12 +509,26 @@ impl Body {
         let out = room.logits.reserve(n * vocab * 4)?;
         let head = self.head.as_ref().unwrap_or(&self.table).acts();
         part.ops.product(head, room.acts(&room.normed, n * hidden), out, (n, hidden, vocab), false)?;
-        let logits = floats(&part.device, out, n * vocab)?;
-        if logits.iter().all(|x| x.is_finite()) {
-            return Ok(logits);
+        let broken =
+            || Error::Input("the logits are not finite; the model's weights or its input are broken".into());
+        if likeliest {
+            part.ops.best(out, index, n, vocab)?;
+            let mut bytes = vec![0; n * 4];
+            part.device.driver.download(index, &mut bytes)?;
+            let tokens: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+            return if tokens.contains(&u32::MAX) { Err(broken()) } else { Ok(Predicted::Tokens(tokens)) };
         }
-        Err(Error::Input("the logits are not finite; the model's weights or its input are broken".into()))
+        let logits = floats(&part.device, out, n * vocab)?;
+        if logits.iter().all(|x| x.is_finite()) { Ok(Predicted::Logits(logits)) } else { Err(broken()) }
     }
+}
+
+/// What comes out of a pass.
+pub(crate) enum Predicted {
+    /// `(rows, vocab)`.
+    Logits(Vec<f32>),
+    /// The likeliest token of each row.
+    Tokens(Vec<u32>),
 }
 
 impl Layer {
