@@ -271,37 +271,38 @@ fn throughput(
         let resources = Resources { rotary: Some(decoder.rotary(planned)), latent: None };
         let mut sequence = decoder.sequence(decoder.cache(spec, &resources)?, planned);
         let mut steps = [Step { tokens: &tokens, sequence: &mut sequence, logits: LogitsFor::None }];
-        decoder.forward(&mut steps)?;
+        match decoder.forward(&mut steps) {
+            Err(minicache_models::Error::Gpu(minicache_device::Error::Memory { .. }))
+                if !sequences.is_empty() =>
+            {
+                break;
+            }
+            done => done?,
+        };
         sequences.push(sequence);
         let each = sequences.iter().map(|s| s.footprint().total()).sum::<usize>() / sequences.len();
-        let room = device.driver.memory()?.0 as usize;
-        // What decoding adds to all, what the pool is about to ask for, and the working memory of a step.
-        let growth =
-            each * (sequences.len() + 1) * (DECODED + 8) / context + (sequences.len() * vocab as usize * 4);
-        let full = room < 2 * each + growth + (2 << 30);
+        let (room, pool) = (device.driver.memory()?.0 as usize, &device.pool);
+        // What decoding adds to all in whole blocks, and the working memory of a step.
+        let growth = each * sequences.len() * 128 / context + sequences.len() * vocab as usize * 4;
+        let full = room + pool.reserved() - pool.held() < 2 * each + growth + (2 << 30);
         if sequences.len() == batch || (batch == 0 && (full || sequences.len() == 2048)) {
             break;
         }
     }
     device.driver.synchronise()?;
     let prefill = (sequences.len() * context) as f64 / start.elapsed().as_secs_f64();
-    let mut last = vec![5u32; sequences.len()];
-    let mut decode = |rounds: usize| -> Result<()> {
-        for _ in 0..rounds {
-            let steps = sequences.iter_mut().zip(&last).map(|(sequence, token)| Step {
-                tokens: std::slice::from_ref(token),
-                sequence,
-                logits: LogitsFor::Last,
-            });
-            let next = decoder.forward_greedy(&mut steps.collect::<Vec<_>>())?;
-            last = next;
+    // Where the room does not last, with as many sequences as it lasts for.
+    let seconds = loop {
+        let timed = decode(decoder, &mut sequences, 4).and_then(|_| decode(decoder, &mut sequences, DECODED));
+        match timed {
+            Err(minicache_models::Error::Gpu(minicache_device::Error::Memory { .. }))
+                if sequences.len() > 1 =>
+            {
+                sequences.truncate(sequences.len() * 9 / 10);
+            }
+            timed => break timed?,
         }
-        Ok(())
     };
-    decode(4)?;
-    let start = Instant::now();
-    decode(DECODED)?;
-    let seconds = start.elapsed().as_secs_f64();
     let held: usize = sequences.iter().map(|s| s.footprint().total()).sum();
     let (free, total) = device.driver.memory()?;
     Ok(json!({
@@ -313,6 +314,22 @@ fn throughput(
         "cache_bytes": held,
         "used_bytes": total - free,
     }))
+}
+
+/// Decodes so many tokens of all sequences, and gives the seconds that it takes.
+fn decode(decoder: &Decoder, sequences: &mut [Sequence], tokens: usize) -> minicache_models::Result<f64> {
+    let mut last = vec![5u32; sequences.len()];
+    let start = Instant::now();
+    for _ in 0..tokens {
+        let steps = sequences.iter_mut().zip(&last).map(|(sequence, token)| Step {
+            tokens: std::slice::from_ref(token),
+            sequence,
+            logits: LogitsFor::Last,
+        });
+        let next = decoder.forward_greedy(&mut steps.collect::<Vec<_>>())?;
+        last = next;
+    }
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// Writes every kernel in every specialisation, for a compiler to look at.
