@@ -32,6 +32,7 @@ mod states;
 mod steps;
 pub mod store;
 mod synthetic;
+mod turned;
 mod view;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
@@ -45,7 +46,7 @@ pub use magnitudes::Magnitudes;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
     CacheSpec, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo, MiniCache, Pairing, RankOne,
-    Rtn, Sinks, SmoothQuant, build,
+    Rotated, Rtn, Sinks, SmoothQuant, TurboQuant, build,
 };
 pub use observed::{LayerStates, observed, observed_steps};
 pub use resources::{Resources, Rotary};

@@ -106,10 +106,13 @@ fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-const SPECS: [&str; 12] = [
+const SPECS: [&str; 15] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "fp8",
+    "{ method = \"rotated\", quant = { bits = 3, residual = 5 } }",
+    "turboquant-4",
+    "{ method = \"turboquant\", bits = 3, inner_product = true }",
     "mean",
     "{ method = \"minicache\", start_layer = 0, quant = { bits = 4, residual = 8 } }",
     "{ method = \"minicache\", start_layer = 0, granularity = \"head\", residual = 5, quant = { bits = 2, residual = 0, retained = true } }",

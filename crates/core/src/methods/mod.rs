@@ -92,6 +92,8 @@ methods! {
     "kivi" => Kivi in kivi,
     "smoothquant" => SmoothQuant in smoothquant,
     "fp8" => Fp8 in fp8,
+    "rotated" => Rotated in rotated,
+    "turboquant" => TurboQuant in turboquant,
     "h2o" => H2o in h2o,
     "sinks" => Sinks in sinks,
     "latent" => Latent in latent,

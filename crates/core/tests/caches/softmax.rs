@@ -37,7 +37,7 @@ fn attention_is_by_its_definition_with_caps_sinks_and_windows_of_some_layers() {
                     cache.store(layer, states, &received).unwrap();
                     // Coarse where activations are rounded to 8 bits.
                     let what = format!("{}, layer {layer}, {tokens} tokens at {len}", spec.label());
-                    close(&out, &want, 1e-2, &what);
+                    close(&out, &want, 2e-2, &what);
                 }
                 cache.finish_step().unwrap();
             }

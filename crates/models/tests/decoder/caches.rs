@@ -13,7 +13,7 @@ use minicache_models::{Decoder, LogitsFor, Safetensors, Step};
 
 use crate::{Golden, MODELS, golden, golden_with};
 
-const SPECS: [&str; 18] = [
+const SPECS: [&str; 21] = [
     "full",
     "mean",
     "max_norm",
@@ -27,6 +27,9 @@ const SPECS: [&str; 18] = [
     "{ method = \"rtn\", quant = { bits = 4, residual = 0 } }",
     "smoothquant",
     "fp8",
+    "rotated-4",
+    "turboquant-2",
+    "{ method = \"turboquant\", inner_product = true }",
     "{ method = \"h2o\", heavy = 6, recent = 6 }",
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
     "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 2, bits = 3 } }",
