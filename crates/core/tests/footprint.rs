@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const SPECS: [&str; 22] = [
+const SPECS: [&str; 24] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -58,6 +58,8 @@ const SPECS: [&str; 22] = [
     "{ method = \"turboquant\", bits = 3, inner_product = true }",
     "h2o",
     "{ method = \"sinks\", recent = 100 }",
+    "snapkv",
+    "expected_attention",
 ];
 
 const LATENTS: [&str; 3] = [

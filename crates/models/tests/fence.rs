@@ -106,7 +106,7 @@ fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-const SPECS: [&str; 15] = [
+const SPECS: [&str; 17] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "fp8",
@@ -122,6 +122,8 @@ const SPECS: [&str; 15] = [
     "{ method = \"smoothquant\", activation_bits = 8 }",
     "{ method = \"h2o\", heavy = 6, recent = 6 }",
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
+    "{ method = \"snapkv\", kept = 15, window = 6, kernel = 3 }",
+    "{ method = \"expected_attention\", kept = 15 }",
 ];
 
 /// A prompt and some tokens of two sequences side by side, with every cache.

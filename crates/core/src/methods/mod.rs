@@ -96,6 +96,8 @@ methods! {
     "turboquant" => TurboQuant in turboquant,
     "h2o" => H2o in h2o,
     "sinks" => Sinks in sinks,
+    "snapkv" => SnapKv in snapkv,
+    "expected_attention" => ExpectedAttention in expected_attention,
     "latent" => Latent in latent,
 }
 

@@ -13,7 +13,7 @@ use minicache_models::{Decoder, LogitsFor, Safetensors, Step};
 
 use crate::{Golden, MODELS, golden, golden_with};
 
-const SPECS: [&str; 21] = [
+const SPECS: [&str; 23] = [
     "full",
     "mean",
     "max_norm",
@@ -32,6 +32,8 @@ const SPECS: [&str; 21] = [
     "{ method = \"turboquant\", inner_product = true }",
     "{ method = \"h2o\", heavy = 6, recent = 6 }",
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
+    "{ method = \"snapkv\", kept = 15, window = 6, kernel = 3 }",
+    "{ method = \"expected_attention\", kept = 0.5 }",
     "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 2, bits = 3 } }",
     "{ method = \"latent\", residual = 6, k = { group = 2, rate = 3.0 }, v = { group = 4, rate = 2.0 } }",
     "{ method = \"latent\", k = { group = 4, heads = \"all\", rate = 3.0 }, v = { group = 2, heads = \"all\", rate = 2.0 } }",
