@@ -128,7 +128,7 @@ pub fn prepare<'a>(
             all.collect::<BTreeSet<_>>().into_iter().collect()
         };
         let (keys, values) = (groupings(|s| &s.k), groupings(|s| &s.v));
-        let text = CalibrationText::read(calibration, model.need_tokenizer()?, corpus)?;
+        let text = CalibrationText::read(calibration, model, corpus)?;
         let (basis, _) =
             model.calibrate(text.chunks(), &keys, &values, spec.sinks, BasisOptions::default())?;
         model.add_basis(calibration, basis);
@@ -139,8 +139,7 @@ pub fn prepare<'a>(
 
 /// What was asked for, such as `8192 tokens of longbench`.
 pub(crate) fn describe(calibration: &Calibration) -> String {
-    let of = calibration.file.as_ref().unwrap_or(&calibration.task);
-    format!("{} tokens of {of}", calibration.tokens)
+    format!("{} tokens of {}", calibration.tokens, calibration.source())
 }
 
 /// Text that something is calibrated on, as tokens.
@@ -149,18 +148,33 @@ pub struct CalibrationText {
     chunks: Vec<Vec<u32>>,
     /// How many of the chunks are bundled calibration text, the last ones.
     substitutes: usize,
+    /// Whether the model has written it.
+    own: bool,
     /// Documents that chunks were taken from; empty for a file.
     documents: BTreeSet<String>,
 }
 
 impl CalibrationText {
-    /// The text that `calibration` names, in chunks: one of each document in turn. Documents of a task that has none as
-    /// long as a chunk are joined.
+    /// The text that `calibration` names, in chunks: what `model` writes itself, or one of each document in turn.
+    /// Documents of a task that has none as long as a chunk are joined.
     ///
     /// # Errors
-    /// An unknown task, data or a file that is not there.
-    pub fn read(calibration: &Calibration, tokenizer: &Tokenizer, corpus: &Corpus<'_>) -> Result<Self> {
-        let mut out = Self { chunks: Vec::new(), substitutes: 0, documents: BTreeSet::new() };
+    /// An unknown task, data or a file that is not there; a model without a tokenizer, unless it writes the text.
+    pub fn read(calibration: &Calibration, model: &Model, corpus: &Corpus<'_>) -> Result<Self> {
+        if calibration.is_own_text() {
+            let chunks = model.own_text(calibration.tokens, calibration.chunk)?.to_vec();
+            return Ok(Self { chunks, substitutes: 0, own: true, documents: BTreeSet::new() });
+        }
+        Self::of_documents(calibration, model.need_tokenizer()?, corpus)
+    }
+
+    /// [`CalibrationText::read`] where the model does not write it.
+    pub(crate) fn of_documents(
+        calibration: &Calibration,
+        tokenizer: &Tokenizer,
+        corpus: &Corpus<'_>,
+    ) -> Result<Self> {
+        let mut out = Self { chunks: Vec::new(), substitutes: 0, own: false, documents: BTreeSet::new() };
         out.take(&corpus.documents(calibration)?, calibration, tokenizer)?;
         let own = out.chunks.len();
         if out.tokens() < calibration.tokens {
@@ -211,6 +225,7 @@ impl CalibrationText {
         let tokens = |chunks: &[Vec<u32>]| chunks.iter().map(Vec::len).sum::<usize>();
         let documents = self.documents.iter().filter(|id| !id.starts_with(BUNDLED)).count();
         let mut text = match documents {
+            0 if self.own => format!("{} tokens of the model's own", tokens(own)),
             0 => format!("{} tokens", tokens(own)),
             1 => format!("{} tokens of 1 document", tokens(own)),
             n => format!("{} tokens of {n} documents", tokens(own)),

@@ -310,7 +310,7 @@ impl Run<'_> {
             let what = calibration::describe(calibration);
             self.overall.say(format!("{} {model}: aligning on {what}", self.plan.experiment.id));
             self.context.stop.check()?;
-            let text = CalibrationText::read(calibration, loaded.need_tokenizer()?, &corpus)?;
+            let text = CalibrationText::read(calibration, &loaded, &corpus)?;
             let alignment = loaded.alignment(text.chunks())?;
             drop(loaded);
             loaded = Model::load_aligned(model, &options, &alignment)?;
