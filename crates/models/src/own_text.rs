@@ -57,32 +57,38 @@ impl fmt::Debug for OwnTexts {
 }
 
 impl OwnTexts {
-    /// What has been written of so many tokens, in texts of `chunk`, or else is by `write`.
+    /// What has been written of so many tokens, in texts of `chunk`, or else is by `write`, unless it stops.
     fn get(
         &self,
         asked: (usize, usize),
-        write: impl FnOnce() -> Result<Arc<[Vec<u32>]>>,
-    ) -> Result<Arc<[Vec<u32>]>> {
+        write: impl FnOnce() -> Result<Option<Arc<[Vec<u32>]>>>,
+    ) -> Result<Option<Arc<[Vec<u32>]>>> {
         // A thread that failed left nothing half written.
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, texts)) = written.iter().find(|(of, _)| *of == asked) {
-            return Ok(texts.clone());
+            return Ok(Some(texts.clone()));
         }
         let texts = write()?;
-        written.push((asked, texts.clone()));
+        written.extend(texts.iter().map(|texts| (asked, texts.clone())));
         Ok(texts)
     }
 }
 
 impl Model {
     /// `tokens` tokens that the model writes, in texts of `chunk` tokens or as many as its context has room for, the last
-    /// one shorter; the same in every call, and on every machine of one instruction set.
+    /// one shorter; the same in every call, and on every machine of one instruction set. Nothing where `go_on`, which is
+    /// asked before every token, says no.
     ///
     /// # Errors
     /// As [`crate::Decoder::forward`].
-    pub fn own_text(&self, tokens: usize, chunk: usize) -> Result<Arc<[Vec<u32>]>> {
-        self.own_texts
-            .get((tokens, chunk), || write(self, tokens, chunk.clamp(1, self.config.context.max(1))))
+    pub fn own_text(
+        &self,
+        tokens: usize,
+        chunk: usize,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Arc<[Vec<u32>]>>> {
+        let length = chunk.clamp(1, self.config.context.max(1));
+        self.own_texts.get((tokens, chunk), || write(self, tokens, length, go_on))
     }
 }
 
@@ -95,7 +101,12 @@ struct Draft {
     rng: ChaCha8Rng,
 }
 
-fn write(model: &Model, tokens: usize, chunk: usize) -> Result<Arc<[Vec<u32>]>> {
+fn write(
+    model: &Model,
+    tokens: usize,
+    chunk: usize,
+    go_on: &dyn Fn() -> bool,
+) -> Result<Option<Arc<[Vec<u32>]>>> {
     let bytes = model.decoder.shape().full_bytes(chunk).max(1);
     let together = (CACHES_BYTES / bytes).clamp(1, TOGETHER);
     let lengths: Vec<usize> = (0..tokens).step_by(chunk).map(|first| chunk.min(tokens - first)).collect();
@@ -108,6 +119,9 @@ fn write(model: &Model, tokens: usize, chunk: usize) -> Result<Arc<[Vec<u32>]>> 
             let mut open: Vec<&mut Draft> = drafts.iter_mut().filter(|d| d.tokens.len() < d.length).collect();
             if open.is_empty() {
                 break;
+            }
+            if !go_on() {
+                return Ok(None);
             }
             let mut steps: Vec<Step<'_>> = open
                 .iter_mut()
@@ -124,7 +138,7 @@ fn write(model: &Model, tokens: usize, chunk: usize) -> Result<Arc<[Vec<u32>]>> 
         }
         texts.extend(drafts.into_iter().map(|draft| draft.tokens));
     }
-    Ok(texts.into())
+    Ok(Some(texts.into()))
 }
 
 /// The beginning of the `nth` text: as a text of the model's tokenizer begins, or, without one, any token.

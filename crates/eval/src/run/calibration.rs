@@ -22,6 +22,8 @@ pub struct Corpus<'a> {
     /// What an experiment measures on; `None` outside of experiments, where all of a data set may be used and nothing
     /// else.
     measured: Option<Measured>,
+    /// Ends the writing of text.
+    stop: Stop,
 }
 
 /// What an experiment measures on. None of it may be calibrated on: see [`Corpus::beside`].
@@ -58,14 +60,14 @@ impl Measured {
 impl<'a> Corpus<'a> {
     /// All of the data sets that a calibration names.
     pub fn all(data: &'a DataSource) -> Self {
-        Self { data, measured: None }
+        Self { data, measured: None, stop: Stop::default() }
     }
 
     /// The data sets that a calibration names without what is `measured`, by number and by text. Where that is less
     /// than was asked for, calibration text that ships with the program and is in no task makes up for it, so that
-    /// measured and calibration text never overlap and no experiment lacks any.
-    pub(crate) fn beside(data: &'a DataSource, measured: Measured) -> Self {
-        Self { data, measured: Some(measured) }
+    /// measured and calibration text never overlap and no experiment lacks any. `stop` ends the writing of text.
+    pub(crate) fn beside(data: &'a DataSource, measured: Measured, stop: &Stop) -> Self {
+        Self { data, measured: Some(measured), stop: stop.clone() }
     }
 
     /// The documents that `calibration` names: from the last one of every task backwards, because experiments measure on
@@ -162,7 +164,10 @@ impl CalibrationText {
     /// An unknown task, data or a file that is not there; a model without a tokenizer, unless it writes the text.
     pub fn read(calibration: &Calibration, model: &Model, corpus: &Corpus<'_>) -> Result<Self> {
         if calibration.is_own_text() {
-            let chunks = model.own_text(calibration.tokens, calibration.chunk)?.to_vec();
+            let go_on = || corpus.stop.signal().is_none();
+            let texts = model.own_text(calibration.tokens, calibration.chunk, &go_on)?;
+            corpus.stop.check()?;
+            let chunks = texts.map_or_else(Vec::new, |texts| texts.to_vec());
             return Ok(Self { chunks, substitutes: 0, own: true, documents: BTreeSet::new() });
         }
         Self::of_documents(calibration, model.need_tokenizer()?, corpus)

@@ -305,7 +305,7 @@ impl Run<'_> {
             return Ok(loaded);
         }
         let measured = self.plan.measured(loaded.need_tokenizer()?, self.context)?;
-        let corpus = Corpus::beside(&self.context.data, measured);
+        let corpus = Corpus::beside(&self.context.data, measured, &self.context.stop);
         if let Some(calibration) = &settings.align {
             let what = calibration::describe(calibration);
             self.overall.say(format!("{} {model}: aligning on {what}", self.plan.experiment.id));

@@ -1,5 +1,8 @@
 //! Texts that models write.
 
+use std::cell::Cell;
+use std::sync::Arc;
+
 use minicache_core::CacheSpec;
 use minicache_models::{LoadOptions, LogitsFor, Model, Step};
 
@@ -9,16 +12,30 @@ fn load(name: &str) -> Model {
     Model::from_path(&fixture(name), name, &LoadOptions::default()).unwrap()
 }
 
+fn written(model: &Model, tokens: usize, chunk: usize) -> Arc<[Vec<u32>]> {
+    model.own_text(tokens, chunk, &|| true).unwrap().unwrap()
+}
+
 #[test]
 fn texts_have_the_lengths_asked_for_and_are_the_same_every_time() {
     let (model, again) = (load("llama3"), load("llama3"));
-    let texts = model.own_text(530, 25).unwrap();
+    let asked = Cell::new(0);
+    let stop_at = |most: usize| {
+        asked.set(0);
+        let go_on = || asked.replace(asked.get() + 1) < most;
+        again.own_text(530, 25, &go_on).unwrap()
+    };
+    assert_eq!(stop_at(7), None);
+    assert_eq!(asked.get(), 8);
+    let texts = written(&model, 530, 25);
     let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
     assert_eq!(lengths, [vec![25; 21], vec![5]].concat());
-    assert_eq!(again.own_text(530, 25).unwrap(), texts);
+    assert_eq!(stop_at(usize::MAX).unwrap(), texts);
+    // Once written, nobody is asked again.
+    assert_eq!(stop_at(0).unwrap(), texts);
     // No two of them alike, and none longer than the context.
     assert!((1..texts.len()).all(|i| !texts[..i].contains(&texts[i])));
-    let long = model.own_text(600, 1 << 20).unwrap();
+    let long = written(&model, 600, 1 << 20);
     assert_eq!(long.iter().map(Vec::len).collect::<Vec<_>>(), [512, 88]);
 }
 
@@ -28,7 +45,7 @@ fn tokens_are_drawn_from_what_the_model_says() {
     for name in ["llama3", "mixtral", "gguf/llama3.q8_0.gguf"] {
         let model = load(name);
         let (mut off, mut variance) = (0.0, 0.0);
-        for text in model.own_text(2000, 100).unwrap().iter() {
+        for text in written(&model, 2000, 100).iter() {
             let mut sequence = model.sequence(&CacheSpec::default(), text.len()).unwrap();
             let step = Step { tokens: text, sequence: &mut sequence, logits: LogitsFor::All };
             let logits = model.decoder.forward(&mut [step]).unwrap();
