@@ -14,8 +14,9 @@ use crate::shape::at_least_one;
 /// Text to calibrate on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct CalibrationArgs {
-    /// A task whose documents are taken, from the last one backwards, or a list of tasks, or a text file.
-    #[arg(long, default_value = "longbench", value_name = "TASK|FILE")]
+    /// `self` for text that the model writes, a task whose documents are taken, from the last one backwards, or a list of
+    /// tasks, or a text file.
+    #[arg(long, default_value = "self", value_name = "self|TASK|FILE")]
     calibration: String,
     /// Token ids separated by white space, for a model without a tokenizer.
     #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
@@ -67,18 +68,19 @@ impl CalibrationArgs {
             return Ok(Chunks { chunks, text: format!("token ids of {}", file_name(path)) });
         }
         let file = Path::new(&self.calibration).is_file().then(|| self.calibration.clone());
-        let text = match &file {
-            Some(file) => file_name(Path::new(file)),
-            None => self.calibration.clone(),
-        };
         let calibration = Calibration {
             task: self.calibration.clone(),
             file,
             tokens: self.tokens.unwrap_or(Calibration::default().tokens),
             chunk: self.chunk.min(model.config.context),
         };
+        calibration.validate().map_err(|e| usage(format!("--calibration: {}", e.message)))?;
+        let text = match &calibration.file {
+            Some(file) => file_name(Path::new(file)),
+            None => calibration.source().to_string(),
+        };
         let data = global.data_source();
-        let read = CalibrationText::read(&calibration, model.need_tokenizer()?, &Corpus::all(&data))?;
+        let read = CalibrationText::read(&calibration, model, &Corpus::all(&data))?;
         Ok(Chunks { chunks: read.chunks().map(<[u32]>::to_vec).collect(), text })
     }
 }

@@ -164,7 +164,7 @@ fn calibrate(model: &Model, specs: &[CacheSpec], corpus: &Corpus<'_>) -> Result<
         CacheSpec::Latent(latent) if latent.basis.is_none() => Some(&latent.calibration),
         _ => None,
     });
-    let Some(Calibration { task, file, tokens, .. }) = open.filter(|of| !model.has_basis(of)) else {
+    let Some(calibration) = open.filter(|of| !model.has_basis(of)) else {
         return Ok(());
     };
     let mend =
@@ -175,7 +175,8 @@ fn calibrate(model: &Model, specs: &[CacheSpec], corpus: &Corpus<'_>) -> Result<
     minicache_eval::run::prepare_latents(model, specs.iter(), corpus, &stop).map_err(|e| {
         anyhow::Error::new(e).context(format!("--cache: no text to calibrate latents on; {mend}"))
     })?;
-    let (text, time) = (file.as_ref().unwrap_or(task), start.elapsed().as_secs_f64());
+    let Calibration { tokens, .. } = calibration;
+    let (text, time) = (calibration.source(), start.elapsed().as_secs_f64());
     eprintln!(
         "latents calibrated on {tokens} tokens of {text} in {time:.0} s; minicache calibrate keeps a basis"
     );

@@ -6,7 +6,7 @@
 
 use crate::methods::{Alike, Pairing, Stored};
 use crate::settings::{
-    Axis, Budget, LatentSide, ModelShape, Pairs, Quant, Rank, SettingError, StartLayer, StoreType,
+    Axis, LatentSide, ModelShape, Pairs, Quant, Rank, SettingError, StartLayer, StoreType,
 };
 use crate::{CacheSpec, Error, Footprint, LayerSimilarity, Resources, Result, Synthetic, build};
 
@@ -126,21 +126,19 @@ pub(crate) fn nominal_latents(keys: &LatentSide, values: &LatentSide) -> Option<
     Some(Nominal { ratio, lines })
 }
 
-/// Of recent tokens and `older` ones, which are called something.
+/// Of two kinds of tokens that are kept: so many, and what they are called.
 pub(crate) fn nominal_kept(
     dtype: StoreType,
-    recent: Budget,
-    (older, what): (usize, &str),
+    [(some, what), (others, of_them)]: [(usize, &str); 2],
     shape: &ModelShape,
     context: usize,
 ) -> Nominal {
-    let recent = recent.resolve(context).max(1);
     let held = shape.window.filter(|_| shape.full_layers.is_empty()).map_or(context, |w| context.min(w));
-    let kept = (recent + older).min(held);
+    let kept = (some + others).min(held).max(1);
     let ratio = held as f64 / kept as f64 * StoreType::F16.bytes() as f64 / dtype.bytes() as f64;
     let width = if dtype == StoreType::F16 { "" } else { " x 16/32" };
     let lines = vec![
-        format!("{recent} recent tokens and {older} {what}: {kept} of {held} are kept"),
+        format!("{some} {what} and {others} {of_them}: {kept} of {held} are kept"),
         format!("{held} / {kept}{width} = {ratio:.2}x"),
     ];
     Nominal { ratio, lines }

@@ -1,6 +1,7 @@
 //! The cache of methods that drop tokens: a bounded set of exact states per layer and KV head.
 
-use crate::methods::Method;
+use std::ops::Range;
+
 use crate::settings::{ModelShape, StoreType};
 use half::f16;
 use rayon::prelude::*;
@@ -21,10 +22,59 @@ const TILE: usize = 32;
 const ROOM: usize = 16;
 
 /// Which tokens stay when `slots` hold more than the method allows.
-pub(crate) trait Evict: Method + Send + Sync {
-    /// Marks the tokens to keep, given their positions (unordered), the attention they have received so far and the
-    /// number of tokens seen.
-    fn keep(&self, positions: &[u32], attention: &[f32], seen: usize, keep: &mut [bool]);
+pub(crate) trait Evict: Send + Sync {
+    /// The queries of a step of `tokens` tokens after `len` that count in what [`Held::received`] says.
+    fn counted(&self, len: usize, tokens: usize) -> Range<usize> {
+        let _ = (len, tokens);
+        0..0
+    }
+
+    /// Whether counts go on from step to step, kept beside the tokens.
+    fn remembers(&self) -> bool {
+        false
+    }
+
+    /// Marks the tokens to keep; all are marked to begin with.
+    fn keep(&self, held: &Held<'_>, keep: &mut [bool]);
+}
+
+/// What one KV head of one layer holds after a step, before tokens are dropped.
+pub(crate) struct Held<'a> {
+    pub(crate) shape: &'a ModelShape,
+    pub(crate) head: usize,
+    /// Tokens seen before the step.
+    pub(crate) len: usize,
+    /// The step's states, of all heads.
+    pub(crate) states: States<'a>,
+    /// Positions of the tokens, those of the step last and ascending, the others in any order.
+    pub(crate) positions: &'a [u32],
+    /// Attention that each token has received from the queries that count, summed over the query heads of this one;
+    /// nothing where none were counted, or where states came without queries.
+    pub(crate) received: &'a [f32],
+}
+
+impl Held<'_> {
+    /// Tokens seen, those of the step included.
+    pub(crate) fn seen(&self) -> usize {
+        self.len + self.states.tokens(self.shape)
+    }
+}
+
+/// Of the tokens `some`, unmarks all but the `most` with the highest score, given by their places. Ties go to the older
+/// token, so that the outcome does not depend on the order of the slots.
+pub(crate) fn drop_least(
+    some: Vec<usize>,
+    most: usize,
+    held: &Held<'_>,
+    score: impl Fn(usize) -> f32,
+    keep: &mut [bool],
+) {
+    let mut some = some;
+    if some.len() > most {
+        let positions = held.positions;
+        some.sort_unstable_by(|&i, &j| score(j).total_cmp(&score(i)).then(positions[i].cmp(&positions[j])));
+        some[most..].iter().for_each(|&i| keep[i] = false);
+    }
 }
 
 /// An empty cache that drops what `evict` says, with its states stored as `dtype`.
@@ -56,14 +106,14 @@ impl<T: Float> Slots<T> {
         shape: &ModelShape,
         evict: &impl Evict,
         (layer, head, len): (usize, usize, usize),
-        (k, v): (&[f32], &[f32]),
+        states: States<'_>,
         received: &[f32],
     ) {
         let dim = shape.head_dim;
-        let tokens = k.len() / shape.kv_dim();
+        let tokens = states.tokens(shape);
         make_room(&mut self.positions, tokens, ROOM);
         self.positions.extend((len..len + tokens).map(|p| p as u32));
-        for (store, x) in [(&mut self.keys, k), (&mut self.values, v)] {
+        for (store, x) in [(&mut self.keys, states.k), (&mut self.values, states.v)] {
             make_room(store, tokens * dim, ROOM * dim);
             for token in x.chunks_exact(shape.kv_dim()) {
                 let at = store.len();
@@ -71,13 +121,14 @@ impl<T: Float> Slots<T> {
                 T::round(&token[head * dim..(head + 1) * dim], &mut store[at..]);
             }
         }
-        if evict.needs_attention() {
+        if evict.remembers() {
             make_room(&mut self.attention, tokens, ROOM);
             self.attention.resize(self.positions.len(), 0.0);
             self.attention.iter_mut().zip(received).for_each(|(a, r)| *a += r);
         }
+        let received = if evict.remembers() { &self.attention } else { received };
         let mut keep = vec![true; self.positions.len()];
-        evict.keep(&self.positions, &self.attention, len + tokens, &mut keep);
+        evict.keep(&Held { shape, head, len, states, positions: &self.positions, received }, &mut keep);
         let start = shape.first_seen(layer, len + tokens);
         keep.iter_mut().zip(&self.positions).for_each(|(k, &p)| *k &= p as usize >= start);
         self.retain(&keep, dim);
@@ -152,12 +203,14 @@ fn widened<T: Float>(x: &[T], room: usize) -> Vec<f32> {
 }
 
 /// Attention of the step's queries of one KV head over its slots and the step; gives rows `(tokens, group, dim)` and
-/// adds the attention that each held token receives to `received (slots + tokens)`.
+/// adds the attention that each held token receives from the queries of the tokens `counted` to
+/// `received (slots + tokens)`.
 fn attend_head<T: Float>(
     shape: &ModelShape,
     slots: &Slots<T>,
     (layer, head, len): (usize, usize, usize),
     states: States<'_>,
+    counted: Range<usize>,
     received: &mut [f32],
 ) -> Vec<f32> {
     let States { q, k, v, sink_scores } = states;
@@ -197,7 +250,9 @@ fn attend_head<T: Float>(
                 let top = largest(scores).max(sink);
                 let factor = 1.0 / (exp_sum(scores, top) + (sink - top).exp());
                 scores.iter_mut().for_each(|s| *s *= factor);
-                received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
+                if counted.contains(&token) {
+                    received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
+                }
             }
             add_product(scores, rows, View::new(&values, width, dim, dim), out, dim);
         });
@@ -220,9 +275,10 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
         let (shape, len) = (self.shape, self.len);
         let tokens = states.tokens(&shape);
         let heads = self.slots[layer].par_iter().enumerate().map(|(head, slots)| {
-            let ranked = if self.evict.needs_attention() { slots.positions.len() + tokens } else { 0 };
+            let counted = self.evict.counted(len, tokens);
+            let ranked = if counted.is_empty() { 0 } else { slots.positions.len() + tokens };
             let mut received = vec![0.0; ranked];
-            let rows = attend_head(&shape, slots, (layer, head, len), states, &mut received);
+            let rows = attend_head(&shape, slots, (layer, head, len), states, counted, &mut received);
             (rows, received)
         });
         let heads: Vec<(Vec<f32>, Vec<f32>)> = heads.collect();
@@ -236,7 +292,7 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
         Ok(())
     }
 
-    /// `received` holds, head by head, what each held and each new token received.
+    /// `received` holds, head by head, what each held and each new token received, or nothing.
     fn store(&mut self, layer: usize, states: States<'_>, mut received: &[f32]) -> Result<()> {
         let (shape, len, evict) = (self.shape, self.len, &self.evict);
         self.step = states.tokens(&shape);
@@ -247,7 +303,7 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
             jobs.push((slots, own));
         }
         jobs.into_par_iter().enumerate().for_each(|(head, (slots, received))| {
-            slots.take(&shape, evict, (layer, head, len), (states.k, states.v), received);
+            slots.take(&shape, evict, (layer, head, len), states, received);
         });
         Ok(())
     }
@@ -315,7 +371,7 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
             archive.numbers(&mut slots.values)?;
             archive.numbers(&mut slots.attention)?;
             let (held, numbers) = (slots.positions.len(), slots.positions.len() * self.shape.head_dim);
-            let ranked = if self.evict.needs_attention() { held } else { 0 };
+            let ranked = if self.evict.remembers() { held } else { 0 };
             damaged(slots.positions.iter().all(|&p| (p as usize) < self.len))?;
             damaged(slots.keys.len() == numbers && slots.values.len() == numbers)?;
             damaged(slots.attention.len() == ranked)?;

@@ -32,6 +32,7 @@ mod states;
 mod steps;
 pub mod store;
 mod synthetic;
+mod turned;
 mod view;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
@@ -44,8 +45,8 @@ pub use kernels::Precision;
 pub use magnitudes::Magnitudes;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
-    CacheSpec, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo, MiniCache, Pairing, RankOne,
-    Rtn, Sinks, SmoothQuant, build,
+    CacheSpec, ExpectedAttention, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo,
+    MiniCache, Pairing, RankOne, Rotated, Rtn, Sinks, SmoothQuant, SnapKv, TurboQuant, build,
 };
 pub use observed::{LayerStates, observed, observed_steps};
 pub use resources::{Resources, Rotary};

@@ -15,6 +15,7 @@ use crate::scratch::with_buffer;
 use crate::settings::ModelShape;
 use crate::states::States;
 use crate::store::Store;
+use crate::turned::TurnedRows;
 
 /// Keys and values of one layer that a cache holds of earlier tokens.
 #[derive(Clone)]
@@ -95,6 +96,7 @@ enum Rows<'a> {
     Vectors(Vectors<'a>),
     LatentKeys(LatentKeys<'a>),
     LatentValues(LatentValues<'a>),
+    Turned(TurnedRows<'a>),
 }
 
 /// A vector for each position and KV head, perhaps in factors.
@@ -122,6 +124,11 @@ impl<'a> Segment<'a> {
     /// Latents of values, from index `first` on.
     pub(crate) fn latent_values(positions: Range<usize>, values: LatentValues<'a>, first: usize) -> Self {
         Self { positions, first, rows: Rows::LatentValues(values) }
+    }
+
+    /// Vectors after a linear map, from index `first` on.
+    pub(crate) fn turned(positions: Range<usize>, rows: TurnedRows<'a>, first: usize) -> Self {
+        Self { positions, first, rows: Rows::Turned(rows) }
     }
 
     fn with(mut self, change: impl FnOnce(&mut Vectors<'a>)) -> Self {
@@ -176,6 +183,7 @@ impl SideView<'_> {
                     let indices = segment.indices(&segment.positions);
                     indices.start >= vectors.store.start() && indices.end <= vectors.store.len()
                 }
+                Rows::Turned(rows) => rows.holds(&segment.indices(&segment.positions)),
                 Rows::LatentKeys(_) | Rows::LatentValues(_) => true,
             };
             if segment.positions.is_empty() {
@@ -203,12 +211,20 @@ impl SideView<'_> {
 
     /// Numbers of a mapped query: of the query itself, unless latents have parts of their own.
     pub(crate) fn query_dim(&self, head_dim: usize) -> usize {
-        self.latent_keys().map_or(head_dim, |keys| keys.query_dim(head_dim))
+        match (self.latent_keys(), self.turned()) {
+            (Some(keys), _) => keys.query_dim(head_dim),
+            (None, Some(rows)) => rows.row_dim(head_dim),
+            (None, None) => head_dim,
+        }
     }
 
     /// Numbers of an accumulated row. The first `head_dim` of them are in the space of values.
     pub(crate) fn sum_dim(&self, head_dim: usize) -> usize {
-        self.latent_values().map_or(head_dim, |values| values.sum_dim(head_dim))
+        match (self.latent_values(), self.turned()) {
+            (Some(values), _) => values.sum_dim(head_dim),
+            (None, Some(rows)) => rows.row_dim(head_dim),
+            (None, None) => head_dim,
+        }
     }
 
     /// KV heads that one call had better serve, because they read the same storage: all of them, or one.
@@ -231,21 +247,27 @@ impl SideView<'_> {
         self.segments.iter().find_map(|s| if let Rows::LatentValues(l) = &s.rows { Some(l) } else { None })
     }
 
+    fn turned(&self) -> Option<&TurnedRows<'_>> {
+        self.segments.iter().find_map(|s| if let Rows::Turned(rows) = &s.rows { Some(rows) } else { None })
+    }
+
     /// Maps the queries `q (rows, head_dim)`, rows spread evenly over the KV heads `heads`, once per step, to
     /// `out (rows, query_dim)`.
     pub(crate) fn map_queries(&self, heads: Range<usize>, head_dim: usize, q: &[f32], out: &mut [f32]) {
-        match self.latent_keys() {
-            Some(keys) => keys.map_queries(heads, head_dim, q, out),
-            None => out.copy_from_slice(q),
+        match (self.latent_keys(), self.turned()) {
+            (Some(keys), _) => keys.map_queries(heads, head_dim, q, out),
+            (None, Some(rows)) => rows.map_queries(head_dim, q, out),
+            (None, None) => out.copy_from_slice(q),
         }
     }
 
     /// Maps accumulated rows `(rows, sum_dim)` of KV head `head`, once per step, to values `out (rows, head_dim)`,
     /// overwritten.
     pub(crate) fn map_sums(&self, head: usize, head_dim: usize, sums: &[f32], rows: usize, out: &mut [f32]) {
-        match self.latent_values() {
-            Some(values) => values.map_sums(head, head_dim, sums, rows, out),
-            None => out.copy_from_slice(sums),
+        match (self.latent_values(), self.turned()) {
+            (Some(values), _) => values.map_sums(head, head_dim, sums, rows, out),
+            (None, Some(turned)) => turned.map_sums(head_dim, sums, rows, out),
+            (None, None) => out.copy_from_slice(sums),
         }
     }
 
@@ -271,6 +293,13 @@ impl SideView<'_> {
                         let q = Weights { w: &q[i * per_head * stride..], stride, rows: per_head };
                         let y = Sums { y: &mut out[i * per_head * width + column..], stride: width };
                         vectors.scores(head, head_dim, &part, indices.clone(), q, y);
+                    }
+                }
+                Rows::Turned(turned) => {
+                    for (i, head) in heads.clone().enumerate() {
+                        let q = Weights { w: &q[i * per_head * stride..], stride, rows: per_head };
+                        let y = Sums { y: &mut out[i * per_head * width + column..], stride: width };
+                        turned.scores(head, head_dim, indices.clone(), q, y);
                     }
                 }
                 Rows::LatentKeys(keys) => {
@@ -307,6 +336,14 @@ impl SideView<'_> {
                         vectors.accumulate(head, head_dim, &part, indices.clone(), p, y);
                     }
                 }
+                Rows::Turned(turned) => {
+                    for (i, head) in heads.clone().enumerate() {
+                        let first = i * per_head;
+                        let p = Weights { w: &p[first * width + column..], stride: width, rows: per_head };
+                        let y = Sums { y: &mut out[first * stride..], stride };
+                        turned.accumulate(head, head_dim, indices.clone(), p, y);
+                    }
+                }
                 Rows::LatentValues(values) => {
                     let p = Weights { w: &p[column..], stride: width, rows };
                     let y = Sums { y: &mut *out, stride };
@@ -327,6 +364,7 @@ impl SideView<'_> {
             Rows::Vectors(vectors) => vectors.read(head, position, index, out),
             Rows::LatentKeys(keys) => keys.read(head, position, index, out),
             Rows::LatentValues(values) => values.read(head, index, out),
+            Rows::Turned(rows) => rows.read(head, index, out),
         }
     }
 }

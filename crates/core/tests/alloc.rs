@@ -126,7 +126,16 @@ fn a_decode_step_allocates_only_where_a_page_begins() {
         ModelShape { layers: 4, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, ..ModelShape::PLAIN };
     let rows: Vec<_> = (0..29).map(|i| (row(256, i), row(128, i + 50), row(128, i + 90))).collect();
     let mut out = vec![0.0; 256];
-    for spec in ["full", "kivi-2", "mean", "minicache", "{ method = \"minicache\", quant = { bits = 4 } }"] {
+    for spec in [
+        "full",
+        "kivi-2",
+        "mean",
+        "minicache",
+        "{ method = \"minicache\", quant = { bits = 4 } }",
+        "rotated",
+        "turboquant",
+        "{ method = \"turboquant\", inner_product = true }",
+    ] {
         let mut cache = build(&CacheSpec::parse(spec).unwrap(), &shape, &Resources::default()).unwrap();
         let mut step = |i: usize| {
             let before = CALLS.get();

@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const SPECS: [&str; 19] = [
+const SPECS: [&str; 24] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -53,8 +53,13 @@ const SPECS: [&str; 19] = [
     "smoothquant",
     "rank_one",
     "fp8",
+    "{ method = \"rotated\", quant = { bits = 3, residual = 20 } }",
+    "turboquant",
+    "{ method = \"turboquant\", bits = 3, inner_product = true }",
     "h2o",
     "{ method = \"sinks\", recent = 100 }",
+    "snapkv",
+    "expected_attention",
 ];
 
 const LATENTS: [&str; 3] = [

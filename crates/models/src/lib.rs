@@ -14,6 +14,7 @@ mod latents;
 mod linear;
 mod model;
 mod moe;
+mod own_text;
 pub mod packed;
 mod prefix;
 pub mod registry;

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::align::{Aligned, Alignment};
 use crate::calibrate::BasisOptions;
 use crate::latents::Latents;
+use crate::own_text::OwnTexts;
 use crate::tokenizer::read_json;
 use crate::{
     ChatTemplate, Decoder, Error, Gguf, Hub, HubId, LoadOptions, ModelConfig, Registry, Result, Safetensors,
@@ -40,6 +41,7 @@ pub struct Model {
     stop: Vec<u32>,
     latents: Latents,
     alignment: Option<Alignment>,
+    pub(crate) own_texts: OwnTexts,
 }
 
 /// A model's weights where they lie.
@@ -181,6 +183,7 @@ impl Model {
             stop,
             latents: Latents::default(),
             alignment: alignment.cloned(),
+            own_texts: OwnTexts::default(),
         })
     }
 

@@ -106,10 +106,13 @@ fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-const SPECS: [&str; 12] = [
+const SPECS: [&str; 17] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "fp8",
+    "{ method = \"rotated\", quant = { bits = 3, residual = 5 } }",
+    "turboquant-4",
+    "{ method = \"turboquant\", bits = 3, inner_product = true }",
     "mean",
     "{ method = \"minicache\", start_layer = 0, quant = { bits = 4, residual = 8 } }",
     "{ method = \"minicache\", start_layer = 0, granularity = \"head\", residual = 5, quant = { bits = 2, residual = 0, retained = true } }",
@@ -119,6 +122,8 @@ const SPECS: [&str; 12] = [
     "{ method = \"smoothquant\", activation_bits = 8 }",
     "{ method = \"h2o\", heavy = 6, recent = 6 }",
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
+    "{ method = \"snapkv\", kept = 15, window = 6, kernel = 3 }",
+    "{ method = \"expected_attention\", kept = 15 }",
 ];
 
 /// A prompt and some tokens of two sequences side by side, with every cache.

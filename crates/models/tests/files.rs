@@ -7,5 +7,6 @@ mod files {
     pub(crate) mod default_model;
     pub(crate) mod gguf;
     pub(crate) mod hub;
+    pub(crate) mod own_text;
     pub(crate) mod tokenizers;
 }

@@ -133,7 +133,13 @@ impl Data {
             _ => {
                 let short = column.rsplit('.').next().unwrap_or(column);
                 let name = if short == "gamma" { "γ" } else { short };
-                format!("{} = {value}", name.replace('_', " "))
+                // Latents have the same settings for both sides.
+                let side = match column.rsplit('.').nth(1) {
+                    Some("k") => " of keys",
+                    Some("v") => " of values",
+                    _ => "",
+                };
+                format!("{}{side} = {value}", name.replace('_', " "))
             }
         }
     }

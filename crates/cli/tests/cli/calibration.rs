@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::golden::{difference, find, ids, read};
 use crate::room::{MODELS, Room};
+use crate::text;
 
 /// The model's folder, its golden tokens as `--tokens` takes them, and a file of token ids to calibrate on.
 fn prepared(room: &Room, name: &str) -> (String, String) {
@@ -94,10 +95,38 @@ fn a_basis_serves_its_model_and_no_other() {
         &[&args[..], &[&three]].concat(),
         &["a basis for keys of 3 layers and 1 KV head", "calibrate"],
     );
-    // Without a basis there has to be text and a tokenizer to calibrate with.
-    room.wrong(&[&args[..], &[&with("")]].concat(), &["basis = \"FILE\"", "tokenizer"]);
+    // Without a basis there has to be text and a tokenizer to calibrate with, unless the model writes the text.
+    let task = with(", calibration = { task = \"gsm8k\" }");
+    room.wrong(&[&args[..], &[&task]].concat(), &["basis = \"FILE\"", "tokenizer"]);
+    let both = with(", calibration = { task = \"gsm8k, self\" }");
+    room.wrong(&[&args[..], &[&both]].concat(), &["calibration.task", "`self` alone", "gsm8k, self"]);
+    let own = with(", calibration = { tokens = 60, chunk = 20 }");
+    let out = room.run(&[&args[..], &[&own]].concat());
+    let said = text(&out.stderr);
+    assert!(
+        out.status.success() && said.contains("calibrated on 60 tokens of the model's own text"),
+        "{said}"
+    );
     room.wrong(
         &["calibrate", "--model", &model, "--groups", "9", "--calibration-tokens", "ids.txt", "--out", "b"],
         &["--groups", "4 layers"],
     );
+}
+
+#[test]
+fn without_data_a_model_calibrates_on_what_it_writes_the_same_every_time() {
+    let room = Room::new();
+    let (model, _) = prepared(&room, "llama3");
+    let calibrate = |out: &str, tokens: &str, counted: usize| {
+        let args = ["calibrate", "--model", &model, "--tokens", tokens, "--chunk", "30", "--out", out];
+        let said = room.done(&[&args[..], &["--groups", "2"]].concat());
+        // Without the first four of each sequence.
+        assert!(said.contains(&format!("calibrated on {counted} tokens of the model's own text")), "{said}");
+        fs::read(room.path(out)).unwrap()
+    };
+    let basis = calibrate("a.safetensors", "100", 84);
+    assert!(calibrate("b.safetensors", "100", 84) == basis);
+    assert!(calibrate("c.safetensors", "130", 110) != basis);
+    let said = room.done(&["align", "--model", &model, "--tokens", "80", "--out", "aligned"]);
+    assert!(said.contains("aligned on 76 tokens of the model's own text"), "{said}");
 }

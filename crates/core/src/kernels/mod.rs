@@ -102,8 +102,8 @@ pub(crate) struct Codes<'a> {
     /// Scales and zeros of the lanes, `strips * width` each, where groups run along the steps. A lane's element is
     /// then `scale * code + zero`; without them scale and zero are already in the weights.
     pub(crate) lanes: Option<(&'a [f16], &'a [f16])>,
-    /// Codes of a trellis, whose elements are levels.
-    pub(crate) trellis: Option<Trellis>,
+    /// Codes whose elements are levels of a table.
+    pub(crate) trellis: Option<Trellis<'a>>,
 }
 
 /// How finely weights (queries, probabilities) are rounded before they meet codes, relative to the largest weight
@@ -346,7 +346,7 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
         return;
     }
     // As in `dense`.
-    assert!(w.rows <= ROWS && matches!((m.bits, m.trellis), (2 | 3 | 4 | 8, None) | (1..=3, Some(_))));
+    assert!(w.rows <= ROWS && matches!((m.bits, m.trellis), (2 | 3 | 4 | 8, None) | (1..=4, Some(_))));
     assert!(steps <= MOST_STEPS, "{steps} steps may overflow their integer sums");
     assert!(m.width <= LANES && (m.width == LANES || m.strips == 1));
     assert!(m.runs == 1 || m.steps.is_multiple_of(LANES));

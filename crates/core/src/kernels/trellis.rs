@@ -2,7 +2,9 @@
 //!
 //! The level of a code is `levels[w]`, w being its [`WINDOW`] low bits after the codes before it: `code | before << b |
 //! the one before that << 2b ...` for codes of b bits. Codes before the first are 0. Whatever a kernel reads it can
-//! decode from the codes that lie beside it; see the page of mathematics on why that is worth it.
+//! decode from the codes that lie beside it; see the page of mathematics on why that is worth it. A table that repeats
+//! itself every 2^b levels makes codes stand for levels of their own, whatever came before; so do codes of four bits,
+//! of which a window has room for no second one.
 
 use std::ops::Range;
 
@@ -15,9 +17,9 @@ pub(crate) const STATES: usize = 1 << WINDOW;
 
 /// What codes stand for.
 #[derive(Clone, Copy)]
-pub(crate) struct Trellis {
+pub(crate) struct Trellis<'a> {
     /// By window.
-    pub(crate) levels: &'static [u8; STATES],
+    pub(crate) levels: &'a [u8; STATES],
     /// Codes follow each other along the lanes of all strips of a set, instead of along the steps of a strip.
     pub(crate) along_lanes: bool,
 }
@@ -26,7 +28,7 @@ pub(crate) struct Trellis {
 const AT_ONCE: usize = 16 << 10;
 
 /// [`super::codes`] over levels, a few strips at a time, which are expanded to `room`.
-pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis, w: Digits, out: Sums, room: &mut Vec<u8>) {
+pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis<'_>, w: Digits, out: Sums, room: &mut Vec<u8>) {
     let bytes = strip_bytes(8, m.steps, m.width);
     let most = (AT_ONCE / (m.runs * bytes)).max(1);
     let padded = padded(m.steps * m.runs);
@@ -59,7 +61,7 @@ pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis, w: Digits, out: Sum
 }
 
 /// Levels of some strips, written to `out` as codes of eight bits are.
-fn expand(isa: Isa, m: &Codes, strips: Range<usize>, trellis: Trellis, out: &mut [u8]) {
+fn expand(isa: Isa, m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
     if m.width < LANES {
         return narrow(m, trellis, out);
     }
@@ -80,7 +82,7 @@ fn expand(isa: Isa, m: &Codes, strips: Range<usize>, trellis: Trellis, out: &mut
 }
 
 /// A strip of fewer than 16 lanes, code by code.
-fn narrow(m: &Codes, trellis: Trellis, out: &mut [u8]) {
+fn narrow(m: &Codes, trellis: Trellis<'_>, out: &mut [u8]) {
     let bytes = strip_bytes(8, m.steps, m.width);
     let mask = (STATES - 1) as u8;
     // Windows by lane, or by step.
@@ -108,13 +110,14 @@ type Four = [u32; LANES];
 fn wide(
     m: &Codes,
     strips: Range<usize>,
-    trellis: Trellis,
+    trellis: Trellis<'_>,
     out: &mut [u8],
     look_up: &impl Fn([u8; 64]) -> [u8; 64],
 ) {
     match m.bits {
         1 => wide_of::<1>(m, strips, trellis, out, look_up),
         2 => wide_of::<2>(m, strips, trellis, out, look_up),
+        4 => wide_of::<4>(m, strips, trellis, out, look_up),
         _ => wide_of::<3>(m, strips, trellis, out, look_up),
     }
 }
@@ -123,7 +126,7 @@ fn wide(
 fn wide_of<const BITS: usize>(
     m: &Codes,
     strips: Range<usize>,
-    trellis: Trellis,
+    trellis: Trellis<'_>,
     out: &mut [u8],
     look_up: &impl Fn([u8; 64]) -> [u8; 64],
 ) {
@@ -181,6 +184,7 @@ fn codes<const BITS: usize>(strip: &[u8], fours: usize, four: usize) -> Four {
     match BITS {
         1 => plane(0, 8, 1),
         2 => plane(0, 4, 2),
+        4 => plane(0, 2, 4),
         _ => {
             let (low, third) = (plane(0, 4, 2), plane(fours.div_ceil(4), 8, 1));
             std::array::from_fn(|lane| low[lane] | third[lane] << 2)
@@ -199,7 +203,7 @@ mod avx2 {
 
     /// See [`super::expand`].
     #[target_feature(enable = "avx2")]
-    pub(super) fn expand(m: &Codes, strips: Range<usize>, trellis: Trellis, out: &mut [u8]) {
+    pub(super) fn expand(m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
         wide(m, strips, trellis, out, &|windows| look_up(trellis.levels, windows));
     }
 
@@ -278,12 +282,13 @@ mod avx512 {
     /// # Safety
     /// The machine has the instructions; strips are full, all of them are there, and `out` has room for their levels.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    pub(super) unsafe fn expand(m: &Codes, range: Range<usize>, trellis: Trellis, out: &mut [u8]) {
+    pub(super) unsafe fn expand(m: &Codes, range: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
         // SAFETY: the caller's promises.
         unsafe {
             match m.bits {
                 1 => strips::<1>(m, range, trellis, out),
                 2 => strips::<2>(m, range, trellis, out),
+                4 => strips::<4>(m, range, trellis, out),
                 _ => strips::<3>(m, range, trellis, out),
             }
         }
@@ -306,6 +311,7 @@ mod avx512 {
         match BITS {
             1 => _mm512_and_si512(right(load(u), q), _mm512_set1_epi8(1)),
             2 => _mm512_and_si512(right(load(2 * u + q / 4), q % 4 * 2), _mm512_set1_epi8(3)),
+            4 => _mm512_and_si512(right(load(4 * u + q / 2), q % 2 * 4), _mm512_set1_epi8(15)),
             _ => {
                 // Two bits, and the third of each code in a plane of its own.
                 let low = _mm512_and_si512(right(load(2 * u + q / 4), q % 4 * 2), _mm512_set1_epi8(3));
@@ -319,7 +325,12 @@ mod avx512 {
     /// As [`expand`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    unsafe fn strips<const BITS: usize>(m: &Codes, range: Range<usize>, trellis: Trellis, out: &mut [u8]) {
+    unsafe fn strips<const BITS: usize>(
+        m: &Codes,
+        range: Range<usize>,
+        trellis: Trellis<'_>,
+        out: &mut [u8],
+    ) {
         // SAFETY: 64 bytes.
         let table = unsafe { _mm512_loadu_si512(trellis.levels.as_ptr().cast()) };
         let fours = m.steps.div_ceil(4);
@@ -392,6 +403,7 @@ mod avx512 {
                 _mm512_or_si512(new, _mm512_slli_epi16::<3>(old))
             }
             2 => joined::<2>(x, one, _mm512_shldi_epi32::<16>(x, last)),
+            4 => x,
             _ => joined::<3>(x, one, _mm512_setzero_si512()),
         }
     }
@@ -411,6 +423,7 @@ mod avx512 {
                 _mm512_or_si512(new, _mm512_slli_epi16::<3>(old))
             }
             2 => joined::<2>(x, one, _mm512_alignr_epi32::<14>(x, before)),
+            4 => x,
             _ => joined::<3>(x, one, _mm512_setzero_si512()),
         }
     }

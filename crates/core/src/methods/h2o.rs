@@ -2,10 +2,12 @@
 //! have received the most attention so far, summed over all queries and the query heads of a KV head; each head
 //! keeps its own.
 
+use std::ops::Range;
+
 use super::{Alike, Method, Stored};
 use crate::account::{Nominal, nominal_kept};
 use crate::cache::KvCache;
-use crate::evicting::{Evict, evicting};
+use crate::evicting::{Evict, Held, drop_least, evicting};
 use crate::layered::Plan;
 use crate::settings::{Budget, Checked, ModelShape, StoreType};
 use crate::{Resources, Result};
@@ -70,23 +72,24 @@ impl Method for H2o {
 
     fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {
         let heavy = self.heavy.resolve(context);
-        Some(nominal_kept(self.dtype, self.recent, (heavy, "heavy hitters"), shape, context))
+        let recent = self.recent.resolve(context).max(1);
+        Some(nominal_kept(self.dtype, [(recent, "recent tokens"), (heavy, "heavy hitters")], shape, context))
     }
 }
 
 impl Evict for H2o {
-    fn keep(&self, positions: &[u32], attention: &[f32], seen: usize, keep: &mut [bool]) {
+    fn counted(&self, _: usize, tokens: usize) -> Range<usize> {
+        0..tokens
+    }
+
+    fn remembers(&self) -> bool {
+        true
+    }
+
+    fn keep(&self, held: &Held<'_>, keep: &mut [bool]) {
+        let (positions, seen) = (held.positions, held.seen());
         let from = seen.saturating_sub(self.recent.resolve(seen).max(1));
-        let mut older: Vec<usize> =
-            (0..positions.len()).filter(|&i| (positions[i] as usize) < from).collect();
-        let heavy = self.heavy.resolve(seen);
-        if older.len() > heavy {
-            // Ties go to the older token, so that the outcome does not depend on the order of the slots.
-            let order = |&i: &usize, &j: &usize| {
-                attention[j].total_cmp(&attention[i]).then(positions[i].cmp(&positions[j]))
-            };
-            older.sort_unstable_by(order);
-            older[heavy..].iter().for_each(|&i| keep[i] = false);
-        }
+        let older = (0..positions.len()).filter(|&i| (positions[i] as usize) < from).collect();
+        drop_least(older, self.heavy.resolve(seen), held, |i| held.received[i], keep);
     }
 }

@@ -92,8 +92,12 @@ methods! {
     "kivi" => Kivi in kivi,
     "smoothquant" => SmoothQuant in smoothquant,
     "fp8" => Fp8 in fp8,
+    "rotated" => Rotated in rotated,
+    "turboquant" => TurboQuant in turboquant,
     "h2o" => H2o in h2o,
     "sinks" => Sinks in sinks,
+    "snapkv" => SnapKv in snapkv,
+    "expected_attention" => ExpectedAttention in expected_attention,
     "latent" => Latent in latent,
 }
 

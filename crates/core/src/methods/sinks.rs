@@ -4,7 +4,7 @@
 use super::{Alike, Method, Stored};
 use crate::account::{Nominal, nominal_kept};
 use crate::cache::KvCache;
-use crate::evicting::{Evict, evicting};
+use crate::evicting::{Evict, Held, evicting};
 use crate::layered::Plan;
 use crate::settings::bounds::{MOST_TOKENS, check_number};
 use crate::settings::{Budget, Checked, ModelShape, StoreType};
@@ -65,14 +65,16 @@ impl Method for Sinks {
     }
 
     fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {
-        Some(nominal_kept(self.dtype, self.recent, (self.sinks, "first tokens"), shape, context))
+        let recent = self.recent.resolve(context).max(1);
+        Some(nominal_kept(self.dtype, [(recent, "recent tokens"), (self.sinks, "first tokens")], shape, context))
     }
 }
 
 impl Evict for Sinks {
-    fn keep(&self, positions: &[u32], _: &[f32], seen: usize, keep: &mut [bool]) {
+    fn keep(&self, held: &Held<'_>, keep: &mut [bool]) {
+        let seen = held.seen();
         let from = seen.saturating_sub(self.recent.resolve(seen).max(1));
-        for (keep, &p) in keep.iter_mut().zip(positions) {
+        for (keep, &p) in keep.iter_mut().zip(held.positions) {
             *keep = (p as usize) < self.sinks || p as usize >= from;
         }
     }

@@ -1,8 +1,9 @@
 //! Where a vector's channels lie in a block.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use super::trellis::{Levels, MIDDLE, levels};
+use super::trellis::{Levels, MIDDLE};
 use super::{Side, normal};
 use crate::kernels::{
     self, Dense, Float, Isa, LANES, Line, StepScales, Sums, Trellis, WINDOW, Weights, get_code, put_lane,
@@ -140,6 +141,8 @@ pub(super) enum Scaling {
     Centred,
     /// Likewise, with codes of a trellis where there are tables for their bits.
     Trellis,
+    /// An f16 of scale per token and section, and a level of its own for each code.
+    Levels,
 }
 
 impl Scaling {
@@ -150,7 +153,7 @@ impl Scaling {
 }
 
 /// One head's codes in a block of `slots` tokens: the strips of all sections, then for each section an array of scales
-/// and, unless these are centred, one of zeros, indexed by channel ([`Scaling::Channels`], one section) or by token.
+/// and, where there are some, one of zeros, indexed by channel ([`Scaling::Channels`], one section) or by token.
 ///
 /// Keys have a tile for each section. Values have one for all full strips of equal sections in a row, and one for the
 /// narrow last strip of a section if there is one.
@@ -161,6 +164,8 @@ pub(super) struct CodeBlock {
     pub(super) slots: usize,
     pub(super) sections: Vec<Section>,
     pub(super) tiles: Vec<Tile>,
+    /// What codes stand for, by bits; of the others, steps as wide as the scale.
+    tables: Cow<'static, [Levels]>,
     code_bytes: usize,
 }
 
@@ -171,9 +176,11 @@ impl CodeBlock {
         scaling: Scaling,
         slots: usize,
         sections: impl Iterator<Item = (u8, usize)>,
+        tables: Cow<'static, [Levels]>,
     ) -> Self {
+        let (sections_of, tiles) = (Vec::new(), Vec::new());
         let mut block =
-            Self { side, scaling, dim: 0, slots, sections: Vec::new(), tiles: Vec::new(), code_bytes: 0 };
+            Self { side, scaling, dim: 0, slots, sections: sections_of, tiles, tables, code_bytes: 0 };
         sections.filter(|s| s.1 > 0).for_each(|(bits, channels)| block.add(bits, channels));
         block.code_bytes = block.code_bytes.next_multiple_of(2);
         block
@@ -233,13 +240,14 @@ impl CodeBlock {
         (self.side == Side::Keys) == (self.scaling == Scaling::Channels)
     }
 
+    /// Whether zeros are stored, or are in the middle of the codes.
     fn has_zeros(&self) -> bool {
-        !self.scaling.is_centred()
+        matches!(self.scaling, Scaling::Channels | Scaling::Tokens)
     }
 
-    /// The levels that codes of so many bits stand for, where they follow a trellis.
-    pub(super) fn levels(&self, bits: u8) -> Option<&'static Levels> {
-        levels(bits).filter(|_| self.scaling == Scaling::Trellis)
+    /// The levels that codes of so many bits stand for, where there is a table.
+    pub(super) fn levels(&self, bits: u8) -> Option<&Levels> {
+        self.tables.iter().find(|table| table.bits == bits)
     }
 
     /// The first so many of `channels` channels of a section follow each other, and so do the rest: the last strip of
@@ -248,8 +256,8 @@ impl CodeBlock {
         if self.side == Side::Keys { channels } else { channels / LANES * LANES }
     }
 
-    /// What a tile's codes stand for, where they follow a trellis.
-    pub(super) fn trellis(&self, tile: &Tile) -> Option<Trellis> {
+    /// What a tile's codes stand for, where there is a table.
+    pub(super) fn trellis(&self, tile: &Tile) -> Option<Trellis<'_>> {
         let along_lanes = self.side == Side::Values;
         self.levels(tile.bits).map(|table| Trellis { levels: &table.levels, along_lanes })
     }
@@ -258,8 +266,13 @@ impl CodeBlock {
         if self.scaling == Scaling::Channels { self.dim } else { self.slots }
     }
 
+    /// From the scales of a section to its zeros.
+    fn to_zero(&self) -> usize {
+        if self.has_zeros() { self.scales_per_section() } else { 0 }
+    }
+
     fn section_floats(&self) -> usize {
-        2 * self.scales_per_section()
+        self.to_zero() + self.scales_per_section()
     }
 
     /// How many times the stored zero the zero of a section is; of centred codes, how many times their scale.
@@ -274,8 +287,11 @@ impl CodeBlock {
 
     /// Bytes of one head's codes, and of its scales and zeros.
     pub(super) fn head_bytes(&self) -> (usize, usize) {
-        let entries = self.sections.len() * self.scales_per_section();
-        (self.code_bytes, entries * if self.has_zeros() { 2 * size_of::<f16>() } else { 1 })
+        let sections = self.sections.len();
+        if self.scaling.is_centred() {
+            return (self.code_bytes, sections * self.slots);
+        }
+        (self.code_bytes, sections * self.section_floats() * size_of::<f16>())
     }
 
     /// Lines of one head.
@@ -293,14 +309,14 @@ impl CodeBlock {
     pub(super) fn lane_scales<'a>(&self, head: &'a [f16], tile: &Tile) -> (&'a [f16], &'a [f16]) {
         let at = self.code_bytes / 2 + tile.section * self.section_floats() + tile.entry;
         let n = self.scales_per_section() - tile.entry;
-        (&head[at..at + n], &head[at + self.scales_per_section()..][..n])
+        (&head[at..at + n], &head[at + self.to_zero()..][..n])
     }
 
     /// The scales and zeros of the steps, a set for each section, unless they are centred.
     pub(super) fn step_scales<'a>(&self, head: &'a [f16]) -> StepScales<'a> {
         let (sets, stride) = (self.sections.len(), self.section_floats());
         let data = &head[self.code_bytes / 2..][..sets * stride];
-        StepScales { data, sets, stride, to_zero: self.scales_per_section() }
+        StepScales { data, sets, stride, to_zero: self.to_zero() }
     }
 
     /// The scales of centred codes of several blocks, `block_bytes` apart, by section, then token.
@@ -324,46 +340,50 @@ impl CodeBlock {
     fn scale_index(&self, slot: usize, section: usize, channel: usize) -> (usize, usize) {
         let entry = if self.scaling == Scaling::Channels { channel } else { slot };
         let at = self.code_bytes / 2 + section * self.section_floats() + entry;
-        (at, at + self.scales_per_section())
+        (at, at + self.to_zero())
     }
 
     /// Writes scale and zero of (slot, first channel of a section, or channel) into a head's lines.
     pub(super) fn put_scale(&self, head: &mut [Line], slot: usize, place: (usize, usize), pair: (f16, f16)) {
         let (section, channel) = place;
-        if self.has_zeros() {
-            let (scale, zero) = self.scale_index(slot, section, channel);
-            let floats = view_mut::<f16>(head);
-            (floats[scale], floats[zero]) = pair;
-        } else {
+        if self.scaling.is_centred() {
             view_mut::<u8>(head)[self.code_bytes + section * self.slots + slot] = normal::scale_byte(pair.0);
+            return;
         }
+        let (scale, zero) = self.scale_index(slot, section, channel);
+        let floats = view_mut::<f16>(head);
+        floats[zero] = pair.1;
+        floats[scale] = pair.0;
     }
 
     /// Makes the scales of the slots from `from` on what they are in a new block, where each slot has its own.
     pub(super) fn clear_scales(&self, head: &mut [Line], from: usize) {
         for section in 0..self.sections.len() {
-            if self.has_zeros() {
+            if self.scaling.is_centred() {
+                let at = self.code_bytes + section * self.slots;
+                view_mut::<u8>(head)[at + from..at + self.slots].fill(0);
+            } else {
                 let (scale, zero) = self.scale_index(0, section, 0);
                 let floats = view_mut::<f16>(head);
                 floats[scale + from..scale + self.slots].fill(f16::ZERO);
                 floats[zero + from..zero + self.slots].fill(f16::ZERO);
-            } else {
-                let at = self.code_bytes + section * self.slots;
-                view_mut::<u8>(head)[at + from..at + self.slots].fill(0);
             }
         }
     }
 
     /// Scale and zero of (slot, first channel of a section, or channel).
     pub(super) fn scale(&self, head: &[Line], slot: usize, (section, channel): (usize, usize)) -> (f16, f32) {
-        if self.has_zeros() {
+        let scale = if self.scaling.is_centred() {
+            normal::scale(view::<u8>(head)[self.code_bytes + section * self.slots + slot])
+        } else {
             let (scale, zero) = self.scale_index(slot, section, channel);
             let floats = view::<f16>(head);
-            (floats[scale], floats[zero].to_f32())
-        } else {
-            let scale = normal::scale(view::<u8>(head)[self.code_bytes + section * self.slots + slot]);
-            (scale, self.zero_weight(section) * scale.to_f32())
-        }
+            if self.has_zeros() {
+                return (floats[scale], floats[zero].to_f32());
+            }
+            floats[scale]
+        };
+        (scale, self.zero_weight(section) * scale.to_f32())
     }
 
     /// The strip of a slot and a channel of a section: its first byte, its shape, and step and lane in it.

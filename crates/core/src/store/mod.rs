@@ -2,6 +2,7 @@
 
 mod grid;
 mod layout;
+pub(crate) mod lloyd;
 pub(crate) mod normal;
 mod pack;
 mod pages;
@@ -13,6 +14,7 @@ mod weigh;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ use half::f16;
 use self::grid::decode;
 use self::layout::{CodeBlock, FloatBlock, Scaling};
 use self::pages::Pages;
+use self::trellis::Levels;
 use crate::kernels::f8::F8;
 use crate::kernels::{Float, LANES, Line, Precision, view};
 
@@ -63,7 +66,7 @@ pub enum Scheme {
         /// Newest tokens kept as they are, see [`Store::with_waiting`].
         residual: usize,
     },
-    /// Codes around zero with an f16 scale per token and section, see [`Store::sections`].
+    /// Codes around zero with a scale per token and section, see [`Store::sections`].
     Sections,
 }
 
@@ -137,11 +140,13 @@ impl Store {
             Scheme::Quant { bits, group, axis, .. } => {
                 assert!(group > 0 && group % LANES == 0, "group must be a multiple of 16, not {group}");
                 if axis == Axis::Channel {
-                    return Self::codes(heads, dim, scheme, side, group, Scaling::Channels, &[(bits, dim)]);
+                    let scaling = (Scaling::Channels, Cow::Borrowed(&[][..]));
+                    return Self::codes(heads, dim, scheme, side, group, scaling, &[(bits, dim)]);
                 }
                 let sections: Vec<(u8, usize)> =
                     (0..dim).step_by(group).map(|c| (bits, group.min(dim - c))).collect();
-                return Self::codes(heads, dim, scheme, side, PACKED_BLOCK, Scaling::Tokens, &sections);
+                let scaling = (Scaling::Tokens, Cow::Borrowed(&[][..]));
+                return Self::codes(heads, dim, scheme, side, PACKED_BLOCK, scaling, &sections);
             }
             Scheme::Sections => return Self::sections(&[(8, dim)], side),
         };
@@ -155,7 +160,7 @@ impl Store {
     /// # Panics
     /// Bits other than 2, 3, 4 and 8.
     pub fn sections(sections: &[(u8, usize)], side: Side) -> Self {
-        Self::of_sections(sections, side, Scaling::Centred)
+        Self::of_sections(sections, side, (Scaling::Centred, Cow::Borrowed(&[])))
     }
 
     /// As [`Store::sections`], with codes of 1 to 3 bits that follow a trellis along the numbers of their section: what a
@@ -164,10 +169,18 @@ impl Store {
     /// # Panics
     /// Bits other than 1, 2, 3, 4 and 8.
     pub fn trellis(sections: &[(u8, usize)], side: Side) -> Self {
-        Self::of_sections(sections, side, Scaling::Trellis)
+        Self::of_sections(sections, side, (Scaling::Trellis, Cow::Borrowed(&trellis::TABLES)))
     }
 
-    fn of_sections(sections: &[(u8, usize)], side: Side, scaling: Scaling) -> Self {
+    /// An empty store for vectors of `heads` by several `sections`, with codes of 1 to 4 bits that stand for the levels of
+    /// `tables`, which has one for each number of bits, relative to the root mean square of the section, kept as an f16.
+    pub(crate) fn levels(heads: usize, sections: &[(u8, usize)], side: Side, tables: Vec<Levels>) -> Self {
+        let dim = sections.iter().map(|s| s.1).sum();
+        let scaling = (Scaling::Levels, Cow::Owned(tables));
+        Self::codes(heads, dim, Scheme::Sections, side, PACKED_BLOCK, scaling, sections)
+    }
+
+    fn of_sections(sections: &[(u8, usize)], side: Side, scaling: (Scaling, Cow<'static, [Levels]>)) -> Self {
         let dim = sections.iter().map(|s| s.1).sum();
         let slots = SECTION_BLOCK[usize::from(side == Side::Values)];
         Self::codes(1, dim, Scheme::Sections, side, slots, scaling, sections)
@@ -179,14 +192,14 @@ impl Store {
         scheme: Scheme,
         side: Side,
         slots: usize,
-        scaling: Scaling,
+        (scaling, tables): (Scaling, Cow<'static, [Levels]>),
         sections: &[(u8, usize)],
     ) -> Self {
         for &(bits, _) in sections {
-            let one = bits == 1 && scaling == Scaling::Trellis;
+            let one = bits == 1 && tables.iter().any(|table| table.bits == 1);
             assert!(one || matches!(bits, 2 | 3 | 4 | 8), "bits must be 2, 3, 4 or 8, not {bits}");
         }
-        let block = CodeBlock::new(side, scaling, slots, sections.iter().copied());
+        let block = CodeBlock::new(side, scaling, slots, sections.iter().copied(), tables);
         let lines = block.head_lines();
         Self::with_layout(heads, dim, scheme, side, Block::Codes(Arc::new(block)), lines)
     }
@@ -203,7 +216,8 @@ impl Store {
         let recent = Pages::single(waiting_lines(heads, dim, side, waits));
         let precision = Precision::default();
         let lines = heads * head_lines;
-        let pages = if scheme == Scheme::Sections { Pages::joint(lines) } else { Pages::new(lines) };
+        let joint = matches!(&block, Block::Codes(block) if block.scaling.is_centred());
+        let pages = if joint { Pages::joint(lines) } else { Pages::new(lines) };
         Self { heads, dim, side, scheme, precision, len: 0, packed: 0, block, pages, recent, waits }
     }
 

@@ -6,8 +6,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::grid::Grid;
-use super::layout::FloatBlock;
-use super::{Block, RECENT, Scheme, Store, at_least, head_view, normal, trellis};
+use super::layout::{FloatBlock, Scaling};
+use super::{Block, RECENT, Scheme, Store, at_least, head_view, lloyd, normal, trellis};
 use crate::kernels::f8::F8;
 use crate::kernels::{Float, Line, view_mut};
 use crate::settings::{Axis, StoreType};
@@ -142,6 +142,7 @@ impl Store {
         self.pack_slot(x, codes, |x, bits, codes| {
             let scale = match block.levels(bits) {
                 None => normal::quantise(x, bits, codes),
+                Some(table) if block.scaling == Scaling::Levels => lloyd::quantise(x, table, codes),
                 Some(table) => trellis::quantise(x, block.chain(x.len()), table, room, codes),
             };
             (scale, scale)

@@ -139,7 +139,7 @@ fn sum_codes(
     let sets = block.sections.len();
     let scales = match block.scaling {
         Scaling::Channels => None,
-        Scaling::Tokens => Some(block.step_scales(view(lines))),
+        Scaling::Tokens | Scaling::Levels => Some(block.step_scales(view(lines))),
         Scaling::Centred | Scaling::Trellis => {
             Some(StepScales { data: &halves[..sets * tokens], sets, stride: tokens, to_zero: 0 })
         }

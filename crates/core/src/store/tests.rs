@@ -109,7 +109,11 @@ proptest! {
     ) {
         let side = if keys { Side::Keys } else { Side::Values };
         let empty = match scheme {
-            Scheme::Sections if seed % 2 == 0 => Store::trellis(&sections(dim, seed, &[1, 2, 3, 4, 8]), side),
+            Scheme::Sections if seed % 3 == 0 => {
+                let tables = (1..=4).map(|bits| lloyd::levels(bits, 64)).collect();
+                Store::levels(heads, &sections(dim, seed, &[1, 2, 3, 4]), side, tables)
+            }
+            Scheme::Sections if seed % 3 == 1 => Store::trellis(&sections(dim, seed, &[1, 2, 3, 4, 8]), side),
             Scheme::Sections => Store::sections(&sections(dim, seed, &[2, 3, 4, 8]), side),
             _ => Store::new(heads, dim, scheme, side),
         };

@@ -17,6 +17,7 @@ use crate::kernels::{Isa, STATES};
 pub(super) const MIDDLE: u8 = 128;
 
 /// A table of levels.
+#[derive(Clone)]
 pub(crate) struct Levels {
     pub(crate) bits: u8,
     /// By window; a level l is `unit * (l - 128)` of a unit normal variable.
@@ -32,7 +33,7 @@ pub(crate) fn levels(bits: u8) -> Option<&'static Levels> {
 }
 
 /// By bits.
-const TABLES: [Levels; 3] = [
+pub(super) static TABLES: [Levels; 3] = [
     Levels {
         bits: 1,
         levels: [

@@ -8,7 +8,7 @@ use minicache_core::{CacheSpec, ModelShape, Rotary};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Plain RoPE.
-struct Rope(usize);
+pub(super) struct Rope(pub(super) usize);
 
 impl Rope {
     fn turn(&self, angle: f32, x: &mut [f32]) {

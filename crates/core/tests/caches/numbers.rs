@@ -12,6 +12,8 @@ pub(super) fn all(shape: &ModelShape) -> Vec<(CacheSpec, Resources)> {
     for text in SPECS {
         out.push((CacheSpec::parse(text).unwrap(), Resources::default()));
     }
+    let rounded = "{ method = \"turboquant\", bits = 3, inner_product = true, activation_bits = 8 }";
+    out.push((CacheSpec::parse(rounded).unwrap(), Resources::default()));
     for text in LATENTS {
         for heads in ["1", "\"all\""] {
             let grouped = format!("{{ group = 2, heads = {heads},");

@@ -18,7 +18,7 @@ fn attention_is_by_its_definition_with_caps_sinks_and_windows_of_some_layers() {
     for (nth, shape) in shapes.into_iter().enumerate() {
         for (spec, resources) in all(&shape) {
             // Heads may then hold different numbers of tokens, which `restored` cannot show.
-            if spec.name() == "h2o" && nth == 1 {
+            if spec.needs_attention() && nth == 1 {
                 continue;
             }
             let mut rng = StdRng::seed_from_u64(12);
@@ -37,7 +37,7 @@ fn attention_is_by_its_definition_with_caps_sinks_and_windows_of_some_layers() {
                     cache.store(layer, states, &received).unwrap();
                     // Coarse where activations are rounded to 8 bits.
                     let what = format!("{}, layer {layer}, {tokens} tokens at {len}", spec.label());
-                    close(&out, &want, 1e-2, &what);
+                    close(&out, &want, 2e-2, &what);
                 }
                 cache.finish_step().unwrap();
             }

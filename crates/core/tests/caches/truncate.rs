@@ -90,7 +90,7 @@ fn what_follows_is_as_if_the_forgotten_had_never_been_there() {
         let times = went_back.get(method.name).copied().unwrap_or(0);
         assert!(times >= 2, "{}: {times}", method.name);
     }
-    for method in ["full", "fp8", "mean", "minicache", "rtn", "latent"] {
+    for method in ["full", "fp8", "turboquant", "mean", "minicache", "rtn", "latent"] {
         assert!(went_back[method] >= 10, "{method}: {went_back:?}");
     }
 }

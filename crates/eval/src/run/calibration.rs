@@ -22,6 +22,8 @@ pub struct Corpus<'a> {
     /// What an experiment measures on; `None` outside of experiments, where all of a data set may be used and nothing
     /// else.
     measured: Option<Measured>,
+    /// Ends the writing of text.
+    stop: Stop,
 }
 
 /// What an experiment measures on. None of it may be calibrated on: see [`Corpus::beside`].
@@ -58,14 +60,14 @@ impl Measured {
 impl<'a> Corpus<'a> {
     /// All of the data sets that a calibration names.
     pub fn all(data: &'a DataSource) -> Self {
-        Self { data, measured: None }
+        Self { data, measured: None, stop: Stop::default() }
     }
 
     /// The data sets that a calibration names without what is `measured`, by number and by text. Where that is less
     /// than was asked for, calibration text that ships with the program and is in no task makes up for it, so that
-    /// measured and calibration text never overlap and no experiment lacks any.
-    pub(crate) fn beside(data: &'a DataSource, measured: Measured) -> Self {
-        Self { data, measured: Some(measured) }
+    /// measured and calibration text never overlap and no experiment lacks any. `stop` ends the writing of text.
+    pub(crate) fn beside(data: &'a DataSource, measured: Measured, stop: &Stop) -> Self {
+        Self { data, measured: Some(measured), stop: stop.clone() }
     }
 
     /// The documents that `calibration` names: from the last one of every task backwards, because experiments measure on
@@ -128,7 +130,7 @@ pub fn prepare<'a>(
             all.collect::<BTreeSet<_>>().into_iter().collect()
         };
         let (keys, values) = (groupings(|s| &s.k), groupings(|s| &s.v));
-        let text = CalibrationText::read(calibration, model.need_tokenizer()?, corpus)?;
+        let text = CalibrationText::read(calibration, model, corpus)?;
         let (basis, _) =
             model.calibrate(text.chunks(), &keys, &values, spec.sinks, BasisOptions::default())?;
         model.add_basis(calibration, basis);
@@ -139,8 +141,7 @@ pub fn prepare<'a>(
 
 /// What was asked for, such as `8192 tokens of longbench`.
 pub(crate) fn describe(calibration: &Calibration) -> String {
-    let of = calibration.file.as_ref().unwrap_or(&calibration.task);
-    format!("{} tokens of {of}", calibration.tokens)
+    format!("{} tokens of {}", calibration.tokens, calibration.source())
 }
 
 /// Text that something is calibrated on, as tokens.
@@ -149,18 +150,36 @@ pub struct CalibrationText {
     chunks: Vec<Vec<u32>>,
     /// How many of the chunks are bundled calibration text, the last ones.
     substitutes: usize,
+    /// Whether the model has written it.
+    own: bool,
     /// Documents that chunks were taken from; empty for a file.
     documents: BTreeSet<String>,
 }
 
 impl CalibrationText {
-    /// The text that `calibration` names, in chunks: one of each document in turn. Documents of a task that has none as
-    /// long as a chunk are joined.
+    /// The text that `calibration` names, in chunks: what `model` writes itself, or one of each document in turn.
+    /// Documents of a task that has none as long as a chunk are joined.
     ///
     /// # Errors
-    /// An unknown task, data or a file that is not there.
-    pub fn read(calibration: &Calibration, tokenizer: &Tokenizer, corpus: &Corpus<'_>) -> Result<Self> {
-        let mut out = Self { chunks: Vec::new(), substitutes: 0, documents: BTreeSet::new() };
+    /// An unknown task, data or a file that is not there; a model without a tokenizer, unless it writes the text.
+    pub fn read(calibration: &Calibration, model: &Model, corpus: &Corpus<'_>) -> Result<Self> {
+        if calibration.is_own_text() {
+            let go_on = || corpus.stop.signal().is_none();
+            let texts = model.own_text(calibration.tokens, calibration.chunk, &go_on)?;
+            corpus.stop.check()?;
+            let chunks = texts.map_or_else(Vec::new, |texts| texts.to_vec());
+            return Ok(Self { chunks, substitutes: 0, own: true, documents: BTreeSet::new() });
+        }
+        Self::of_documents(calibration, model.need_tokenizer()?, corpus)
+    }
+
+    /// [`CalibrationText::read`] where the model does not write it.
+    pub(crate) fn of_documents(
+        calibration: &Calibration,
+        tokenizer: &Tokenizer,
+        corpus: &Corpus<'_>,
+    ) -> Result<Self> {
+        let mut out = Self { chunks: Vec::new(), substitutes: 0, own: false, documents: BTreeSet::new() };
         out.take(&corpus.documents(calibration)?, calibration, tokenizer)?;
         let own = out.chunks.len();
         if out.tokens() < calibration.tokens {
@@ -211,6 +230,7 @@ impl CalibrationText {
         let tokens = |chunks: &[Vec<u32>]| chunks.iter().map(Vec::len).sum::<usize>();
         let documents = self.documents.iter().filter(|id| !id.starts_with(BUNDLED)).count();
         let mut text = match documents {
+            0 if self.own => format!("{} tokens of the model's own", tokens(own)),
             0 => format!("{} tokens", tokens(own)),
             1 => format!("{} tokens of 1 document", tokens(own)),
             n => format!("{} tokens of {n} documents", tokens(own)),

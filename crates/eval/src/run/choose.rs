@@ -53,7 +53,7 @@ impl Choices {
         let (Some(calibration), Some(ratio)) = (spec.calibration(), spec.budget_ratio()) else {
             return Ok(spec.clone());
         };
-        let text = CalibrationText::read(calibration, model.need_tokenizer()?, corpus)?;
+        let text = CalibrationText::read(calibration, model, corpus)?;
         let windows: Vec<&[u32]> = text.chunks().filter(|c| c.len() >= SHORTEST).take(WINDOWS).collect();
         if windows.is_empty() {
             let message =

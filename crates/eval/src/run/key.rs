@@ -17,6 +17,9 @@ use crate::tasks::texts;
 /// Raised when the meaning of a column, or how it is computed, changes: cells of older versions then run again.
 const FORMAT: u32 = 2;
 
+/// The same for how a model writes its own text: the model and the settings determine all else.
+const OWN_TEXT: u32 = 1;
+
 /// What text that an experiment calibrates on depends on beside its own settings: the data that it is taken from, the
 /// documents that it leaves to measuring, and what makes up for them.
 ///
@@ -32,6 +35,9 @@ pub(crate) fn text(
         let read = std::fs::read(file);
         let bytes = read.map_err(|e| RunError::Asked(format!("calibration.file: {file}: {e}")))?;
         return Ok(json!(hex_digest(&bytes)));
+    }
+    if calibration.is_own_text() {
+        return Ok(json!({ "own_text": OWN_TEXT }));
     }
     let sources = calibration.tasks().map(|task| Ok(texts(task, data, Some(1))?.fingerprint));
     let measured = inputs.iter().map(|(task, i)| (task, i.fingerprint(), experiment.limit_of(task)));

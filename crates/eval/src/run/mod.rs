@@ -305,12 +305,12 @@ impl Run<'_> {
             return Ok(loaded);
         }
         let measured = self.plan.measured(loaded.need_tokenizer()?, self.context)?;
-        let corpus = Corpus::beside(&self.context.data, measured);
+        let corpus = Corpus::beside(&self.context.data, measured, &self.context.stop);
         if let Some(calibration) = &settings.align {
             let what = calibration::describe(calibration);
             self.overall.say(format!("{} {model}: aligning on {what}", self.plan.experiment.id));
             self.context.stop.check()?;
-            let text = CalibrationText::read(calibration, loaded.need_tokenizer()?, &corpus)?;
+            let text = CalibrationText::read(calibration, &loaded, &corpus)?;
             let alignment = loaded.alignment(text.chunks())?;
             drop(loaded);
             loaded = Model::load_aligned(model, &options, &alignment)?;

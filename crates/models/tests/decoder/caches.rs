@@ -13,7 +13,7 @@ use minicache_models::{Decoder, LogitsFor, Safetensors, Step};
 
 use crate::{Golden, MODELS, golden, golden_with};
 
-const SPECS: [&str; 18] = [
+const SPECS: [&str; 23] = [
     "full",
     "mean",
     "max_norm",
@@ -27,8 +27,13 @@ const SPECS: [&str; 18] = [
     "{ method = \"rtn\", quant = { bits = 4, residual = 0 } }",
     "smoothquant",
     "fp8",
+    "rotated-4",
+    "turboquant-2",
+    "{ method = \"turboquant\", inner_product = true }",
     "{ method = \"h2o\", heavy = 6, recent = 6 }",
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
+    "{ method = \"snapkv\", kept = 15, window = 6, kernel = 3 }",
+    "{ method = \"expected_attention\", kept = 0.5 }",
     "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 2, bits = 3 } }",
     "{ method = \"latent\", residual = 6, k = { group = 2, rate = 3.0 }, v = { group = 4, rate = 2.0 } }",
     "{ method = \"latent\", k = { group = 4, heads = \"all\", rate = 3.0 }, v = { group = 2, heads = \"all\", rate = 2.0 } }",
@@ -199,7 +204,7 @@ fn every_cache_attends_to_what_it_restores_in_every_model() {
         let tokens = text(70, 0);
         let exact = forward(model.decoder(), &mut [(&tokens[..40], &mut model.golden.sequence())]);
         for spec in SPECS {
-            if model.shape.window.is_some() && spec.contains("h2o") {
+            if model.shape.window.is_some() && CacheSpec::parse(spec).unwrap().needs_attention() {
                 // KV heads may then hold different numbers of tokens, which `restored` cannot show.
                 continue;
             }
@@ -286,7 +291,7 @@ fn what_leaves_a_sliding_window_leaves_the_cache() {
             if let Some(round) = (i / 512).checked_sub(1) {
                 most[round] = sequence.footprint().total().max(most[round]);
             }
-            if i % 64 == 0 && !spec.contains("h2o") {
+            if i % 64 == 0 && !CacheSpec::parse(spec).unwrap().needs_attention() {
                 let held = sequence.restored(0).unwrap().positions;
                 assert!(held.iter().all(|p| i + 1 - p < 16), "{spec} at {i}: {held:?}");
             }
@@ -295,7 +300,7 @@ fn what_leaves_a_sliding_window_leaves_the_cache() {
         // The pages of retained tokens, few as these are, take longer to come round.
         assert!(late <= early + early / 20, "{spec}: {early} bytes at most, 512 tokens later {late}");
         // Caches that drop tokens of their own accord are bounded anyway.
-        if !["h2o", "sinks"].iter().any(|m| spec.contains(m)) {
+        if !CacheSpec::parse(spec).unwrap().drops_tokens() {
             let mut sequence = open.empty(spec, TOKENS);
             forward(open.decoder(), &mut [(&tokens, &mut sequence)]);
             let whole = sequence.footprint().total();

@@ -74,6 +74,20 @@ fn the_front_of_the_frontier() {
 }
 
 #[test]
+fn the_front_says_which_side_a_setting_is_of() {
+    let root = tempfile::tempdir().unwrap();
+    let rows = "key,model,task,variant,cache.kept,cache.k.rate,cache.v.rate,cache,ratio,perplexity,kl,agreement,samples,seconds\n\
+                a,tiny,text,low rank,,2.0,3.0,{},5,9,0.1,0.5,4,1\n\
+                b,tiny,text,SnapKV,0.2,,,{},2,9,0.05,0.5,4,1\n";
+    let dir = experiment(root.path(), FIDELITY, rows, 2, true);
+    report(&dir, None).unwrap();
+    let md = text(&dir, "report.md");
+    let wanted =
+        "On the front: 1 SnapKV (kept = 0.2); 2 low rank (rate of keys = 2.0, rate of values = 3.0).";
+    assert!(md.contains(wanted), "{md}");
+}
+
+#[test]
 fn numbers_that_no_axis_can_have_are_left_out_of_figures() {
     let rows = |kl: &str, ratio: &str| {
         let header = "key,model,task,variant,cache,ratio,perplexity,kl,agreement,samples,seconds";
