@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use indexmap::IndexMap;
-use minicache_config::{Slurm, atomic};
-use minicache_eval::run::{Job, Preview, Task, describe_cell, preview, renew, slot, split};
+use minicache_config::{Experiment, Kind, Slurm, atomic};
+use minicache_eval::run::{Job, Preview, Task, describe_cell, estimates, preview, renew, slot, split};
 use minicache_eval::store::{self, Worker};
 
 use super::asked::Asked;
@@ -42,10 +42,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     for experiment in &experiments {
         plans.push(preview(experiment, &context, true).with_context(|| experiment.id.clone())?);
     }
+    let why = pace(&experiments, &mut plans, &site);
     let jobs: Vec<Job> = plans.iter().flat_map(|plan| plan.jobs.clone()).collect();
-    let pace = pace(&plans, &site);
-    let tasks = split(&jobs, site.max_tasks, 60.0 * site.shortest_minutes / pace, false);
-    print_plan(&plans, &jobs, &tasks, pace)?;
+    let tasks = split(&jobs, site.max_tasks, 60.0 * site.shortest_minutes, false);
+    print_plan(&plans, &jobs, &tasks)?;
+    output::line(format!("(estimates are {why})"))?;
     if tasks.is_empty() {
         return output::line("nothing is left to do");
     }
@@ -87,8 +88,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         command: context.command.clone(),
         since: store::today(),
         jobs: Vec::new(),
-        experiments: cells(&experiments, &plans, &asked.results, pace),
-        tasks: tasks.iter().map(|task| share(task, pace)).collect(),
+        experiments: cells(&experiments, &plans, &asked.results),
+        tasks: tasks.iter().map(share).collect(),
     };
     record.write(&dir)?;
     let array = submit(&array, &[])?;
@@ -119,42 +120,56 @@ fn run_call() -> Vec<std::ffi::OsString> {
     call
 }
 
-/// Seconds of a task for a second of the estimates: by the rows that are there, unless the site says it.
-fn pace(plans: &[Preview], site: &Slurm) -> f64 {
-    let sum = |of: fn(&Preview) -> f64| plans.iter().map(of).sum::<f64>();
-    let (took, estimated) = (sum(|p| p.measured.0), sum(|p| p.measured.1));
+/// Makes the estimates of the plans those for this site: as the site's file says, or by the rows that are there, those
+/// of each kind of experiment for themselves. Gives what they are, in words.
+fn pace(experiments: &[Experiment], plans: &mut [Preview], site: &Slurm) -> String {
+    let mut kinds: Vec<(Kind, f64, f64)> = Vec::new();
+    for (experiment, plan) in experiments.iter().zip(&*plans) {
+        let (took, estimated) = plan.measured;
+        match kinds.iter_mut().find(|(kind, ..)| *kind == experiment.kind) {
+            Some(of) => *of = (of.0, of.1 + took, of.2 + estimated),
+            None => kinds.push((experiment.kind, took, estimated)),
+        }
+    }
+    kinds.retain(|(_, took, estimated)| *took > 0.0 && *estimated > 0.0);
+    if site.speed.is_some() {
+        kinds.clear();
+    }
+    // Kinds of which no cell is finished go by those of which some are.
+    let (took, estimated) = kinds.iter().fold((0.0, 0.0), |sum, of| (sum.0 + of.1, sum.1 + of.2));
+    let other = if estimated > 0.0 { took / estimated } else { 1.0 / site.speed.unwrap_or(1.0) };
+    for (experiment, plan) in experiments.iter().zip(plans) {
+        let known = kinds.iter().find(|(kind, ..)| *kind == experiment.kind);
+        let pace = known.map_or(other, |(_, took, estimated)| took / estimated);
+        plan.jobs.iter_mut().for_each(|job| job.scale(pace));
+    }
+    let factors: Vec<String> =
+        kinds.iter().map(|(kind, took, of)| format!("{} {:.2}", kind.name(), took / of)).collect();
     match site.speed {
-        Some(speed) => 1.0 / speed,
-        None if took > 0.0 && estimated > 0.0 => took / estimated,
-        None => 1.0,
+        Some(speed) => format!("two CPU cores' divided by {speed}, as the site's file says"),
+        None if !factors.is_empty() => {
+            format!("two CPU cores' times what finished cells took: {}", factors.join(", "))
+        }
+        None => "those of two CPU cores: no cell is finished yet, and no speed given".into(),
     }
 }
 
-fn share(task: &Task, pace: f64) -> Share {
-    Share { seconds: task.seconds * pace, models: task.models.clone(), cells: task.cells.clone() }
+fn share(task: &Task) -> Share {
+    Share { seconds: task.seconds, models: task.models.clone(), cells: task.cells.clone() }
 }
 
 /// All cells, by the folders of their experiments.
 fn cells(
-    experiments: &[minicache_config::Experiment],
+    experiments: &[Experiment],
     plans: &[Preview],
     results: &std::path::Path,
-    pace: f64,
 ) -> IndexMap<PathBuf, IndexMap<String, Planned>> {
     let mut all = IndexMap::new();
     for (experiment, plan) in experiments.iter().zip(plans) {
-        let own: IndexMap<&str, f64> = plan
-            .jobs
-            .iter()
-            .flat_map(|job| {
-                job.cells
-                    .iter()
-                    .map(|(slot, own, _)| (slot.as_str(), own + job.common / job.cells.len() as f64))
-            })
-            .collect();
+        let seconds = estimates(&plan.jobs);
         let planned = plan.cells.iter().map(|(cell, _)| {
             let slot = slot(experiment, cell);
-            let seconds = own.get(slot.as_str()).copied().unwrap_or(0.0) * pace;
+            let seconds = seconds.get(&slot).copied().unwrap_or(0.0);
             (slot, Planned { cell: describe_cell(cell), seconds })
         });
         let dir = plan.dir.strip_prefix(results).unwrap_or(&plan.dir).to_path_buf();
@@ -164,7 +179,7 @@ fn cells(
 }
 
 /// The plan in short: by experiment, by model, and how it is divided.
-fn print_plan(plans: &[Preview], jobs: &[Job], tasks: &[Task], pace: f64) -> Result<()> {
+fn print_plan(plans: &[Preview], jobs: &[Job], tasks: &[Task]) -> Result<()> {
     for plan in plans {
         let open = plan.cells.iter().filter(|(_, done)| !done).count();
         let (all, dir) = (plan.cells.len(), plan.dir.display());
@@ -185,10 +200,10 @@ fn print_plan(plans: &[Preview], jobs: &[Job], tasks: &[Task], pace: f64) -> Res
         }
     }
     for (model, (cells, seconds, tasks)) in &models {
-        output::line(format!("  {model}: {cells} cells, {}, in {tasks} tasks", hours(seconds * pace)))?;
+        output::line(format!("  {model}: {cells} cells, {}, in {tasks} tasks", hours(*seconds)))?;
     }
-    let work: f64 = models.values().map(|(_, seconds, _)| seconds * pace).sum();
-    let longest = tasks.iter().map(|task| task.seconds * pace).fold(0.0, f64::max);
+    let work: f64 = models.values().map(|(_, seconds, _)| seconds).sum();
+    let longest = tasks.iter().map(|task| task.seconds).fold(0.0, f64::max);
     let count = tasks.len();
     if count > 0 {
         let share = longest * count as f64 / work.max(f64::MIN_POSITIVE);

@@ -90,7 +90,27 @@ pub(crate) fn own_tokens(plan: &Plan<'_>, task: &str) -> usize {
 fn requests(plan: &Plan<'_>, task: &str, caches: usize) -> usize {
     let limit = plan.experiment.accuracy.prompt_tokens.unwrap_or(usize::MAX);
     let documents = plan.inputs.get(task).map_or(&[][..], Input::documents);
-    documents.iter().map(|d| estimate(&d.request, caches, limit)).sum()
+    let all: usize = documents.iter().map(|d| estimate(&d.request, caches, limit)).sum();
+    // What all prompts of a task begin with goes through the model once.
+    let mut beginnings: IndexMap<&str, (&str, usize)> = IndexMap::new();
+    for document in documents {
+        let text = beginning(&document.request);
+        let (shared, count) = beginnings.entry(document.task).or_insert((text, 0));
+        let same = shared.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
+        *shared = &shared[..(0..=same).rev().find(|&at| shared.is_char_boundary(at)).unwrap_or(0)];
+        *count += 1;
+    }
+    let again = |(shared, count): &(&str, usize)| (shared.len() / CHARS_PER_TOKEN).min(limit) * (count - 1);
+    all.saturating_sub(beginnings.values().map(again).sum())
+}
+
+/// The text of a request's prompt that others may begin with too.
+fn beginning(request: &Request) -> &str {
+    match request {
+        Request::Generate(g) => &g.prompt,
+        Request::Turns(t) => t.prompts.first().map_or("", String::as_str),
+        Request::Choices(choices) => choices.first().map_or("", |c| &c.context),
+    }
 }
 
 /// Tokens of one request with `caches` caches.

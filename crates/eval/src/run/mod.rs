@@ -55,7 +55,7 @@ use model::Kept;
 use plan::{Plan, Planned};
 pub use progress::Overall;
 pub use share::{Share, describe as describe_cell, slot};
-pub use split::{Job, Load, Task, split};
+pub use split::{Job, Load, Task, estimates, split};
 pub use stop::Stop;
 use work::Run;
 
@@ -138,7 +138,7 @@ pub struct Preview {
     /// Seconds that they took when they were computed before, here or where the rows in the folder come from; where
     /// nothing is known a guess by tokens.
     pub seconds: f64,
-    /// Seconds that finished cells took, and that they were estimated to take by [`Preview::jobs`].
+    /// Seconds that finished cells took, and that they were estimated to take (see [`estimates`]).
     pub measured: (f64, f64),
 }
 
@@ -149,8 +149,8 @@ pub struct Preview {
 /// As [`run`], as far as it shows without a model.
 pub fn preview(experiment: &Experiment, context: &Context, absent_weights: bool) -> Result<Preview> {
     let plan = Plan::new(experiment, context, |name| match absent(name)?.filter(|_| absent_weights) {
-        // Its weights are elsewhere: nothing of it can be finished here.
-        Some(shape) => Ok(Description { fingerprint: String::new(), shape }),
+        // Its weights are elsewhere: nothing of it can be finished here. Models of one shape are apart all the same.
+        Some(shape) => Ok(Description { fingerprint: format!("{name}, absent"), shape }),
         None => Ok(minicache_models::describe(name)?),
     })?;
     let clone = store::clone_id(&context.results);
@@ -161,11 +161,12 @@ pub fn preview(experiment: &Experiment, context: &Context, absent_weights: bool)
     let open: Vec<_> = plan.cells.iter().filter(|p| !is_done(p)).collect();
     let tokens = plan.tokens(&open);
     let jobs = split::jobs(&plan, is_done);
+    let estimates = split::estimates(&jobs);
     let mut measured = (0.0, 0.0);
     for p in plan.cells.iter().filter(|p| is_done(p)) {
-        if let Some(seconds) = store.seconds(&p.key) {
-            measured.0 += seconds;
-            measured.1 += split::estimate(&plan, p);
+        let estimate = estimates.get(&slot(experiment, &p.cell));
+        if let (Some(seconds), Some(estimate)) = (store.seconds(&p.key), estimate) {
+            measured = (measured.0 + seconds, measured.1 + estimate);
         }
     }
     Ok(Preview {

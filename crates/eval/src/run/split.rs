@@ -6,7 +6,7 @@
 //! attention, experts that are not asked, and answers that end early make the real time another, though mostly by the
 //! same factor for all cells of a kind. [`super::Preview::measured`] gives that factor where rows are there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use minicache_config::{Bench, Kind, ModelSettings};
 use minicache_core::ModelShape;
@@ -59,6 +59,24 @@ pub struct Job {
     pub whole: bool,
 }
 
+impl Load {
+    /// Whether this is in memory where `other` is, however long either takes to get there.
+    fn is(&self, other: &Load) -> bool {
+        let named = (&self.model, &self.settings, &self.calibration);
+        let needs_weights = self.seconds > 0.0;
+        named == (&other.model, &other.settings, &other.calibration) && needs_weights == (other.seconds > 0.0)
+    }
+}
+
+impl Job {
+    /// Makes every estimate `pace` times as long.
+    pub fn scale(&mut self, pace: f64) {
+        self.load.seconds *= pace;
+        self.common *= pace;
+        self.cells.iter_mut().for_each(|cell| cell.1 *= pace);
+    }
+}
+
 /// The work of one process.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Task {
@@ -88,7 +106,7 @@ pub(super) fn jobs(plan: &Plan<'_>, is_done: impl Fn(&Planned) -> bool) -> Vec<J
             seconds: load_seconds(plan, cell.settings.align.as_ref(), cell.cache.calibration(), weights),
         };
         let own = (slot(experiment, cell), own_seconds(plan, &cell.task, &cell.model), done);
-        match jobs.iter_mut().find(|job| job.task == cell.task && job.load == load) {
+        match jobs.iter_mut().find(|job| job.task == cell.task && job.load.is(&load)) {
             Some(job) => job.cells.push(own),
             None => jobs.push(Job {
                 experiment: experiment.id.clone(),
@@ -103,9 +121,14 @@ pub(super) fn jobs(plan: &Plan<'_>, is_done: impl Fn(&Planned) -> bool) -> Vec<J
     jobs
 }
 
-/// Seconds that a cell is estimated to take by itself.
-pub(super) fn estimate(plan: &Plan<'_>, p: &Planned) -> f64 {
-    common_seconds(plan, &p.cell.task, &p.cell.model) + own_seconds(plan, &p.cell.task, &p.cell.model)
+/// Seconds that each cell of `jobs` is estimated to take, by its [`slot`], with an even part of what it has in common
+/// with others: as rows have their seconds.
+pub fn estimates(jobs: &[Job]) -> HashMap<String, f64> {
+    let of_job = |job: &Job| {
+        let part = job.common / job.cells.len().max(1) as f64;
+        job.cells.iter().map(|(slot, own, _)| (slot.clone(), own + part)).collect::<Vec<_>>()
+    };
+    jobs.iter().flat_map(of_job).collect()
 }
 
 /// Weights of a model, by what all of the kind have: four squares of the width for attention and eight for what follows
@@ -206,7 +229,7 @@ fn pieces(jobs: &[Job], finished: bool) -> Vec<Piece> {
             pieces.extend(open.map(|i| Piece { job, cells: vec![i], seconds: of.cells[i].1 }));
         }
     }
-    let first = |job: usize| jobs.iter().position(|of| of.load == jobs[job].load).unwrap_or(job);
+    let first = |job: usize| jobs.iter().position(|of| of.load.is(&jobs[job].load)).unwrap_or(job);
     pieces.sort_by(|a, b| {
         let size = |p: &Piece| jobs[p.job].load.seconds;
         let longest = |p: &Piece| jobs[p.job].common + p.seconds;
@@ -221,7 +244,7 @@ fn packed(jobs: &[Job], pieces: &[Piece], most: usize, bound: f64) -> Option<Vec
     let mut tasks: Vec<Task> = Vec::new();
     for piece in pieces {
         let job = &jobs[piece.job];
-        let load = jobs.iter().position(|of| of.load == job.load)?;
+        let load = jobs.iter().position(|of| of.load.is(&job.load))?;
         let more = |task: &Task| {
             let loaded = if task.loads.contains(&load) { 0.0 } else { job.load.seconds };
             let common = if task.jobs.contains(&piece.job) { 0.0 } else { job.common };
