@@ -1,11 +1,12 @@
 //! Which experiments, and with what in place of what their files say: options of `minicache run` and `submit`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use minicache_config::bounds::{MOST_BYTES, MOST_SAMPLES, check_number};
 use minicache_config::{Experiment, parse_value};
-use minicache_eval::store::Reuse;
+use minicache_eval::store::{Reuse, Worker};
 use minicache_eval::tasks::Suite;
 
 use crate::failure::usage;
@@ -54,6 +55,19 @@ impl Asked {
     /// Reads all experiments: a mistake in the last one should not show after an hour.
     pub(super) fn load(&self) -> Result<Vec<Experiment>> {
         self.experiments.iter().map(|path| load(path, self)).collect()
+    }
+
+    /// Begins work in the results folder.
+    pub(super) fn worker(&self, command: &str) -> Result<Arc<Worker>> {
+        let worker = Worker::of(&self.results, command)?;
+        if self.fresh && worker.company()? > 1 {
+            let mend = "wait until they end, or leave --fresh out to share their work";
+            return Err(usage(format!(
+                "--fresh: {}: other runs are at work there; {mend}",
+                self.results.display()
+            )));
+        }
+        Ok(worker)
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Error, Result, anyhow, bail};
 use minicache_config::Experiment;
 use minicache_config::bounds::MOST_CELLS;
 use minicache_eval::run::{Context, Overall, Preview, Share, Stop, Summary, split};
-use minicache_eval::store::{self, Worker};
+use minicache_eval::store;
 use minicache_models::LoadOptions;
 
 use super::asked::Asked;
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     again: Option<PathBuf>,
     /// Only the I-th of N shares of the cells, of about equal estimated time: for N processes, here or elsewhere, that
     /// have the results folder in common. Reports are written by the one that finishes an experiment.
-    #[arg(long, value_name = "I/N", value_parser = shard, conflicts_with = "again")]
+    #[arg(long, value_name = "I/N", value_parser = shard, conflicts_with_all = ["again", "fresh"])]
     shard: Option<(usize, usize)>,
     /// The shares as `minicache submit` has written them, instead of those that are worked out here.
     #[arg(long, value_name = "FILE", requires = "shard", hide = true)]
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if args.dry_run {
         return experiments.iter().try_for_each(|e| print_plan(e, &context));
     }
-    context.worker = Some(Worker::of(&asked.results, &context.command)?);
+    context.worker = Some(asked.worker(&context.command)?);
     context.stop = signals::stop();
     // So is whatever else can be known to fail before the first token is computed.
     let mut table = Vec::with_capacity(experiments.len());

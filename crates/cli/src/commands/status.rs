@@ -131,6 +131,16 @@ fn progress(
     let state = State::read(dir)?;
     let info = RunInfo::read(dir).ok();
     // Slots and keys belong together where the plan was made with all models at hand.
+    if let Some(info) =
+        info.as_ref().filter(|info| info.keys.is_empty() && submitted.is_empty() && info.planned > 0)
+        && state.failed.is_empty()
+    {
+        // Of a version that named no cells.
+        let done = if info.finished { info.planned } else { state.done.len().min(info.planned) };
+        let unnamed = || Open { cell: "a cell of an older run".into(), seconds: None, state: Standing::ToDo };
+        let open = (done..info.planned).map(|_| unnamed()).collect();
+        return Ok(Some(Progress { dir: dir.to_path_buf(), planned: info.planned, done, open }));
+    }
     if let Some(info) = &info {
         let plan = cells(&info.experiment)?;
         let named: Vec<(String, String)> =

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use indexmap::IndexMap;
 use minicache_config::{Experiment, Kind, Slurm, atomic};
 use minicache_eval::run::{Job, Preview, Task, describe_cell, estimates, preview, renew, slot, split};
-use minicache_eval::store::{self, Worker};
+use minicache_eval::store;
 
 use super::asked::Asked;
 use super::run::context;
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         return output::line(format!("{}:\n{}", dir.join("report.sh").display(), scripts.report()));
     }
     context.stop = signals::stop();
-    context.worker = Some(Worker::of(&asked.results, &context.command)?);
+    context.worker = Some(asked.worker(&context.command)?);
     if asked.fresh {
         experiments.iter().try_for_each(|experiment| renew(experiment, &context))?;
     }

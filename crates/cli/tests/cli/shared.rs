@@ -183,6 +183,7 @@ fn status_says_who_is_at_work_and_since_when() {
     assert!(code == 3 && !running.is_empty(), "{state}");
     assert_eq!(running[0]["pid"], child.id(), "{state}");
     assert!(running[0]["cell"].as_str().unwrap().starts_with("model "), "{state}");
+    place.fails(&[&args[..], &["--fresh"]].concat(), 2, &["--fresh", "other runs are at work"]);
     assert!(running[0]["heartbeat_s"].as_f64().unwrap() < 60.0 && running[0]["since"].is_string(), "{state}");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -287,4 +288,24 @@ fn a_process_that_does_not_beat_is_taken_for_gone() {
     let mut wrong = place.command(&args);
     let out = wrong.env("MINICACHE_STALE_SECONDS", "soon").output().unwrap();
     assert!(out.status.code() == Some(2) && text(&out.stderr).contains("no number of seconds"));
+}
+
+#[test]
+fn the_paper_s_experiments_are_divided_evenly_among_64_tasks() {
+    let place = Place::new();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments");
+    let paths = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path().display().to_string());
+    let paths: Vec<String> = paths.filter(|path| path.ends_with(".toml")).collect();
+    let mut args = vec!["submit", "--profile", "paper", "--dry-run"];
+    args.extend(paths.iter().map(String::as_str));
+    let said = place.done(&args);
+    // On the bundled sample: the longest cell is a larger part of the whole than on real data.
+    let share = said
+        .lines()
+        .find_map(|l| l.split_once(": ")?.1.strip_suffix(" times an even share of the work, with loading"));
+    let share: f64 = share.unwrap_or_else(|| panic!("{said}")).parse().unwrap();
+    assert!((1.0..1.45).contains(&share), "{share}");
+    let cells =
+        said.lines().filter_map(|l| l.split_once(" to compute")?.0.rsplit(' ').next()?.parse::<usize>().ok());
+    assert!(cells.sum::<usize>() > 1000, "{said}");
 }
