@@ -174,8 +174,11 @@ impl<'a> Run<'a> {
             if self.parked.iter().any(settled) {
                 return Ok(true);
             }
-            let wanted: Vec<&Planned> = self.wanted().filter(|p| self.is_open(p)).collect();
-            for p in wanted {
+            let mut wanted: Vec<&Planned> = self.wanted().filter(|p| self.is_open(p)).collect();
+            // Some of them: who is gone has left more than one, or leaves it to a later look.
+            let some = rand::random_range(0..wanted.len().max(1));
+            wanted.rotate_left(some);
+            for p in wanted.into_iter().take(TOGETHER) {
                 if self.store.claim(&p.key)? {
                     return Ok(true);
                 }
@@ -190,9 +193,9 @@ impl<'a> Run<'a> {
 
     /// Takes note of this run's cells that failed elsewhere since it began.
     fn note_failures(&mut self) -> Result<()> {
-        let unsettled: Vec<&Planned> = self.wanted().filter(|p| self.is_unsettled(p)).collect();
-        for p in unsettled {
-            if let Some(failed) = self.store.failed_meanwhile(&slot(self.plan.experiment, &p.cell))? {
+        for failed in self.store.failed_meanwhile()? {
+            let failing = self.wanted().find(|p| p.key == failed.key && self.is_unsettled(p));
+            if let Some(p) = failing {
                 self.note(&p.key, failed);
             }
         }

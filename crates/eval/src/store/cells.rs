@@ -276,16 +276,19 @@ impl Store {
         Ok(())
     }
 
-    /// Why the cell `slot` failed, where that was while this process was at work.
+    /// The cells that failed since this process is at work.
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn failed_meanwhile(&self, slot: &str) -> Result<Option<FailedCell>> {
+    pub fn failed_meanwhile(&self) -> Result<Vec<FailedCell>> {
         let since = self.work.as_ref().map_or(SystemTime::UNIX_EPOCH, |work| work.worker.began());
-        if failed::when(&self.dir, slot)?.is_none_or(|when| when < since) {
-            return Ok(None);
-        }
-        Ok(failed::read(&self.dir)?.into_iter().find(|cell| cell.slot == slot))
+        let mut new = failed::read(&self.dir)?;
+        let mut error = None;
+        new.retain(|cell| match failed::when(&self.dir, &cell.slot) {
+            Ok(when) => when.is_some_and(|when| when >= since),
+            Err(e) => error.replace(e).is_some(),
+        });
+        error.map_or(Ok(new), Err)
     }
 
     /// The cells that failed and were not computed since, of any plan.
