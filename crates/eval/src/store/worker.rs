@@ -6,7 +6,7 @@
 //! file's first byte now and then, so that the file system's own clock stands in the file's date, and whether another's
 //! date is old is judged by the date of one's own.
 //!
-//! A process is gone when its file has not changed for [`Worker::limit`]; on the same machine at once, when its process
+//! A process is gone when its file has not changed for [`limit`]; on the same machine at once, when its process
 //! is not there any more.
 
 use std::fs::{self, File, OpenOptions};
@@ -306,11 +306,6 @@ impl Worker {
     /// What it says of itself.
     pub fn holder(&self) -> &Holder {
         &self.file.holder
-    }
-
-    /// How long a process may not beat before it is taken for gone.
-    pub fn limit(&self) -> Duration {
-        self.file.limit
     }
 
     /// Its file, of which claims are made.
