@@ -73,14 +73,11 @@ impl Shares {
     }
 
     /// The sweeps that were submitted for the results folder `results`, the last one last.
-    pub(crate) fn all(results: &Path) -> Vec<(PathBuf, Self)> {
+    pub(crate) fn all(results: &Path) -> Vec<Self> {
         let folders = std::fs::read_dir(results.join(JOBS)).into_iter().flatten();
         let mut dirs: Vec<PathBuf> = folders.filter_map(|entry| Some(entry.ok()?.path())).collect();
         dirs.sort();
         // One that is being written now, or was left half made, is none.
-        dirs.into_iter()
-            .filter_map(|dir| Some((Self::read(&Self::path(&dir)).ok()?, dir)))
-            .map(|(s, d)| (d, s))
-            .collect()
+        dirs.into_iter().filter_map(|dir| Self::read(&Self::path(&dir)).ok()).collect()
     }
 }

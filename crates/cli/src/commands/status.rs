@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
     let mut all: Vec<Progress> = Vec::new();
     let mut planned: IndexMap<PathBuf, IndexMap<String, crate::shares::Planned>> = IndexMap::new();
     // The last plan of each experiment.
-    for (folder, cells) in shares.into_iter().flat_map(|(_, sweep)| sweep.experiments) {
+    for (folder, cells) in shares.into_iter().flat_map(|sweep| sweep.experiments) {
         planned.insert(args.dir.join(folder), cells);
     }
     for folder in begun(&args.dir) {
