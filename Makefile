@@ -23,7 +23,7 @@ RUN = $(BIN) run --profile $(PROFILE) --results $(INTO) --reuse $(REUSE) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DATA),--data $(DATA)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(SWEEPS) $(ARGS)
 
-.PHONY: help build fetch reproduce sweep report verify test test-crash fuzz lint bench
+.PHONY: help build fetch reproduce sweep report verify test test-crash test-cluster fuzz lint bench
 
 help:
 	@echo 'make reproduce                       all experiments in small -> results/sample/ (with DATA: results/)'
@@ -33,7 +33,8 @@ help:
 	@echo 'make verify                          computes rows of results/ a second time and compares (TABLE, DATA)'
 	@echo 'make report                          figures and reports again from the CSV'
 	@echo 'make test, make lint, make bench'
-	@echo 'make test-crash                      runs killed, in pairs and on full disks end as undisturbed ones'
+	@echo 'make test-crash                      runs killed, many at once and on full disks end as undisturbed ones'
+	@echo 'make test-cluster                    the same of a sweep on a real Slurm, which it installs (Debian, as root)'
 	@echo 'make fuzz                            100,000 damaged files of every format; an hour or two'
 	@echo 'make reproduce PROFILE=small         larger samples, and a model of 1.5 billion parameters; hours'
 	@echo 'Options: TABLE, PROFILE, MODELS, LIMIT, DATA (folder with data sets), DEVICE, RESULTS, ARGS,'
@@ -68,6 +69,10 @@ test:
 test-crash:
 	$(CARGO) build --bin minicache
 	scripts/crash-test
+
+test-cluster:
+	$(CARGO) build --bin minicache
+	scripts/test-slurm
 
 # The test profile: optimised, with checks of overflows and assertions that a release build lacks.
 fuzz:

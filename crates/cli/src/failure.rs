@@ -37,6 +37,14 @@ pub(crate) struct Interrupted {
     pub(crate) command: String,
 }
 
+/// A sweep that is not done: what there is to say of it has been printed.
+#[derive(Debug, thiserror::Error)]
+#[error("not everything is done")]
+pub(crate) struct Unfinished {
+    /// The exit code.
+    pub(crate) code: u8,
+}
+
 /// An error about the call itself, with what to do instead.
 pub(crate) fn usage(message: impl Into<String>) -> Error {
     Error::new(Usage(message.into()))
@@ -87,7 +95,7 @@ fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
             _ => true,
         }
     } else if let Some(e) = e.downcast_ref::<Store>() {
-        matches!(e, Store::Malformed { .. } | Store::NotAFolder(_) | Store::Held { .. })
+        matches!(e, Store::Malformed { .. } | Store::NotAFolder(_) | Store::NoLinks(_) | Store::Limit { .. })
     } else if let Some(e) = e.downcast_ref::<Plot>() {
         // What a run has written is no file of the call.
         matches!(e, Plot::NoResults(_))
@@ -98,7 +106,7 @@ fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
             Run::Model(e) => is_wrong(e),
             Run::Cache(e) => is_wrong(e),
             Run::Cell { source, .. } => is_wrong(source.as_ref()),
-            Run::Candle(_) | Run::Interrupted { .. } => false,
+            Run::Candle(_) | Run::Elsewhere(_) | Run::Interrupted { .. } => false,
         }
     } else {
         false
@@ -109,6 +117,9 @@ fn is_wrong(e: &(dyn std::error::Error + 'static)) -> bool {
 pub(crate) fn report(error: &Error) -> ExitCode {
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(Unfinished { code }) = error.downcast_ref() {
+        return ExitCode::from(*code);
     }
     say(&describe(error));
     ExitCode::from(code(error))

@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibration;
+mod call;
 mod commands;
 mod compare;
 mod failure;
@@ -9,7 +10,9 @@ mod global;
 mod output;
 mod prompt;
 mod shape;
+mod shares;
 mod signals;
+mod slurm;
 mod source;
 mod tensors;
 

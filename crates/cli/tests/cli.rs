@@ -47,5 +47,7 @@ mod runs;
 mod same_numbers;
 #[path = "cli/saved_caches.rs"]
 mod saved_caches;
+#[path = "cli/shared.rs"]
+mod shared;
 
 use place::{EXPERIMENT, Place, text, untimed, walk};

@@ -3,21 +3,40 @@
 //! A file is written beside its place under a name of its own, made last on disk and then renamed, so that a reader
 //! or a killed process sees the old or the new file and nothing between. Temporary names are random and never opened
 //! where something is there already, so no link at a name that can be guessed is followed. A process that is killed
-//! leaves its temporary file, which [`remove_leftovers`] knows by its name; one that is asked to end removes it with
-//! [`discard_all`].
+//! leaves its temporary file, which [`leftovers`] knows by its name, as it does whose it is ([`tag`]); one that is asked
+//! to end removes it with [`discard_all`].
 
 use std::fs::{self, File, Permissions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
 
 const PREFIX: &str = ".minicache-";
 const SUFFIX: &str = ".tmp";
-/// Random letters and digits between them.
-const RANDOM: usize = 8;
+/// Letters and digits between them: those of the process, then random ones.
+const OF_PROCESS: usize = 4;
+const RANDOM: usize = 4;
+
+/// This process's own letters and digits.
+static TAG: LazyLock<String> = LazyLock::new(|| {
+    // Seeded by the system, apart in every process.
+    let mut number = RandomState::new().hash_one(std::process::id());
+    let mut digit = || {
+        let digit = char::from_digit((number % 36) as u32, 36);
+        number /= 36;
+        digit.unwrap_or('0')
+    };
+    (0..OF_PROCESS).map(|_| digit()).collect()
+});
+
+/// What the names of this process's temporary files begin with, after what all have in common: four letters and digits.
+pub fn tag() -> &'static str {
+    &TAG
+}
 
 /// Files that are to go when this process ends.
 static TRANSIENT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -86,7 +105,7 @@ impl Writer {
                 // The list is held, so that no file comes to be that it does not know.
                 let mut all = transient();
                 let file = tempfile::Builder::new()
-                    .prefix(PREFIX)
+                    .prefix(&format!("{PREFIX}{}", tag()))
                     .suffix(SUFFIX)
                     .rand_bytes(RANDOM)
                     // As any file: the user's mask takes from it.
@@ -177,30 +196,74 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     writer.commit()
 }
 
-/// Whether a file of this name was on its way when its process was killed.
-pub fn is_leftover(name: &std::ffi::OsStr) -> bool {
-    let random = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
-    random.is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_alphanumeric()))
+/// Writes `bytes` to `path` unless something is there already; gives whether it did. Of several processes that try at
+/// once exactly one does, on network file systems too: the file gets its name by a link, and one link of a name succeeds.
+///
+/// # Errors
+/// The file cannot be written, or a file system without hard links.
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(false);
+    }
+    let mut writer = Writer::new(path)?;
+    writer.write_all(bytes)?;
+    let Target::Beside(file) = &writer.target else { return Ok(false) };
+    file.as_file().sync_all()?;
+    match fs::hard_link(file.path(), path) {
+        Ok(()) => Ok(true),
+        // A network that repeats a request may answer so to the one that succeeded.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(file.as_file().metadata()?.nlink() > 1),
+        Err(e) => Err(e),
+    }
 }
 
-/// Removes what killed processes left in `folder`: for whoever knows that none is at work there. Folders below it are
-/// not looked into, and nothing else is touched.
+/// A name in `folder` that nothing has and that [`leftovers`] knows as this process's.
+pub fn spare_name(folder: &Path) -> PathBuf {
+    let random = RandomState::new().hash_one(folder) % 36u64.pow(RANDOM as u32);
+    let digits = (0..RANDOM as u32).map(|i| char::from_digit((random / 36u64.pow(i) % 36) as u32, 36));
+    let digits: String = digits.map(|d| d.unwrap_or('0')).collect();
+    folder.join(format!("{PREFIX}{}{digits}{SUFFIX}", tag()))
+}
+
+/// The process ([`tag`]) whose temporary file would have this name.
+fn owner(name: &std::ffi::OsStr) -> Option<String> {
+    let of = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX))?;
+    let fits = of.len() == OF_PROCESS + RANDOM && of.bytes().all(|b| b.is_ascii_alphanumeric());
+    fits.then(|| of[..OF_PROCESS].to_string())
+}
+
+/// Temporary files in `folder`, each with the [`tag`] of its process, which may be at work or killed. Folders below it
+/// are not looked into.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn leftovers(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => {
+            return Ok(Vec::new());
+        }
+        Err(e) => return Err(e),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Some(tag) = owner(&entry.file_name())
+            // One that is gone by now was at work.
+            && entry.file_type().is_ok_and(|t| t.is_file())
+        {
+            found.push((entry.path(), tag));
+        }
+    }
+    Ok(found)
+}
+
+/// Removes what killed processes left in `folder`: for whoever knows that none is at work there. Nothing else is touched.
 ///
 /// # Errors
 /// A folder that cannot be read, or a file that cannot be removed.
 pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    for entry in entries {
-        let entry = entry?;
-        if is_leftover(&entry.file_name()) && entry.file_type()?.is_file() {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+    leftovers(folder)?.iter().try_for_each(|(path, _)| fs::remove_file(path))
 }
 
 fn folder(path: &Path) -> &Path {
@@ -226,7 +289,10 @@ mod tests {
         replace(&path, b"one").unwrap();
         let mut writer = Writer::new(&path).unwrap();
         writer.write_all(b"tw").unwrap();
-        assert!(is_leftover(writer.written_path().file_name().unwrap()));
+        assert_eq!(
+            leftovers(dir.path()).unwrap(),
+            [(writer.written_path().to_path_buf(), tag().to_string())]
+        );
         assert_eq!(fs::read(&path).unwrap(), b"one");
         writer.write_all(b"o").unwrap();
         writer.commit().unwrap();
@@ -288,6 +354,26 @@ mod tests {
     }
 
     #[test]
+    fn of_many_who_create_a_file_one_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("id");
+        let made: usize = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8u8)
+                .map(|i| {
+                    scope.spawn({
+                        let path = &path;
+                        move || create(path, &[i]).unwrap()
+                    })
+                })
+                .collect();
+            all.into_iter().map(|t| usize::from(t.join().unwrap())).sum()
+        });
+        assert_eq!((made, names(dir.path())), (1, vec!["id".to_string()]));
+        let before = fs::read(&path).unwrap();
+        assert!(!create(&path, b"other").unwrap() && fs::read(&path).unwrap() == before);
+    }
+
+    #[test]
     fn only_leftovers_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let keep = [".minicache-abcdefgh.tmpx", ".minicache-abc.tmp", "a.tmp", "minicache-abcdefgh.tmp"];
@@ -296,6 +382,11 @@ mod tests {
         }
         std::os::unix::fs::symlink("/nowhere", dir.path().join(".minicache-llllllll.tmp")).unwrap();
         fs::create_dir(dir.path().join(".minicache-dddddddd.tmp")).unwrap();
+        let spare = spare_name(dir.path());
+        fs::write(&spare, "x").unwrap();
+        let mut tags: Vec<String> = leftovers(dir.path()).unwrap().into_iter().map(|(_, tag)| tag).collect();
+        tags.sort_by_key(|t| *t == "aB3d");
+        assert_eq!(tags, [tag(), "aB3d"]);
         remove_leftovers(dir.path()).unwrap();
         let left = names(dir.path());
         assert!(keep.iter().all(|k| left.contains(&(*k).to_string())), "{left:?}");

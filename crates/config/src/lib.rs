@@ -14,6 +14,7 @@ pub mod guard;
 mod plan;
 pub mod python_json;
 mod run_info;
+mod slurm;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -29,3 +30,4 @@ pub use guard::guard;
 pub use minicache_core::settings::{escaped, shown, toml_from_str};
 pub use plan::{Cell, cells};
 pub use run_info::{ModelInfo, RunInfo};
+pub use slurm::{Gpus, Slurm};

@@ -1,6 +1,7 @@
 //! The commands, one file each: an `Args` struct and `run(&Args, &Global) -> anyhow::Result<()>`.
 
 mod align;
+mod asked;
 mod bench;
 mod calibrate;
 mod compare;
@@ -15,6 +16,8 @@ mod models;
 mod report;
 mod run;
 mod score;
+mod status;
+mod submit;
 mod tasks;
 mod tokens;
 
@@ -29,6 +32,10 @@ use crate::global::Global;
 pub(crate) enum Command {
     /// Run experiment files: measure, and write CSV, figures and a report.
     Run(run::Args),
+    /// Run experiments as jobs of Slurm: as many at once as there is room for, whatever becomes of one of them.
+    Submit(submit::Args),
+    /// Say how far the runs in a results folder have come.
+    Status(status::Args),
     /// Rebuild figures and reports from the CSV of earlier runs.
     Report(report::Args),
     /// Compare two results folders cell by cell, within what machines may differ by.
@@ -68,6 +75,8 @@ impl Command {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         match self {
             Command::Run(args) => run::run(args, global),
+            Command::Submit(args) => submit::run(args, global),
+            Command::Status(args) => status::run(args, global),
             Command::Report(args) => report::run(args, global),
             Command::Compare(args) => compare::run(args, global),
             Command::Score(args) => score::run(args, global),

@@ -1,10 +1,11 @@
 //! `minicache report`: figures and reports from the CSV of earlier runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use minicache_eval::run::SAMPLE;
-use minicache_eval::store::Owner;
+use minicache_eval::store::{StoreError, Worker};
 
 use crate::failure::usage;
 use crate::global::Global;
@@ -29,10 +30,10 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
             "no such folder; run `minicache run EXPERIMENT.toml` first, or name its --results folder";
         return Err(usage(format!("{dir}: {message}")));
     }
-    let _owner = Owner::of(&minicache_plot::root(&args.dir)?, &format!("minicache report {dir}"))?;
+    let worker = Worker::of(&minicache_plot::root(&args.dir)?, &format!("minicache report {dir}"))?;
     let mut problems = Vec::new();
     for folder in folders(&args.dir) {
-        let summary = rebuild(&folder)?;
+        let summary = alone(&worker, || rebuild(&folder))?;
         for experiment in &summary.experiments {
             let (figures, path) = (experiment.figures, experiment.path.display());
             output::line(format!("{}: {figures} figures, {path}", experiment.id))?;
@@ -48,6 +49,11 @@ pub(crate) fn run(args: &Args, _: &Global) -> Result<()> {
             bail!("{n} experiments could not be reported, the first: {}", problems[0])
         }
     }
+}
+
+/// Does `work` while no other process of the results folder writes reports, so that those of the newest rows stay.
+pub(super) fn alone<T>(worker: &Arc<Worker>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    worker.alone(worker.results(), "report", || Ok::<_, StoreError>(work()))?
 }
 
 /// The folder, and the one below it for runs on the bundled sample, as far as there are results in them.

@@ -1,4 +1,4 @@
-//! Two runs, signals, full disks: what a run leaves when it is disturbed. `scripts/crash-test` does the same at length.
+//! Signals, full disks: what a run leaves when it is disturbed. `scripts/crash-test` does the same at length.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Place, text, untimed, walk};
 
 /// The names of all files below `dir`, but for the folder's own id.
-fn names(dir: &Path) -> Vec<String> {
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     let relative = |path: &Path| path.strip_prefix(dir).unwrap().display().to_string();
     let mut names: Vec<String> = walk(dir).iter().map(|(path, _)| relative(path)).collect();
     names.retain(|name| name != ".clone");
@@ -16,12 +16,12 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn start(place: &Place, args: &[&str]) -> Child {
+pub(crate) fn start(place: &Place, args: &[&str]) -> Child {
     place.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits until `is_there`, which a run comes to before it ends.
-fn wait_for(child: &mut Child, is_there: impl Fn() -> bool) {
+pub(crate) fn wait_for(child: &mut Child, is_there: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_there() {
         assert!(child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(120));
@@ -29,37 +29,17 @@ fn wait_for(child: &mut Child, is_there: impl Fn() -> bool) {
     }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
 const RUN: [&str; 6] = ["run", "e.toml", "--limit", "24", "--results", "disturbed"];
 
 #[test]
-fn the_second_run_into_a_folder_is_refused_and_says_who_is_at_work() {
-    let place = Place::new();
-    place.done(&["run", "e.toml", "--limit", "24", "--results", "whole"]);
-    let mut first = start(&place, &RUN);
-    wait_for(&mut first, || place.path("disturbed/.lock").exists());
-    let pid = first.id().to_string();
-    place.fails(&RUN, 2, &["disturbed", &pid, "run e.toml", "--results"]);
-    place.fails(&["report", "disturbed"], 2, &["disturbed", &pid]);
-    // Another folder is free, and a look at the plan takes none.
-    place.done(&["run", "e.toml", "--limit", "1", "--results", "other"]);
-    place.done(&["run", "e.toml", "--dry-run", "--results", "disturbed"]);
-    assert_eq!(first.wait().unwrap().code(), Some(0));
-    assert_eq!(
-        untimed(&place.path("whole/sample/e/cells.csv")),
-        untimed(&place.path("disturbed/sample/e/cells.csv"))
-    );
-    assert_eq!(names(&place.path("whole")), names(&place.path("disturbed")));
-}
-
-#[test]
 fn a_signal_finishes_what_is_at_hand_and_says_how_to_go_on() {
     let place = Place::new();
     place.done(&["run", "e.toml", "--limit", "24", "--results", "whole"]);
-    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+    for (name, code) in [("-INT", 130), ("-TERM", 143), ("-USR1", 138)] {
         // What an earlier one left would be taken for the sign that this one is at work.
         let _ = fs::remove_dir_all(place.path("disturbed"));
         let mut child = start(&place, &[&RUN[..], &["--fresh"]].concat());
@@ -69,7 +49,8 @@ fn a_signal_finishes_what_is_at_hand_and_says_how_to_go_on() {
         let said = text(&out.stderr);
         assert_eq!(out.status.code(), Some(code), "{said}");
         assert!(said.contains("go on with: minicache run e.toml --limit 24 --results disturbed\n"), "{said}");
-        assert!(!place.path("disturbed/.lock").exists());
+        let left = names(&place.path("disturbed"));
+        assert!(!left.iter().any(|n| n.contains(".workers") || n.contains(".claims")), "{left:?}");
         let samples = walk(&place.path("disturbed/sample/e/samples"));
         assert!(samples.iter().all(|(_, bytes)| bytes.ends_with(b"\n")), "a torn sample");
     }
@@ -88,12 +69,19 @@ fn the_next_run_removes_what_a_killed_one_left() {
     wait_for(&mut child, || place.path("disturbed/sample/e/run.json").exists());
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(place.path("disturbed/.lock").exists(), "SIGKILL leaves it, and it means nothing");
+    let left = names(&place.path("disturbed"));
+    assert!(
+        left.iter().any(|n| n.starts_with(".workers/")),
+        "SIGKILL leaves it, and it means nothing: {left:?}"
+    );
     place.write("disturbed/sample/e/.minicache-a1B2c3D4.tmp", "half");
     place.write("disturbed/sample/e/mine.tmp", "mine");
     place.done(&RUN);
     let names = names(&place.path("disturbed"));
-    assert!(!names.iter().any(|n| n.contains("minicache-") || n.ends_with(".lock")), "{names:?}");
+    assert!(
+        !names.iter().any(|n| n.contains("minicache-") || n.contains("/.") || n.starts_with('.')),
+        "{names:?}"
+    );
     assert!(names.contains(&"sample/e/mine.tmp".to_string()));
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::{Place, untimed, walk};
+use crate::{Place, text, untimed, walk};
 
 const SIMILARITY: &str = r#"id = "s"
 kind = "similarity"
@@ -63,6 +63,21 @@ fn a_second_run_does_nothing_and_changes_nothing() {
     fs::rename(place.path("model/away"), place.path("model/model.safetensors")).unwrap();
     place.done(&["run", "e.toml", "s.toml"]);
     assert!(before == files("results"), "a finished run was changed");
+}
+
+#[test]
+fn a_model_is_loaded_once_for_experiments_that_follow_each_other() {
+    let place = Place::new();
+    place.write("s.toml", SIMILARITY);
+    let args = ["run", "e.toml", "s.toml", "--limit", "1"];
+    let said = text(&place.run(&args).stderr);
+    assert_eq!(said.matches("loading").count(), 1, "{said}");
+    place.done(&["run", "e.toml", "--limit", "1", "--results", "apart"]);
+    place.done(&["run", "s.toml", "--limit", "1", "--results", "apart"]);
+    for id in ["e", "s"] {
+        let cells = |dir: &str| untimed(&place.path(dir).join("sample").join(id).join("cells.csv"));
+        assert_eq!(cells("results"), cells("apart"));
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
+use minicache_config::Experiment;
 use serde::{Deserialize, Serialize};
 
 use super::engine::{self, Answer, Cost, Finished, Limits};
@@ -17,7 +18,8 @@ use super::input::Input;
 use super::numbers::{number, seconds};
 use super::plan::{Plan, Planned};
 use super::prompts::Prompter;
-use super::{Result, RunError, Work};
+use super::work::Work;
+use super::{Result, RunError};
 use crate::metrics::Interval;
 use crate::store::{Row, Samples, Store, digest};
 use crate::tasks::{Aggregate, Document, Output, Overflow, Reference, Request, Suite, Tally};
@@ -64,7 +66,6 @@ pub(crate) fn columns<'a>(inputs: impl Iterator<Item = &'a Input>) -> Vec<String
 
 /// Tokens that go through the model for `cells`, at most, by the length of the prompts' texts.
 pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
-    let limit = plan.experiment.accuracy.prompt_tokens.unwrap_or(usize::MAX);
     let mut groups: Vec<(&Planned, usize)> = Vec::new();
     for p in cells {
         let same = |q: &Planned| q.cell.task == p.cell.task && q.is_of(&p.cell.model, &p.cell.settings);
@@ -73,11 +74,43 @@ pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
             None => groups.push((p, 1)),
         }
     }
-    let of_group = |(p, caches): &(&Planned, usize)| {
-        let documents = plan.inputs.get(&p.cell.task).map_or(&[][..], Input::documents);
-        documents.iter().map(|d| estimate(&d.request, *caches, limit)).sum::<usize>()
-    };
-    groups.iter().map(of_group).sum()
+    groups.iter().map(|(p, caches)| requests(plan, &p.cell.task, *caches)).sum()
+}
+
+/// Tokens of the prompts of `task`, which all caches have in common, by the length of their texts.
+pub(crate) fn common_tokens(plan: &Plan<'_>, task: &str) -> usize {
+    requests(plan, task, 0)
+}
+
+/// Tokens that one cache of `task` has for itself, at most.
+pub(crate) fn own_tokens(plan: &Plan<'_>, task: &str) -> usize {
+    requests(plan, task, 1) - requests(plan, task, 0)
+}
+
+fn requests(plan: &Plan<'_>, task: &str, caches: usize) -> usize {
+    let limit = plan.experiment.accuracy.prompt_tokens.unwrap_or(usize::MAX);
+    let documents = plan.inputs.get(task).map_or(&[][..], Input::documents);
+    let all: usize = documents.iter().map(|d| estimate(&d.request, caches, limit)).sum();
+    // What all prompts of a task begin with goes through the model once.
+    let mut beginnings: IndexMap<&str, (&str, usize)> = IndexMap::new();
+    for document in documents {
+        let text = beginning(&document.request);
+        let (shared, count) = beginnings.entry(document.task).or_insert((text, 0));
+        let same = shared.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
+        *shared = &shared[..(0..=same).rev().find(|&at| shared.is_char_boundary(at)).unwrap_or(0)];
+        *count += 1;
+    }
+    let again = |(shared, count): &(&str, usize)| (shared.len() / CHARS_PER_TOKEN).min(limit) * (count - 1);
+    all.saturating_sub(beginnings.values().map(again).sum())
+}
+
+/// The text of a request's prompt that others may begin with too.
+fn beginning(request: &Request) -> &str {
+    match request {
+        Request::Generate(g) => &g.prompt,
+        Request::Turns(t) => t.prompts.first().map_or("", String::as_str),
+        Request::Choices(choices) => choices.first().map_or("", |c| &c.context),
+    }
 }
 
 /// Tokens of one request with `caches` caches.
@@ -145,15 +178,39 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
         let what = format!("{count} of {of} samples end because the model's context is full");
         work.overall.warn(format_args!("{} {}: {what}", work.cells[0].cell.model, suite.name));
     }
-    let reference: Option<Samples<Sample>> = work.reference.map(|p| store.samples(&p.key, of)).transpose()?;
-    let seed = work.experiment.seed;
-    let rows = work.cells.iter().zip(&open).map(|(p, cell)| {
-        let other = work.reference.filter(|r| r.key != p.key).and(reference.as_ref());
-        let others = other.map_or_else(Vec::new, |r| r.iter().collect());
-        (p.key.clone(), vec![row(suite, &cell.samples.iter().collect::<Vec<_>>(), &others, seed)])
-    });
-    store.finish(rows.collect::<Vec<_>>())?;
-    Ok(())
+    drop(open);
+    store.refresh()?;
+    let unfinished = |r: &&Planned| !store.is_done(&r.key) && !work.cells.iter().any(|p| p.key == r.key);
+    if work.reference.as_ref().is_some_and(unfinished) {
+        // Another run computes what these are compared with.
+        return Ok(());
+    }
+    conclude(work.experiment, suite, documents, work.cells, work.reference, store)
+}
+
+/// Finishes those of `cells` that have all of their samples, of `documents`, with the full cache's cell `reference` to
+/// compare with.
+pub(crate) fn conclude(
+    experiment: &Experiment,
+    suite: &Suite,
+    documents: &[Document],
+    cells: &[&Planned],
+    reference: Option<&Planned>,
+    store: &mut Store,
+) -> Result<()> {
+    let of: Vec<String> = documents.iter().map(digest).collect();
+    let full: Option<Samples<Sample>> = reference.map(|r| store.samples(&r.key, of.clone())).transpose()?;
+    let mut rows = Vec::with_capacity(cells.len());
+    for planned in cells {
+        let own: Samples<Sample> = store.samples(&planned.key, of.clone())?;
+        if own.is_whole() {
+            let other = reference.filter(|r| r.key != planned.key).and(full.as_ref());
+            let others = other.map_or_else(Vec::new, |r| r.iter().collect());
+            let row = row(suite, &own.iter().collect::<Vec<_>>(), &others, experiment.seed);
+            rows.push((planned.key.clone(), vec![row]));
+        }
+    }
+    Ok(store.finish(rows)?)
 }
 
 /// How much goes on side by side, with at most `batch` sequences where a number is given.

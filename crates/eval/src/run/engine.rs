@@ -147,8 +147,8 @@ impl Default for Limits {
 }
 
 /// Runs all `prompts` with `caches` and hands every answer to `done` as it comes; `progress` hears of the tokens. Once
-/// `stop` asks for it, what has no answer yet is dropped. Gives the owners of texts that ended because the context was
-/// full.
+/// `stop` asks for it, only prompts of owners that have begun are; what has no answer when that takes too long is dropped.
+/// Gives the owners of texts that ended because the context was full.
 ///
 /// # Errors
 /// Of the model, the caches, of `done` and of `stop`.
@@ -167,10 +167,17 @@ pub(crate) fn run(
     let mut waiting = VecDeque::from(prompts);
     let mut active: Vec<Writing<'_>> = Vec::new();
     let mut shared = Shared::default();
+    let (mut begun, mut given_up) = (None, false);
     loop {
         while waiting.front().is_some_and(|p| active.is_empty() || fits(model, &active, p, limits)) {
             let Some(prompt) = waiting.pop_front() else { break };
-            stop.check()?;
+            if stop.signal().is_some() && begun != Some(prompt.owner) {
+                waiting.clear();
+                given_up = true;
+                break;
+            }
+            stop.check_grace()?;
+            begun = Some(prompt.owner);
             let start = Instant::now();
             let filled = fill(model, caches, &prompt, waiting.front(), &mut shared)?;
             match &prompt.ask {
@@ -195,9 +202,12 @@ pub(crate) fn run(
             }
         }
         if active.is_empty() {
+            if given_up {
+                stop.check()?;
+            }
             return Ok(full);
         }
-        stop.check()?;
+        stop.check_grace()?;
         for group in active.chunks_mut(STEP_ROWS) {
             let start = Instant::now();
             let mut steps: Vec<Step<'_>> = group.iter_mut().map(Writing::step).collect();

@@ -29,6 +29,9 @@ pub enum RunError {
     /// From candle.
     #[error("tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
+    /// Another run could not compute a cell.
+    #[error("{0}")]
+    Elsewhere(String),
     /// A signal asked for a stop; what was finished is written.
     #[error("stopped by signal {signal}; what is finished is kept")]
     Interrupted {
@@ -52,8 +55,18 @@ impl RunError {
     /// Whether no other cell could be finished either: it lies with the results folder, or a stop was asked for.
     pub(crate) fn ends_run(&self) -> bool {
         match self {
-            RunError::Store(_) | RunError::Interrupted { .. } => true,
+            RunError::Store(error) => !matches!(error, StoreError::Lost(_)),
+            RunError::Interrupted { .. } => true,
             RunError::Cell { source, .. } => source.ends_run(),
+            _ => false,
+        }
+    }
+
+    /// Whether another run has taken the cell over.
+    pub(crate) fn is_lost(&self) -> bool {
+        match self {
+            RunError::Store(StoreError::Lost(_)) => true,
+            RunError::Cell { source, .. } => source.is_lost(),
             _ => false,
         }
     }

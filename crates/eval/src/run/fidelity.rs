@@ -23,7 +23,8 @@ use super::numbers::{argmax, kl, log_softmax, mean_std, number, seconds};
 use super::plan::{Plan, Planned};
 use super::prefill::Prefill;
 use super::progress::Progress;
-use super::{Result, RunError, Work};
+use super::work::Work;
+use super::{Result, RunError};
 use crate::store::{Row, Samples, Store, digest};
 use crate::tasks::TextDoc;
 
@@ -91,10 +92,26 @@ pub(crate) fn tokens(plan: &Plan<'_>, cells: &[&Planned]) -> usize {
     let mut tasks: Vec<_> = cells.iter().map(|p| (&p.cell.model, &p.cell.settings, &p.cell.task)).collect();
     let caches = tasks.len();
     tasks.dedup();
-    let windows = |task: &String| plan.experiment.limit.unwrap_or(plan.inputs[task].len());
+    let windows = |task: &String| windows_at_most(plan, task);
     let per_window = tasks.iter().map(|(_, _, t)| windows(t) * (settings.prefill + settings.continuation));
     let mean = tasks.iter().map(|(_, _, t)| windows(t)).max().unwrap_or(0);
     per_window.sum::<usize>() + caches * mean * settings.continuation
+}
+
+/// Tokens of `task` that all caches have in common, at most: those prefilled, and those of the full cache's continuation.
+pub(crate) fn common_tokens(plan: &Plan<'_>, task: &str) -> [usize; 2] {
+    let settings = &plan.experiment.fidelity;
+    let windows = windows_at_most(plan, task);
+    [windows * settings.prefill, windows * settings.continuation]
+}
+
+/// Tokens that one cache of `task` has for itself, at most.
+pub(crate) fn own_tokens(plan: &Plan<'_>, task: &str) -> usize {
+    windows_at_most(plan, task) * plan.experiment.fidelity.continuation
+}
+
+fn windows_at_most(plan: &Plan<'_>, task: &str) -> usize {
+    plan.experiment.limit.or(plan.inputs.get(task).map(|i| i.len())).unwrap_or(0)
 }
 
 /// Runs the open cells of one task.

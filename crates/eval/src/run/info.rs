@@ -15,7 +15,8 @@ use crate::store::{Store, StoreError, machine, today};
 /// `run.json` while a run goes on.
 pub(crate) struct Info {
     dir: PathBuf,
-    previous: Option<RunInfo>,
+    /// Models in the order of the plan.
+    order: Vec<String>,
     current: RunInfo,
 }
 
@@ -43,16 +44,17 @@ impl Info {
             experiment: plan.experiment.clone(),
             origins,
             models,
-            calibrations: previous.as_ref().map(|p| p.calibrations.clone()).unwrap_or_default(),
-            chosen: previous.as_ref().map(|p| p.chosen.clone()).unwrap_or_default(),
+            calibrations: IndexMap::new(),
+            chosen: IndexMap::new(),
             machine: machine(),
             simd: Isa::active().name().to_string(),
             date: today(),
-            planned: plan.cells.len(),
+            planned: plan.cells.len() + plan.missing,
             keys: plan.cells.iter().map(|p| p.key.clone()).collect(),
             finished: false,
         };
-        Self { dir: dir.to_path_buf(), previous, current }
+        let order = plan.models().into_iter().map(|(name, _)| name.to_string()).collect();
+        Self { dir: dir.to_path_buf(), order, current }
     }
 
     /// Records a loaded model.
@@ -104,11 +106,13 @@ impl Info {
         self.current.models.insert(name.to_string(), info);
     }
 
-    /// Writes the file. A finished run that is asked for again keeps its date, command, machine and instruction set:
-    /// nothing changes.
+    /// Writes the file, with what other runs of the same plan have put there: for who is alone with it. A finished run that
+    /// is asked for again keeps its date, command, machine and instruction set: nothing changes.
     pub(crate) fn write(&mut self, finished: bool) -> Result<()> {
+        let previous = super::previous(&self.dir);
         self.current.finished = finished;
-        if let Some(previous) = &self.previous {
+        if let Some(previous) = &previous {
+            self.take_over(previous);
             let mut same = self.current.clone();
             same.command.clone_from(&previous.command);
             same.machine.clone_from(&previous.machine);
@@ -125,7 +129,24 @@ impl Info {
         self.current
             .write(&self.dir)
             .map_err(|source| StoreError::Write { path: self.dir.join(RunInfo::FILE), source })?;
-        self.previous = Some(self.current.clone());
         Ok(())
+    }
+
+    /// Takes in what `previous` knows and this run does not.
+    fn take_over(&mut self, previous: &RunInfo) {
+        let current = &mut self.current;
+        let mut calibrations = previous.calibrations.clone();
+        calibrations.extend(std::mem::take(&mut current.calibrations));
+        current.calibrations = calibrations;
+        let mut chosen = previous.chosen.clone();
+        chosen.extend(std::mem::take(&mut current.chosen));
+        current.chosen = chosen;
+        if previous.keys == current.keys {
+            for (name, info) in &previous.models {
+                current.models.entry(name.clone()).or_insert_with(|| info.clone());
+            }
+            let place = |name: &str| self.order.iter().position(|of| of == name).unwrap_or(usize::MAX);
+            current.models.sort_by_cached_key(|name, _| place(name));
+        }
     }
 }

@@ -8,10 +8,11 @@ use std::collections::HashMap;
 
 use minicache_core::{Footprint, LayerSimilarity, ModelShape, Nominal, Resources, footprint, nominal};
 
+use super::Result;
 use super::key::cache_json;
 use super::numbers::{number, seconds};
 use super::plan::Planned;
-use super::{Result, ShapeWork};
+use super::work::ShapeWork;
 use crate::store::{Row, Store};
 
 /// What is measured.

@@ -3,9 +3,10 @@
 
 use minicache_core::{LayerSimilarity, Resources, time_steps};
 
+use super::Result;
 use super::numbers::number;
 use super::plan::Planned;
-use super::{Result, ShapeWork};
+use super::work::ShapeWork;
 use crate::store::{Row, Store};
 
 /// What is measured.

@@ -10,7 +10,9 @@ use minicache_models::{Description, Registry, Tokenizer};
 
 use super::calibration::Measured;
 use super::input::Input;
-use super::{Context, Result, accuracy, fidelity, key, memory, overhead, previous, similarity, throughput};
+use super::{
+    Context, Result, RunError, accuracy, fidelity, key, memory, overhead, previous, similarity, throughput,
+};
 use crate::store::{Finished, Row, SAMPLE, Store};
 use crate::tasks::texts;
 
@@ -36,10 +38,15 @@ pub(super) struct Plan<'a> {
     pub(super) inputs: IndexMap<String, Input>,
     /// By model.
     pub(super) shapes: IndexMap<String, ModelShape>,
+    /// Cells of models that are not there, and why: they have no keys.
+    pub(super) unknown: Vec<(Vec<Cell>, RunError)>,
+    /// How many they are.
+    pub(super) missing: usize,
 }
 
 impl<'a> Plan<'a> {
-    /// `describe` says what a model is, by its name.
+    /// `describe` says what a model is, by its name. Where it cannot say that of some of several models, the plan is that
+    /// of the others.
     pub(super) fn new(
         experiment: &'a Experiment,
         context: &Context,
@@ -55,14 +62,27 @@ impl<'a> Plan<'a> {
             inputs.insert(task.clone(), Input::load(experiment, task, &context.data)?);
         }
         let mut models = IndexMap::new();
+        let mut unknown: Vec<(Vec<Cell>, RunError)> = Vec::new();
         for name in &experiment.models {
             let weights = experiment.kind.needs_weights();
-            models.insert(name.clone(), if weights { describe(name)? } else { describe_shape(name)? });
+            match if weights { describe(name) } else { describe_shape(name) } {
+                Ok(description) => {
+                    models.insert(name.clone(), description);
+                }
+                Err(error) => {
+                    unknown.push((listed.iter().filter(|c| c.model == *name).cloned().collect(), error));
+                }
+            }
+        }
+        if models.is_empty()
+            && let Some((_, error)) = unknown.pop()
+        {
+            return Err(error);
         }
         let mut planned: Vec<Planned> = Vec::with_capacity(listed.len());
         let mut texts: Vec<(Calibration, serde_json::Value)> = Vec::new();
         for cell in listed {
-            let model = &models[&cell.model];
+            let Some(model) = models.get(&cell.model) else { continue };
             cell.cache.validate_for(&model.shape).map_err(|e| ConfigError::from(e.under("cache")))?;
             let data = inputs.get(&cell.task).map(Input::fingerprint);
             let mut calibrated = Vec::new();
@@ -93,7 +113,8 @@ impl<'a> Plan<'a> {
             planned.retain(|p| there.iter().any(|of| of.cells.contains_key(&p.key)));
         }
         let shapes = models.into_iter().map(|(name, model)| (name, model.shape)).collect();
-        Ok(Self { experiment, cells: planned, inputs, shapes })
+        let missing = unknown.iter().map(|(cells, _)| cells.len()).sum();
+        Ok(Self { experiment, cells: planned, inputs, shapes, unknown, missing })
     }
 
     /// Task name to where its data comes from.

@@ -21,7 +21,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::numbers::{cosine, mean_std, number, seconds};
-use super::{Result, RunError, Work};
+use super::work::Work;
+use super::{Result, RunError};
 use crate::store::{Row, Store, digest};
 use crate::tasks::TextDoc;
 

@@ -242,6 +242,38 @@ fn a_text_that_fills_the_context_says_so() {
     assert!(run(&documents[..1]).is_empty());
 }
 
+#[test]
+fn a_stop_finishes_what_has_begun_and_begins_nothing() {
+    let model = tiny();
+    let tokenizer = model.need_tokenizer().unwrap();
+    let specs: Vec<CacheSpec> = CACHES.iter().map(|c| CacheSpec::parse(c).unwrap()).collect();
+    let specs: Vec<&CacheSpec> = specs.iter().collect();
+    // A story's turns are one sample.
+    for (task, parts) in [("gsm8k", 1), ("coqa", 3)] {
+        let (_, mut documents) = documents(task, &DataSource::sample_only(), 3);
+        for document in &mut documents {
+            if let crate::tasks::Request::Turns(turns) = &mut document.request {
+                turns.prompts.truncate(parts);
+                turns.max_new_tokens = 8;
+            }
+        }
+        let prompts = Prompter::new(&model, None).unwrap().all(&documents, specs.len()).unwrap();
+        let stop = Stop::default();
+        let limits = Limits { sequences: specs.len(), ..Limits::default() };
+        let mut answered: BTreeMap<usize, usize> = BTreeMap::new();
+        // Asked in the middle of the first answer.
+        let ask = |_| {
+            stop.ask(10);
+        };
+        let ended = engine::run(&model, tokenizer, &specs, prompts, limits, &stop, &ask, &mut |f| {
+            *answered.entry(f.owner).or_default() += 1;
+            Ok(())
+        });
+        assert_eq!(ended.unwrap_err().interrupted(), Some(10));
+        assert_eq!(answered, BTreeMap::from([(0, parts * specs.len())]), "{task}");
+    }
+}
+
 /// Compares generated texts with the harness's; at most one in twenty may differ (a near-tie).
 fn same_as_the_harness(gsm8k: usize, truthfulqa: usize) {
     let Some((model, data)) = real(WeightMode::F32) else { return };

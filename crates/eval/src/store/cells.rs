@@ -4,23 +4,32 @@
 //! names as a cell of the plan (computed with another limit, say) give way to it once it is finished: they are set aside
 //! in `other-cells.jsonl`, from where a later plan takes them back. Until then they stay, as do the old rows of a cell
 //! that is computed anew, so a run that is stopped loses no row.
+//!
+//! Several processes may have the folder open, each with a plan of its own. What one knows of the others is what was
+//! there at its last look ([`Store::refresh`]).
 
+mod merge;
 mod names;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use indexmap::IndexMap;
 
+use self::merge::Cadence;
 use self::names::{name, names};
+use super::claim::Claim;
+use super::failed::{self, FailedCell};
 use super::files::{self, Cells};
 use super::samples::{self, FOLDER, Samples};
-use super::{Made, Result, Row, writing};
+use super::unmerged::{self, Unmerged};
+use super::{Made, Result, Row, Worker, writing};
 
 pub(super) const CELLS: &str = "cells.csv";
 const ASIDE: &str = "other-cells.jsonl";
@@ -60,7 +69,20 @@ pub struct Store {
     /// What stands in `other-cells.jsonl`.
     aside: Cells,
     made: BTreeMap<String, Made>,
+    /// Which finished cells count, and the id of the results folder.
+    reuse: (Reuse, Option<String>),
     provenance: Provenance,
+    /// `None` before [`Store::begin`].
+    work: Option<Work>,
+}
+
+/// The part that this process has in the work on a folder.
+#[derive(Debug)]
+struct Work {
+    worker: Arc<Worker>,
+    /// Cells that it has claimed, by key.
+    held: HashMap<String, Arc<Claim>>,
+    cadence: Cadence,
 }
 
 impl Store {
@@ -84,25 +106,14 @@ impl Store {
             plan: unique,
             measured: columns.iter().map(|c| (*c).to_string()).collect(),
             done: HashSet::new(),
-            rows: files::read_cells(&dir.join(CELLS))?,
-            aside: files::read_aside(&dir.join(ASIDE))?,
-            made: files::read_made(&dir.join(MADE))?,
+            rows: Cells::new(),
+            aside: Cells::new(),
+            made: BTreeMap::new(),
+            reuse: (Reuse::Any, None),
             provenance: Provenance::default(),
+            work: None,
         };
-        for (key, names) in &store.plan {
-            if !store.rows.contains_key(key)
-                && let Some(rows) = store.aside.get(key)
-            {
-                store.rows.insert(key.clone(), rows.clone());
-            }
-            let Some(rows) = store.rows.get_mut(key) else { continue };
-            name(rows, key, names);
-            let count = rows.first().and_then(|r| r.get("samples")?.parse().ok()).unwrap_or(0);
-            let outdated = store.made.get(key).is_some_and(|m| m.outdated);
-            if !outdated && samples::are_sound(&samples_path(dir, key), key, count)? {
-                store.done.insert(key.clone());
-            }
-        }
+        store.refresh()?;
         Ok(store)
     }
 
@@ -110,37 +121,67 @@ impl Store {
     /// others are computed again, and their rows replaced as each is finished.
     #[must_use]
     pub fn reusing(mut self, reuse: Reuse, clone: Option<&str>) -> Self {
-        if reuse == Reuse::Own {
-            let made = &self.made;
-            self.done.retain(|key| clone.is_some_and(|id| made.get(key).is_some_and(|m| m.clone == id)));
-        }
+        self.reuse = (reuse, clone.map(str::to_string));
+        let Self { done, made, reuse, .. } = &mut self;
+        done.retain(|key| passes(reuse, made.get(key)));
         self
     }
 
-    /// Makes the folder ready for work by `provenance`. With `fresh` the planned cells start anew, finished or not; their
-    /// rows stay until each is finished again.
+    /// Makes the folder ready for work by `provenance`, of `worker`. With `fresh` the planned cells start anew, finished
+    /// or not; their rows stay until each is finished again.
     ///
     /// # Errors
     /// Files that cannot be written.
-    pub fn begin(&mut self, fresh: bool, provenance: Provenance) -> Result<()> {
+    pub fn begin(&mut self, fresh: bool, provenance: Provenance, worker: &Arc<Worker>) -> Result<()> {
         self.provenance = provenance;
+        self.work = Some(Work { worker: worker.clone(), held: HashMap::new(), cadence: Cadence::default() });
         fs::create_dir_all(&self.dir).map_err(writing(&self.dir))?;
-        if fresh {
-            self.done.clear();
-            for key in self.plan.keys().filter(|key| self.rows.contains_key(*key)) {
-                self.made.entry(key.clone()).or_default().outdated = true;
+        if fresh { self.renew() } else { self.settle() }
+    }
+
+    /// Looks at what is there by now.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or that are no results.
+    pub fn refresh(&mut self) -> Result<()> {
+        // Before `cells.csv`: what has left this is in that.
+        let unmerged = unmerged::read(&self.dir)?;
+        self.read(&unmerged)?;
+        self.made.extend(unmerged.into_iter().map(|cell| (cell.key, cell.made)));
+        Ok(())
+    }
+
+    /// Reads the files, and takes in the cells `unmerged`, but not who made them.
+    fn read(&mut self, unmerged: &[Unmerged]) -> Result<()> {
+        self.rows = files::read_cells(&self.dir.join(CELLS))?;
+        self.aside = files::read_aside(&self.dir.join(ASIDE))?;
+        self.made = files::read_made(&self.dir.join(MADE))?;
+        for cell in unmerged {
+            self.rows.insert(cell.key.clone(), cell.rows.clone());
+        }
+        for (key, names) in &self.plan {
+            if !self.rows.contains_key(key)
+                && let Some(rows) = self.aside.get(key)
+            {
+                self.rows.insert(key.clone(), rows.clone());
             }
-            // Before the samples go: a run that is stopped between them is still one to be computed anew.
-            files::write_made(&self.dir.join(MADE), &self.made)?;
-            for key in self.plan.keys() {
-                let path = self.samples_path(key);
-                match fs::remove_file(&path) {
-                    Err(e) if e.kind() != ErrorKind::NotFound => return Err(writing(&path)(e)),
-                    _ => {}
-                }
+            let Some(rows) = self.rows.get_mut(key) else {
+                self.done.remove(key);
+                continue;
+            };
+            name(rows, key, names);
+            if self.done.contains(key) {
+                continue;
+            }
+            let count = rows.first().and_then(|r| r.get("samples")?.parse().ok()).unwrap_or(0);
+            let new = unmerged.iter().find(|cell| cell.key == *key).map(|cell| &cell.made);
+            let made = new.or_else(|| self.made.get(key));
+            let outdated = made.is_some_and(|m| m.outdated) || !passes(&self.reuse, made);
+            if !outdated && samples::are_sound(&samples_path(&self.dir, key), key, count)? {
+                self.done.insert(key.clone());
             }
         }
-        self.save(&[])
+        Ok(())
     }
 
     /// Whether the cell is finished.
@@ -174,21 +215,96 @@ impl Store {
         rows.iter().filter_map(|row| row.get("seconds")?.parse().ok()).reduce(f64::max)
     }
 
-    /// Records finished cells, all of them in one atomic write.
+    /// Claims a cell for this process; gives whether it has it. One that is finished may be claimed too.
     ///
     /// # Errors
-    /// The file cannot be written; the cells finished before stay.
+    /// A folder that cannot be written to.
+    pub fn claim(&mut self, key: &str) -> Result<bool> {
+        let Some(work) = &mut self.work else { return Ok(true) };
+        if work.held.contains_key(key) {
+            return Ok(true);
+        }
+        let claim = Claim::take(&self.dir, key, &work.worker)?;
+        Ok(claim.map(|claim| work.held.insert(key.to_string(), Arc::new(claim))).is_some())
+    }
+
+    /// Whether this process has claimed a cell.
+    pub fn holds(&self, key: &str) -> bool {
+        self.claim_of(key).is_some()
+    }
+
+    /// Gives a claim back.
+    pub fn release(&mut self, key: &str) {
+        if let Some(work) = &mut self.work {
+            work.held.remove(key);
+        }
+    }
+
+    /// Records finished cells, gives their claims back, and merges what has waited long enough to be. A cell that
+    /// another process has taken over is left to that.
+    ///
+    /// # Errors
+    /// A file that cannot be written; the cells finished before stay.
     pub fn finish(&mut self, cells: impl IntoIterator<Item = (String, Vec<Row>)>) -> Result<()> {
-        let mut new = Vec::new();
         for (key, mut rows) in cells {
+            if self.claim_of(&key).is_some_and(|claim| !claim.holds()) {
+                self.release(&key);
+                continue;
+            }
             if let Some(names) = self.plan.get(&key) {
                 name(&mut rows, &key, names);
             }
-            self.rows.insert(key.clone(), rows);
-            self.done.insert(key.clone());
-            new.push(key);
+            let made = self.maker(&key);
+            let cell = Unmerged { key, rows, made };
+            cell.write(&self.dir)?;
+            self.release(&cell.key);
+            self.rows.insert(cell.key.clone(), cell.rows);
+            self.made.insert(cell.key.clone(), cell.made);
+            self.done.insert(cell.key);
         }
-        self.save(&new)
+        self.merge_if_due()
+    }
+
+    /// Sets down that a cell failed, and gives its claim back.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn fail(&mut self, cell: &FailedCell) -> Result<()> {
+        fs::create_dir_all(&self.dir).map_err(writing(&self.dir))?;
+        cell.write(&self.dir)?;
+        self.release(&cell.key);
+        Ok(())
+    }
+
+    /// The cells that failed since this process is at work.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn failed_meanwhile(&self) -> Result<Vec<FailedCell>> {
+        let since = self.work.as_ref().map_or(SystemTime::UNIX_EPOCH, |work| work.worker.began());
+        let mut new = failed::read(&self.dir)?;
+        let mut error = None;
+        new.retain(|cell| match failed::when(&self.dir, &cell.slot) {
+            Ok(when) => when.is_some_and(|when| when >= since),
+            Err(e) => error.replace(e).is_some(),
+        });
+        error.map_or(Ok(new), Err)
+    }
+
+    /// The cells that failed and were not computed since, of any plan.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn failures(&self) -> Result<Vec<FailedCell>> {
+        failed::read(&self.dir)
+    }
+
+    /// Forgets that the cell `slot` failed: it is finished.
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    pub fn forget_failure(&self, slot: &str) -> Result<()> {
+        failed::forget(&self.dir, slot)
     }
 
     /// The cells file.
@@ -211,38 +327,11 @@ impl Store {
         key: &str,
         of: Vec<String>,
     ) -> Result<Samples<T>> {
-        Samples::open(&self.samples_path(key), key, of)
+        Samples::open(&self.samples_path(key), key, of, self.claim_of(key).cloned())
     }
 
-    /// Writes everything, so that a kill between any two writes loses no row. `new` are the cells that have just been
-    /// finished.
-    fn save(&mut self, new: &[String]) -> Result<()> {
-        let (cells, aside, made) = (self.cells_path(), self.dir.join(ASIDE), self.dir.join(MADE));
-        // What leaves a file is in the other one before.
-        for key in self.outnamed() {
-            if let Some(rows) = self.rows.shift_remove(&key) {
-                self.aside.insert(key, rows);
-            }
-        }
-        files::write_aside(&aside, &self.aside)?;
-        // Who made a row is known once the row is there; and who made an old one not before it is replaced.
-        for key in new {
-            if !self.made.contains_key(key) {
-                self.made.insert(key.clone(), self.maker(key));
-            }
-        }
-        files::write_made(&made, &self.made)?;
-        let others = self.rows.iter().filter(|(key, _)| !self.plan.contains_key(*key));
-        let ordered = self.plan.keys().filter_map(|key| self.rows.get(key));
-        let all = ordered.chain(others.map(|(_, rows)| rows)).flatten();
-        files::write_cells(&cells, &self.columns(), all)?;
-        for key in new {
-            self.made.insert(key.clone(), self.maker(key));
-        }
-        self.aside.retain(|key, _| !self.rows.contains_key(key));
-        self.made.retain(|key, _| self.rows.contains_key(key) || self.aside.contains_key(key));
-        files::write_made(&made, &self.made)?;
-        files::write_aside(&aside, &self.aside)
+    fn claim_of(&self, key: &str) -> Option<&Arc<Claim>> {
+        self.work.as_ref()?.held.get(key)
     }
 
     fn maker(&self, key: &str) -> Made {
@@ -250,6 +339,11 @@ impl Store {
         let task = self.plan.get(key).and_then(|names| names.get("task"));
         Made { data: task.and_then(|t| data.get(t)).cloned().unwrap_or_default(), ..made.clone() }
     }
+}
+
+/// Whether a finished cell counts, by who made it.
+fn passes((reuse, clone): &(Reuse, Option<String>), made: Option<&Made>) -> bool {
+    *reuse == Reuse::Any || clone.as_ref().is_some_and(|id| made.is_some_and(|m| m.clone == *id))
 }
 
 fn samples_path(dir: &Path, key: &str) -> PathBuf {

@@ -35,16 +35,26 @@ pub enum StoreError {
     /// A file where a results folder should be.
     #[error("{}: is a file; name a folder for results", .0.display())]
     NotAFolder(PathBuf),
-    /// Another process is at work in the results folder.
+    /// A file system that runs cannot share.
     #[error(
-        "{}: another process is at work there: {holder}; wait until it ends, or give another folder with --results",
-        folder.display()
+        "{}: hard links cannot be made there, by which runs share a folder; give one on another file system with --results",
+        .0.display()
     )]
-    Held {
-        /// The results folder.
-        folder: PathBuf,
-        /// Which process.
-        holder: String,
+    NoLinks(PathBuf),
+    /// Others have taken this process for gone.
+    #[error(
+        "{}: this process did not beat for so long that others took it for gone; run the same command again",
+        .0.display()
+    )]
+    Forgotten(PathBuf),
+    /// Another process has taken a cell over.
+    #[error("{}: another process has taken this over", .0.display())]
+    Lost(PathBuf),
+    /// The environment names no time.
+    #[error("{}: `{asked}` is no number of seconds from 0.1 to 86400", super::LIMIT)]
+    Limit {
+        /// What it says.
+        asked: String,
     },
 }
 

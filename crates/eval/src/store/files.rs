@@ -127,3 +127,44 @@ pub(super) fn write_made(path: &Path, made: &BTreeMap<String, Made>) -> Result<(
     bytes.push(b'\n');
     atomic::replace(path, &bytes).map_err(writing(path))
 }
+
+/// Writes `value` to `folder/name.json`. The folder is made; where another takes it along, empty, it is made again.
+pub(super) fn put_json(folder: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    let path = folder.join(format!("{name}.json"));
+    let mut bytes = serde_json::to_vec(value).map_err(|e| writing(&path)(e.into()))?;
+    bytes.push(b'\n');
+    loop {
+        fs::create_dir_all(folder).map_err(writing(folder))?;
+        match atomic::replace(&path, &bytes) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            written => return written.map_err(writing(&path)),
+        }
+    }
+}
+
+/// The values in the `.json` files of `folder`, in the order of their names; none where there is no folder. A file that
+/// goes away meanwhile is passed over.
+pub(super) fn read_json_folder<T: serde::de::DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(reading(folder)(e)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(reading(folder))?.path();
+        let shown = path.file_name().is_some_and(|name| !name.to_string_lossy().starts_with('.'));
+        if shown && path.extension().is_some_and(|e| e == "json") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let mut all = Vec::with_capacity(paths.len());
+    for path in paths {
+        if let Some(bytes) = read(&path)? {
+            let value = serde_json::from_slice(&bytes);
+            all.push(value.map_err(|e| malformed(&path, format!("{e}; remove the file")))?);
+        }
+    }
+    Ok(all)
+}

@@ -8,13 +8,15 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minicache_config::atomic;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Result, reading, writing};
+use super::claim::Claim;
+use super::{Result, StoreError, reading, writing};
 
 /// The folder of per-sample files in an experiment's.
 pub(super) const FOLDER: &str = "samples";
@@ -54,11 +56,13 @@ pub struct Samples<T> {
     /// The file holds these and nothing else.
     sound: bool,
     file: Option<File>,
+    /// What allows to write to it; `None` where nobody else is at work.
+    claim: Option<Arc<Claim>>,
 }
 
 impl<T: Serialize + DeserializeOwned> Samples<T> {
     /// Reads what earlier runs have left of the samples that are computed from `of` (see [`digest`]).
-    pub(super) fn open(path: &Path, key: &str, of: Vec<String>) -> Result<Self> {
+    pub(super) fn open(path: &Path, key: &str, of: Vec<String>, claim: Option<Arc<Claim>>) -> Result<Self> {
         let mut samples: Vec<Option<T>> = of.iter().map(|_| None).collect();
         let (mut order, mut sound) = (Vec::new(), true);
         for line in lines(path)?.unwrap_or_default().split_inclusive(|&b| b == b'\n') {
@@ -70,12 +74,18 @@ impl<T: Serialize + DeserializeOwned> Samples<T> {
                 _ => sound = false,
             }
         }
-        Ok(Self { path: path.to_path_buf(), key: key.to_string(), of, samples, order, sound, file: None })
+        let (path, key) = (path.to_path_buf(), key.to_string());
+        Ok(Self { path, key, of, samples, order, sound, file: None, claim })
     }
 
     /// Whether the sample `at` is there.
     pub fn has(&self, at: usize) -> bool {
         self.samples.get(at).is_some_and(Option::is_some)
+    }
+
+    /// Whether all samples are there.
+    pub fn is_whole(&self) -> bool {
+        self.samples.iter().all(Option::is_some)
     }
 
     /// The samples that are there, in their own order.
@@ -86,9 +96,11 @@ impl<T: Serialize + DeserializeOwned> Samples<T> {
     /// Writes samples with their places, all in one write, and makes them last. Those that are there already stay.
     ///
     /// # Errors
-    /// The file cannot be written; a torn line is found and dropped by the next run.
+    /// The file cannot be written; a torn line is found and dropped by the next run. Another process has taken the cell
+    /// over.
     pub fn put(&mut self, new: impl IntoIterator<Item = (usize, T)>) -> Result<()> {
         let new: Vec<(usize, T)> = new.into_iter().filter(|(at, _)| !self.has(*at)).collect();
+        self.check()?;
         let mut bytes = Vec::new();
         for (at, sample) in &new {
             self.line(*at, sample, &mut bytes).map_err(writing(&self.path))?;
@@ -111,13 +123,22 @@ impl<T: Serialize + DeserializeOwned> Samples<T> {
     /// Puts the file in order, for when all samples are there.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written; another process has taken the cell over.
     pub fn settle(&mut self) -> Result<()> {
         if self.sound && self.order.is_sorted() {
             return Ok(());
         }
+        self.check()?;
         self.order.sort_unstable();
         self.rewrite()
+    }
+
+    /// Makes sure that no other process writes to the file.
+    fn check(&self) -> Result<()> {
+        match &self.claim {
+            Some(claim) if !claim.holds() => Err(StoreError::Lost(self.path.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// The file, ready to be appended to.
@@ -213,7 +234,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Samples<Sample> {
-        Samples::open(path, "key", TEXTS.iter().map(digest).collect()).unwrap()
+        Samples::open(path, "key", TEXTS.iter().map(digest).collect(), None).unwrap()
     }
 
     /// Computes what is missing, as a run does; gives what that was.
@@ -274,7 +295,7 @@ mod tests {
             assert!((1..=2).contains(&again.len()), "byte {at}: {again:?}");
             assert!(fs::read(&path).unwrap() == whole, "byte {at}");
         }
-        let mut foreign = Samples::open(&dir.path().join("o"), "other", open(&path).of).unwrap();
+        let mut foreign = Samples::open(&dir.path().join("o"), "other", open(&path).of, None).unwrap();
         foreign.put([0, 1].map(sample)).unwrap();
         let foreign = fs::read(dir.path().join("o")).unwrap();
         let cases: [(Vec<u8>, &[usize]); 7] = [
@@ -299,7 +320,7 @@ mod tests {
         let path = dir.path().join("key.jsonl");
         complete(&path);
         let texts = ["w", "other", "y", "z"].iter().map(digest).collect();
-        let samples: Samples<Sample> = Samples::open(&path, "key", texts).unwrap();
+        let samples: Samples<Sample> = Samples::open(&path, "key", texts, None).unwrap();
         assert_eq!([0, 1, 2, 3].map(|at| samples.has(at)), [true, false, true, true]);
     }
 
