@@ -17,10 +17,12 @@
 
 DEVICE void load8(const void* x, int kind, int i, float* y) {
     if (kind == F32) {
-        const float4 a = ((const float4*)x)[i / 4], b = ((const float4*)x)[i / 4 + 1];
-        y[0] = a.x, y[1] = a.y, y[2] = a.z, y[3] = a.w, y[4] = b.x, y[5] = b.y, y[6] = b.z, y[7] = b.w;
+        const uint4 a = read16((const float*)x + i), b = read16((const float*)x + i + 4);
+        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int j = 0; j < 8; j++) y[j] = from_bits(words[j]);
     } else {
-        const uint4 a = ((const uint4*)x)[i / 8];
+        const uint4 a = read16((const u16*)x + i);
         const u32 words[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -97,7 +99,7 @@ DEVICE uint2 digits(const float* w, float units) {
 }
 
 DEVICE void four_halves(const u16* from, float* y) {
-    const uint2 x = *(const uint2*)from;
+    const uint2 x = read8(from);
     y[0] = from_half((u16)x.x), y[1] = from_half((u16)(x.x >> 16));
     y[2] = from_half((u16)x.y), y[3] = from_half((u16)(x.y >> 16));
 }
@@ -113,10 +115,10 @@ template <int BITS>
 DEVICE Raw<BITS> load_codes(const u8* strip, int steps, int width, int unit) {
     const int quads = width / 4, vector = unit / quads, quad = unit % quads;
     Raw<BITS> raw;
-    raw.planes[0] = *(const uint4*)(strip + (vector * width + quad * 4) * 4);
+    raw.planes[0] = read16(strip + (vector * width + quad * 4) * 4);
     if (BITS == 3 && vector * 8 < ceil_div(steps, 4))
         raw.planes[BITS == 3 ? 1 : 0] =
-            *(const uint4*)(strip + plane_bytes(2, steps, width) + (vector * width + quad * 4) * 4);
+            read16(strip + plane_bytes(2, steps, width) + (vector * width + quad * 4) * 4);
     return raw;
 }
 
@@ -192,7 +194,7 @@ template <int S> struct Walk {
     int from, to, last, ahead;
 
     DEVICE_METHOD void begin(const Kept* column, int first, int end) {
-        kept = column, from = to = first, last = end;
+        kept = column, from = to = uniform(first), last = uniform(end);
     }
     DEVICE_METHOD void ask(int lane) {
         from = to;
@@ -201,7 +203,7 @@ template <int S> struct Walk {
     // Of a tile that ends at `end`: `from..to` are the tokens in it.
     DEVICE_METHOD void take(int lane, int end) {
         for (;;) {
-            const int count = __popc(__ballot_sync(ALL, ahead < end));
+            const int count = uniform(__popc(__ballot_sync(ALL, ahead < end)));
             to += count;
             if (count < WARP) return;
             ahead = to + lane < last ? *kept_position<S>(kept->blocks, to + lane) : 0x7fffffff;
@@ -235,12 +237,13 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 
     const int row = blockIdx.x / p.splits, split = blockIdx.x % p.splits, head = blockIdx.y / PASSES;
     const int first_head = head * GROUP + blockIdx.y % PASSES * G;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    // Shuffles where the compiler does not know that all threads of a warp come are many times as slow.
+    const int warp = uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP;
     const Row place = ((const Row*)p.rows)[row];
     const Sequence& sequence = ((const Sequence*)p.sequences)[place.sequence];
     const Tables& tables = sequence.tables;
-    const int len = sequence.len;
-    const int seen = p.window > 0 && place.position + 1 > p.window ? place.position + 1 - p.window : 0;
+    const int len = uniform(sequence.len), position = uniform(place.position);
+    const int seen = p.window > 0 && position + 1 > p.window ? position + 1 - p.window : 0;
     const int origin = seen / TILE * TILE;
     const int begin = origin + split * p.length, end = begin + p.length < len ? begin + p.length : len;
     float* part = (float*)p.parts + (((u64)row * HEADS + first_head) * (p.splits + 1) + split) * PART;
@@ -250,9 +253,10 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
         return;
     }
     const Place key = p.places[0], value = p.places[1];
-    const bool scaled_keys = key.pair >= 0 && tables.magnitudes[0];
-    const bool scaled_values = value.pair >= 0 && tables.magnitudes[1];
-    const bool some_keys = key.pair >= 0 && tables.kept[0], some_values = value.pair >= 0 && tables.kept[1];
+    const bool scaled_keys = key.pair >= 0 && uniform(tables.magnitudes[0] != 0);
+    const bool scaled_values = value.pair >= 0 && uniform(tables.magnitudes[1] != 0);
+    const bool some_keys = key.pair >= 0 && uniform(tables.kept[0] != 0);
+    const bool some_values = value.pair >= 0 && uniform(tables.kept[1] != 0);
     const Kept* key_column = (const Kept*)tables.kept[0] + key.pair * K::COLUMNS + (K::COLUMNS > 1 ? head : 0);
     const Kept* value_column = (const Kept*)tables.kept[1] + value.pair * V::COLUMNS + (V::COLUMNS > 1 ? head : 0);
 

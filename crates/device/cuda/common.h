@@ -33,12 +33,51 @@ DEVICE u16 round_half(float x) {
     return y;
 }
 
+// Memory that a kernel only reads, which the compiler may then ask for as early as it likes.
+DEVICE uint4 read16(const void* at) {
+    uint4 x;
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(at));
+    return x;
+}
+
+DEVICE uint2 read8(const void* at) {
+    uint2 x;
+    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(at));
+    return x;
+}
+
+DEVICE u64 read_address(const u64* at) {
+    u64 x;
+    asm("ld.global.nc.u64 %0, [%1];" : "=l"(x) : "l"(at));
+    return x;
+}
+
+DEVICE u32 read4(const void* at) {
+    u32 x;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(at));
+    return x;
+}
+
+DEVICE u16 read2(const void* at) {
+    u16 x;
+    asm("ld.global.nc.u16 %0, [%1];" : "=h"(x) : "l"(at));
+    return x;
+}
+
 // Unsigned bytes of `a` times signed bytes of `b`, added to `c`.
 DEVICE int dot4(u32 a, u32 b, int c) {
     int y;
     asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
+#endif
+
+#ifdef EMULATED
+DEVICE uint4 read16(const void* at) { return *(const uint4*)at; }
+DEVICE uint2 read8(const void* at) { return *(const uint2*)at; }
+DEVICE u64 read_address(const u64* at) { return *at; }
+DEVICE u32 read4(const void* at) { return *(const u32*)at; }
+DEVICE u16 read2(const void* at) { return *(const u16*)at; }
 #endif
 
 DEVICE float from_bits(u32 x) {
@@ -52,6 +91,9 @@ DEVICE u32 to_bits(float x) {
     y.number = x;
     return y.bits;
 }
+
+// The same number in all threads of a warp, known to be so.
+DEVICE int uniform(int x) { return __shfl_sync(ALL, x, 0); }
 
 // The nearest half; what is too large becomes the largest.
 DEVICE u16 to_half(float x) { return round_half(fminf(fmaxf(x, -65504.0f), 65504.0f)); }

@@ -108,7 +108,7 @@ struct Row {
 
 template <class T>
 DEVICE T* entry(u64 table, int i) {
-    return (T*)((const u64*)table)[i];
+    return (T*)read_address((const u64*)table + i);
 }
 
 // A head's part of the block of a token, and of a block of waiting ones.
@@ -154,10 +154,15 @@ DEVICE void store(void* x, int kind, int i, float y) {
         ((u16*)x)[i] = to_half(y);
 }
 
+// The same of what a kernel only reads.
+DEVICE float read(const void* x, int kind, int i) {
+    return kind == F32 ? from_bits(read4((const float*)x + i)) : from_half(read2((const u16*)x + i));
+}
+
 // A token's magnitude.
 template <int S>
 DEVICE float magnitude(u64 pages, const Place& place, int head, int position) {
     typedef Side<S> L;
     const int column = (place.pair * 2 + place.member) * L::COLUMNS + (L::COLUMNS > 1 ? head : 0);
-    return load(entry<u8>(pages, position / PAGE), L::MAGNITUDE, column * PAGE + position % PAGE);
+    return read(entry<u8>(pages, position / PAGE), L::MAGNITUDE, column * PAGE + position % PAGE);
 }

@@ -49,7 +49,7 @@ pub(crate) fn load() -> Result<()> {
 fn by_name(name: &str) -> bool {
     let mut files: Vec<String> = VERSIONS.iter().map(|v| format!("lib{name}.so.{v}")).collect();
     files.push(format!("lib{name}.so"));
-    files.iter().any(|file| keep(file))
+    files.iter().any(keep)
 }
 
 fn keep(file: impl AsRef<std::ffi::OsStr>) -> bool {

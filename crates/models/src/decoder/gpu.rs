@@ -2,23 +2,27 @@
 //! live on the device ([`DeviceCache`]). Sequences whose caches live on the host (methods without kernels, observed ones)
 //! go along: their queries, keys and values are fetched in every layer, which is slow.
 
+mod runs;
+mod weights;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use candle_core::DType;
-use minicache_config::WeightMode;
-use minicache_core::{Batch, CacheSpec, ModelShape, Sequence, States};
-use minicache_device::driver::{Act, Acts, Address, Memory};
+use minicache_core::{Batch, CacheSpec, ModelShape, States};
+use minicache_device::driver::{Acts, Address, Memory};
 use minicache_device::{
     Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, Rotation, Workspace,
 };
 
 use super::attention::Positions;
 use super::{Observer, Step};
-use crate::families::{EMBEDDING, FINAL_NORM, HEAD, LayerNames, Role};
-use crate::linear::{Loader, Piece, halves};
+use crate::families::{EMBEDDING, FINAL_NORM, HEAD};
+use crate::linear::halves;
 use crate::moe::Routing;
 use crate::{Error, ModelConfig, Result};
+use runs::{Run, runs};
+pub(crate) use weights::Weights;
+use weights::{Layer, Linear, Matrix, Mlp, SwiGlu, as_bytes};
 
 /// Rows that go through the feed-forward block at a time.
 const MLP_ROWS: usize = 2048;
@@ -44,69 +48,6 @@ struct Part {
     weights: Vec<Layer>,
     /// One pass at a time.
     room: Mutex<Room>,
-}
-
-/// Weights as they are rounded, and what rounding left where that counts.
-#[derive(Debug)]
-struct Matrix {
-    high: Memory,
-    low: Option<Memory>,
-}
-
-impl Matrix {
-    fn acts(&self) -> Acts {
-        Acts { high: self.high.address(), low: self.low.as_ref().map_or(0, Memory::address) }
-    }
-
-    fn bytes(&self) -> usize {
-        self.high.bytes() + self.low.as_ref().map_or(0, Memory::bytes)
-    }
-}
-
-#[derive(Debug)]
-struct Linear {
-    w: Matrix,
-    bias: Option<Memory>,
-    inputs: usize,
-    outputs: usize,
-}
-
-#[derive(Debug)]
-struct Layer {
-    input_norm: Memory,
-    qkv: Linear,
-    /// Weights of the norms of query and key heads.
-    head_norms: Option<[Memory; 2]>,
-    output: Linear,
-    mlp_norm: Memory,
-    mlp: Mlp,
-}
-
-#[derive(Debug)]
-enum Mlp {
-    Dense(SwiGlu),
-    Sparse { router: Linear, experts: Vec<SwiGlu> },
-}
-
-#[derive(Debug)]
-struct SwiGlu {
-    gate_up: Linear,
-    down: Linear,
-}
-
-impl Linear {
-    fn bytes(&self) -> usize {
-        self.w.bytes() + self.bias.as_ref().map_or(0, Memory::bytes)
-    }
-
-    fn bias(&self) -> Address {
-        self.bias.as_ref().map_or(0, Memory::address)
-    }
-
-    /// y = x w^T, or y += x w^T; the bias is left to whoever reads y.
-    fn apply(&self, ops: &Ops, x: Acts, y: Address, rows: usize, add: bool) -> Result<()> {
-        Ok(ops.product(self.w.acts(), x, y, (rows, self.inputs, self.outputs), add)?)
-    }
 }
 
 /// Working memory of a part, kept from pass to pass.
@@ -188,16 +129,6 @@ impl Room {
     }
 }
 
-/// Sequences next to each other that are taken through attention together.
-enum Run<'a> {
-    Device { caches: Vec<(&'a mut DeviceCache, usize)>, rows: Range<usize> },
-    Host { batch: Batch<'a>, rows: Range<usize> },
-}
-
-fn as_bytes(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
 fn words(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
     numbers.into_iter().flat_map(u32::to_le_bytes).collect()
 }
@@ -206,129 +137,6 @@ fn floats(device: &Device, at: Address, count: usize) -> Result<Vec<f32>> {
     let mut bytes = vec![0; count * 4];
     device.driver.download(at, &mut bytes)?;
     Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-}
-
-/// Where weights come from.
-#[derive(Clone, Copy)]
-pub(crate) enum Weights<'a> {
-    Stored(&'a Loader<'a>),
-    /// Numbers of a likely size, made on the device: for measurements of models that are not at hand.
-    Random,
-}
-
-impl Weights<'_> {
-    fn matrix(
-        self,
-        pieces: &[(String, usize)],
-        inputs: usize,
-        device: &Device,
-        arithmetic: Arithmetic,
-    ) -> Result<Matrix> {
-        match self {
-            Weights::Stored(loader) => {
-                let [high, low] = loader.rows(pieces, inputs, arithmetic)?;
-                let low = if arithmetic.precise { Some(Memory::of(&device.driver, &low)?) } else { None };
-                Ok(Matrix { high: Memory::of(&device.driver, &high)?, low })
-            }
-            Weights::Random => {
-                let outputs: usize = pieces.iter().map(|(_, outputs)| outputs).sum();
-                let high = Memory::new(&device.driver, outputs * inputs * 2)?;
-                let seed = pieces
-                    .iter()
-                    .flat_map(|(name, _)| name.bytes())
-                    .fold(7, |h: u32, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
-                // Of unit variance in, as much out.
-                Ops::new(device, arithmetic.act)?.noise(&high, seed, (3.0 / inputs as f32).sqrt(), false)?;
-                Ok(Matrix { high, low: None })
-            }
-        }
-    }
-
-    fn vector(self, name: &str, length: usize) -> Result<Vec<f32>> {
-        match self {
-            Weights::Stored(loader) => loader.vector(name, length),
-            Weights::Random => Ok(vec![1.0; length]),
-        }
-    }
-
-    fn bias(self, pieces: &[Piece]) -> Result<Vec<f32>> {
-        match self {
-            Weights::Stored(loader) => loader.bias(pieces),
-            Weights::Random => Ok(vec![0.0; pieces.iter().map(|(_, outputs)| outputs).sum()]),
-        }
-    }
-}
-
-impl Layer {
-    fn load(
-        source: Weights<'_>,
-        config: &ModelConfig,
-        index: usize,
-        device: &Device,
-        arithmetic: Arithmetic,
-    ) -> Result<Self> {
-        let names = LayerNames::new(config, index);
-        let (hidden, inner) = (config.hidden, config.intermediate);
-        let vector = |role, length| -> Result<Memory> {
-            let numbers = source.vector(&names.weight(role)?, length)?;
-            Ok(Memory::of(&device.driver, &as_bytes(&numbers))?)
-        };
-        let linear = |pieces: &[Piece], inputs: usize, bias: bool| -> Result<Linear> {
-            let weights: Vec<_> = pieces.iter().map(|(name, n)| (format!("{name}.weight"), *n)).collect();
-            let w = source.matrix(&weights, inputs, device, arithmetic)?;
-            let bias = match bias {
-                true => Some(Memory::of(&device.driver, &as_bytes(&source.bias(pieces)?))?),
-                false => None,
-            };
-            Ok(Linear { w, bias, inputs, outputs: pieces.iter().map(|(_, outputs)| outputs).sum() })
-        };
-        let swiglu = |gate_up: &[Piece], down: &[Piece]| -> Result<SwiGlu> {
-            Ok(SwiGlu {
-                gate_up: linear(gate_up, hidden, config.mlp_bias)?,
-                down: linear(down, inner, config.mlp_bias)?,
-            })
-        };
-        let mlp = match config.experts {
-            None => Mlp::Dense(swiglu(&names.modules(&Role::MLP_INPUTS), &names.modules(&[Role::Down]))?),
-            Some(experts) => Mlp::Sparse {
-                router: linear(&names.modules(&[Role::Router]), hidden, false)?,
-                experts: (0..experts.count)
-                    .map(|e| {
-                        let down = names.expert(e, &[Role::ExpertDown]);
-                        swiglu(&names.expert(e, &Role::EXPERT_INPUTS), &down)
-                    })
-                    .collect::<Result<_>>()?,
-            },
-        };
-        let head_norms = match config.qk_norm {
-            true => {
-                Some([vector(Role::QueryNorm, config.head_dim)?, vector(Role::KeyNorm, config.head_dim)?])
-            }
-            false => None,
-        };
-        Ok(Self {
-            input_norm: vector(Role::InputNorm, hidden)?,
-            qkv: linear(&names.modules(&Role::ATTENTION_INPUTS), hidden, config.qkv_bias)?,
-            head_norms,
-            output: linear(&names.modules(&[Role::Output]), config.q_dim(), config.out_bias)?,
-            mlp_norm: vector(Role::MlpNorm, hidden)?,
-            mlp,
-        })
-    }
-
-    fn bytes(&self) -> usize {
-        let swiglu = |m: &SwiGlu| m.gate_up.bytes() + m.down.bytes();
-        let mlp = match &self.mlp {
-            Mlp::Dense(m) => swiglu(m),
-            Mlp::Sparse { router, experts } => router.bytes() + experts.iter().map(swiglu).sum::<usize>(),
-        };
-        let norms = self.input_norm.bytes() + self.mlp_norm.bytes();
-        norms
-            + self.head_norms.iter().flatten().map(Memory::bytes).sum::<usize>()
-            + self.qkv.bytes()
-            + self.output.bytes()
-            + mlp
-    }
 }
 
 impl Body {
@@ -340,16 +148,7 @@ impl Body {
         map: &[usize],
         tick: &dyn Fn(),
     ) -> Result<Self> {
-        let arithmetic = match source {
-            Weights::Random => Arithmetic { act: Act::F16, precise: false },
-            Weights::Stored(loader) => {
-                let first = LayerNames::new(config, 0).modules(&[Role::Output]);
-                let name = format!("{}.weight", first[0].0);
-                let stored = loader.source.stored(&name, &[config.hidden, config.q_dim()])?;
-                let act = if stored.dtype() == DType::BF16 { Act::Bf16 } else { Act::F16 };
-                Arithmetic { act, precise: loader.mode == WeightMode::F32 }
-            }
-        };
+        let arithmetic = source.arithmetic(config)?;
         let mut parts: Vec<Part> = Vec::new();
         for (index, device) in map.iter().map(|d| &devices[*d]).enumerate() {
             let weights = Layer::load(source, config, index, device, arithmetic)?;
@@ -531,66 +330,6 @@ pub(crate) enum Predicted {
     Tokens(Vec<u32>),
 }
 
-impl Layer {
-    /// The bias of the feed-forward block, which whoever reads the stream next adds; 0: none.
-    fn last_bias(&self) -> Address {
-        match &self.mlp {
-            Mlp::Dense(swiglu) => swiglu.down.bias(),
-            Mlp::Sparse { .. } => 0,
-        }
-    }
-}
-
-/// Steps grouped by where and how their caches are.
-fn runs<'a>(steps: &'a mut [Step<'_>]) -> Result<Vec<Run<'a>>> {
-    enum Kind<'a> {
-        Device(&'a mut DeviceCache),
-        Host(&'a mut Sequence),
-    }
-    let mut runs = Vec::new();
-    let mut hosts: Vec<(&mut Sequence, usize)> = Vec::new();
-    let mut at = 0;
-    fn close<'a>(
-        runs: &mut Vec<Run<'a>>,
-        hosts: &mut Vec<(&'a mut Sequence, usize)>,
-        end: usize,
-    ) -> Result<()> {
-        let rows: usize = hosts.iter().map(|(_, n)| n).sum();
-        if rows > 0 {
-            runs.push(Run::Host { batch: Batch::begin(hosts.drain(..))?, rows: end - rows..end });
-        }
-        Ok(())
-    }
-    for step in steps {
-        let n = step.tokens.len();
-        let sequence: &mut Sequence = step.sequence;
-        let here = sequence.cache_mut().as_any_mut().is_some_and(|cache| cache.is::<DeviceCache>());
-        let kind = match here {
-            false => Kind::Host(sequence),
-            true => match sequence.cache_mut().as_any_mut().and_then(|cache| cache.downcast_mut()) {
-                Some(cache) => Kind::Device(cache),
-                None => unreachable!("just asked"),
-            },
-        };
-        match kind {
-            Kind::Host(sequence) => hosts.push((sequence, n)),
-            Kind::Device(cache) => {
-                close(&mut runs, &mut hosts, at)?;
-                match runs.last_mut() {
-                    Some(Run::Device { caches, rows }) if rows.end == at && caches[0].0.is_like(cache) => {
-                        caches.push((cache, n));
-                        rows.end += n;
-                    }
-                    _ => runs.push(Run::Device { caches: vec![(cache, n)], rows: at..at + n }),
-                }
-            }
-        }
-        at += n;
-    }
-    close(&mut runs, &mut hosts, at)?;
-    Ok(runs)
-}
-
 impl Part {
     /// Takes the residual stream `room.x` through the part's layers.
     fn forward(
@@ -613,7 +352,7 @@ impl Part {
                 groups.push(match run {
                     Run::Device { caches, rows } => {
                         let caches = caches.iter_mut().map(|(c, n)| (&mut c.parts_mut()[part], *n)).collect();
-                        (rows.clone(), Group::Device(GroupStep::new(&self.device, caches, space)?))
+                        (rows.clone(), Group::Device(Box::new(GroupStep::new(&self.device, caches, space)?)))
                     }
                     Run::Host { batch, rows } => (rows.clone(), Group::Host(batch)),
                 });
@@ -760,6 +499,6 @@ impl Part {
 
 /// A run in one part.
 enum Group<'g, 'b> {
-    Device(GroupStep<'g>),
+    Device(Box<GroupStep<'g>>),
     Host(&'g mut Batch<'b>),
 }
