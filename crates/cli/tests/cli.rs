@@ -15,6 +15,8 @@ mod choices;
 mod compare;
 #[path = "cli/costs.rs"]
 mod costs;
+#[path = "cli/device.rs"]
+mod device;
 #[path = "cli/disturbed.rs"]
 mod disturbed;
 #[path = "cli/experiments.rs"]

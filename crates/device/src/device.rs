@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use minicache_core::Restored;
 
-use crate::cache::PartCache;
 use crate::cuda::Cuda;
 use crate::driver::{Driver, Kernel, Memory, bytes_of_mut};
 use crate::emulated::Emulated;
 use crate::kernels::File;
 use crate::method::Method;
 use crate::params::{RestoreParams, SequenceEntry, launch};
+use crate::part::PartCache;
 use crate::pool::Pool;
 use crate::{Error, Result};
 

@@ -16,13 +16,15 @@ mod libraries;
 mod method;
 mod ops;
 mod params;
+mod part;
 mod pool;
 mod step;
 
-pub use cache::{DeviceCache, PartCache};
+pub use cache::DeviceCache;
 pub use device::Device;
 pub use emulated::Emulated;
 pub use error::{Error, Result};
 pub use method::Arithmetic;
 pub use ops::{Norm, Ops, Rotation};
+pub use part::PartCache;
 pub use step::{DeviceStates, GroupStep, Workspace};

@@ -1,9 +1,9 @@
 //! What kernels take, as they lay it out: the structures of `cuda/*.cu`, in the same order. Padding is spelled out.
 
 use crate::Result;
-use crate::cache::Tables;
 use crate::driver::{Address, Driver, Kernel, Plain, bytes_of};
 use crate::method::Place;
+use crate::part::Tables;
 
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::cache::{KeptHead, PartCache};
 use crate::device::{Device, Kernels};
 use crate::driver::{Acts, Address, Memory, Plain, bytes_of};
 use crate::method::{Method, TILE};
@@ -12,6 +11,7 @@ use crate::params::{
     HeldParams, JoinParams, KeepParams, MergeParams, PackParams, RetainParams, RowEntry, SequenceEntry,
     SettleParams, StepParams, TaskEntry, launch,
 };
+use crate::part::{KeptHead, PartCache};
 
 /// Blocks of attention that a multiprocessor is given at least, if there is so much to read.
 const BLOCKS_EACH: usize = 9;

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use minicache_core::CacheSpec;
 use minicache_core::settings::ModelShape;
+use minicache_core::{CacheSpec, KvCache, Resources, build};
 use minicache_device::check::compare;
 use minicache_device::driver::{Act, Driver};
 use minicache_device::{Arithmetic, Device, DeviceCache, Emulated, Result};
@@ -80,6 +80,37 @@ fn merged() {
         &WIDE,
     );
     check("minicache-4", &ModelShape { window: Some(50), ..SMALL });
+}
+
+/// As whoever has states of their own uses a cache, in place of a decoder on the device.
+#[test]
+fn states_of_the_host_are_carried_over() {
+    let device = device();
+    for spec in ["minicache-4", "kivi-2", "{ method = \"minicache\", start_layer = 0 }"] {
+        let spec = CacheSpec::parse(spec).unwrap();
+        let mut host = build(&spec, &SMALL, &Resources::default()).unwrap();
+        let mut there = on(&device, &spec, &SMALL).unwrap();
+        let (q_dim, kv_dim) = (SMALL.heads * SMALL.head_dim, SMALL.kv_dim());
+        for tokens in [60, 1, 1, 12, 1] {
+            for layer in 0..SMALL.layers {
+                let wave =
+                    |n: usize, w: f32| (0..n).map(|i| ((i + layer) as f32 * w).sin()).collect::<Vec<_>>();
+                let (q, k, v) =
+                    (wave(tokens * q_dim, 0.37), wave(tokens * kv_dim, 0.73), wave(tokens * kv_dim, 0.91));
+                let (mut want, mut got) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+                host.attend_into(layer, &q, &k, &v, &mut want).unwrap();
+                there.attend_into(layer, &q, &k, &v, &mut got).unwrap();
+                let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-3, "{spec:?}: {worst}");
+            }
+            host.finish_step().unwrap();
+            there.finish_step().unwrap();
+        }
+        assert_eq!(host.len(), there.len());
+        let (want, got) = (host.restored(3).unwrap(), there.restored(3).unwrap());
+        let worst = want.keys.iter().zip(&got.keys).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 2e-3, "{spec:?}: {worst}");
+    }
 }
 
 #[test]

@@ -1,0 +1,64 @@
+//! Models on a device: the emulated one, which every machine has.
+
+use crate::room::Room;
+use crate::{Place, untimed};
+
+#[test]
+fn a_device_writes_what_the_host_writes() {
+    let room = Room::new();
+    let model = room.model(false);
+    for cache in ["full", "minicache", "kivi-8", "h2o"] {
+        let args = ["generate", "--model", &model, "--prompt", "w5 w6 w7 w8", "--max-new-tokens", "6"];
+        let args = [&args[..], &["--weights", "f32", "--cache", cache]].concat();
+        let on_device = room.run(&[&args[..], &["--device", "emulated:0"]].concat());
+        assert_eq!(room.done(&args), crate::text(&on_device.stdout), "{cache}");
+        // What has no kernels is said once, and goes on.
+        let said = crate::text(&on_device.stderr);
+        assert_eq!(
+            said.matches("has no kernels for a device").count(),
+            usize::from(cache == "h2o"),
+            "{said}"
+        );
+    }
+    room.wrong(&["models", "--device", "cpu,cuda"], &["not on both"]);
+    let driver = ["/usr/lib", "/usr/lib64", "/usr/local/nvidia/lib64"];
+    if !driver.iter().any(|dir| std::path::Path::new(dir).join("libcuda.so.1").exists()) {
+        room.wrong(
+            &["generate", "--model", &model, "--prompt", "w5", "--device", "cuda:0"],
+            &["--device cpu"],
+        );
+    }
+}
+
+#[test]
+fn an_experiment_runs_on_a_device() {
+    let place = Place::new();
+    place.done(&["run", "e.toml", "--results", "host", "--set", "model.weights=f32"]);
+    place.done(&[
+        "run",
+        "e.toml",
+        "--results",
+        "device",
+        "--set",
+        "model.weights=f32",
+        "--device",
+        "emulated:0",
+    ]);
+    let [host, device] =
+        ["host", "device"].map(|name| untimed(&place.path(&format!("{name}/sample/e/cells.csv"))));
+    assert_eq!(host.len(), device.len());
+    let kl = host[0].iter().position(|name| name == "kl").unwrap();
+    for (host, device) in host[1..].iter().zip(&device[1..]) {
+        let [a, b]: [f64; 2] = [host, device].map(|row| row[kl].parse().unwrap());
+        assert!((a - b).abs() <= 0.02 * a + 1e-6, "{host:?} {device:?}");
+    }
+}
+
+#[test]
+fn kernels_can_be_written_out() {
+    let room = Room::new();
+    let said = room.done(&["device-check", "--sources", "kernels"]);
+    assert!(said.contains("files of kernels"), "{said}");
+    let files: Vec<_> = std::fs::read_dir(room.path("kernels")).unwrap().flatten().collect();
+    assert!(files.len() > 50 && files.iter().all(|f| f.file_name().to_string_lossy().ends_with(".cu")));
+}
