@@ -23,7 +23,7 @@ RUN = $(BIN) run --profile $(PROFILE) --results $(INTO) --reuse $(REUSE) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DATA),--data $(DATA)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(SWEEPS) $(ARGS)
 
-.PHONY: help build fetch reproduce sweep report verify test test-crash test-cluster fuzz lint bench
+.PHONY: help build fetch reproduce sweep report verify test test-bounds test-crash test-cluster fuzz lint bench
 
 help:
 	@echo 'make reproduce                       all experiments in small -> results/sample/ (with DATA: results/)'
@@ -65,6 +65,12 @@ report: build
 
 test:
 	$(CARGO) test --workspace --features minicache-core/candle
+
+# Caches on the emulated device under the address sanitizer, each block of memory an allocation of its own.
+test-bounds:
+	MINICACHE_EMULATED_FLAGS="-fsanitize=address -g -O1" LD_PRELOAD= \
+	$(CARGO) test --workspace --features minicache-core/candle --test caches_on_device --config \
+	"target.'cfg(all())'.runner = ['env', 'ASAN_OPTIONS=detect_leaks=0', 'LD_PRELOAD=$$($(or $(CXX),c++) -print-file-name=libasan.so)']"
 
 test-crash:
 	$(CARGO) build --bin minicache
