@@ -1,5 +1,5 @@
-//! What is asked of a device: memory, kernels and matrix products. [`crate::cuda`] asks NVIDIA's driver,
-//! [`crate::emulated`] the host.
+//! What is asked of a device: memory, kernels and matrix products. `cuda.rs` asks NVIDIA's driver, `emulated.rs` the
+//! host.
 
 use std::fmt;
 use std::sync::Arc;
