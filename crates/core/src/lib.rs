@@ -54,6 +54,6 @@ pub use sequence::Sequence;
 pub use settings::ModelShape;
 pub use states::States;
 pub use steps::{StepTime, time_steps};
-pub use store::{Scheme, Side, Store, StoreBytes};
+pub use store::{BlockLayout, Scheme, Side, Store, StoreBytes};
 pub use synthetic::{LayerSimilarity, Synthetic};
 pub use view::{LayerView, Segment, SideView};

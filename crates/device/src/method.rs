@@ -5,7 +5,7 @@ use std::ops::Range;
 use minicache_core::settings::{
     Axis, Granularity, KeySpace, ModelShape, Retention, RetentionRule, StoreType,
 };
-use minicache_core::{CacheSpec, Scheme};
+use minicache_core::{BlockLayout, CacheSpec, Scheme, Store};
 
 use crate::driver::Act;
 use crate::kernels::{File, Source};
@@ -62,6 +62,8 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Side {
     kind: Kind,
+    /// The host's.
+    block: BlockLayout,
     /// Type of what waits and of what is kept exact.
     exact: StoreType,
     magnitude: StoreType,
@@ -102,29 +104,10 @@ pub(crate) struct Method {
     pub(crate) precise: bool,
 }
 
-fn lines(bytes: usize) -> usize {
-    bytes.next_multiple_of(64)
-}
-
-fn plane_bytes(bits: usize, steps: usize, width: usize) -> usize {
-    steps.div_ceil(4).div_ceil(8 / bits) * 4 * width
-}
-
-fn strip_bytes(bits: usize, steps: usize, width: usize) -> usize {
-    match bits {
-        3 => plane_bytes(2, steps, width) + plane_bytes(1, steps, width),
-        _ => plane_bytes(bits, steps, width),
-    }
-}
-
 impl Side {
     /// Tokens of a block.
     pub(crate) fn slots(&self) -> usize {
-        match self.kind {
-            Kind::Floats(_) => 32,
-            Kind::Codes { run, along: true, .. } => run,
-            Kind::Codes { .. } => 64,
-        }
+        self.block.tokens
     }
 
     pub(crate) fn is_packed(&self) -> bool {
@@ -140,32 +123,14 @@ impl Side {
         }
     }
 
-    /// Bytes of a head's part of a block, and how many of them are scales and zeros.
-    fn head_bytes(&self) -> (usize, usize) {
-        let (dim, slots) = (self.head_dim, self.slots());
-        let Kind::Codes { bits, run, along, .. } = self.kind else {
-            let Kind::Floats(dtype) = self.kind else { unreachable!("a side has floats or codes") };
-            return (lines(dim * slots * dtype.bytes()), 0);
-        };
-        let section = if along { dim } else { run.min(dim) };
-        let sizes: Vec<usize> = (0..dim).step_by(section).map(|from| section.min(dim - from)).collect();
-        let codes: usize = if self.keys {
-            sizes.iter().map(|&size| slots / 16 * strip_bytes(bits, size, 16)).sum()
-        } else {
-            (0..dim).step_by(16).map(|from| strip_bytes(bits, slots, 16.min(dim - from))).sum()
-        };
-        let scales = sizes.len() * 2 * if along { dim } else { slots } * 2;
-        (lines(codes.next_multiple_of(2) + scales), scales)
-    }
-
     /// Bytes of a block of all stores, and of the scales in it.
     pub(crate) fn block_bytes(&self) -> (usize, usize) {
-        let (bytes, scales) = self.head_bytes();
-        (self.stores * self.kv_heads * bytes, self.stores * self.kv_heads * scales)
+        let heads = self.stores * self.kv_heads;
+        (heads * self.block.head_bytes, heads * self.block.scale_bytes)
     }
 
     fn exact_bytes(&self) -> usize {
-        lines(self.head_dim * RECENT * self.exact.bytes())
+        self.head_dim * RECENT * self.exact.bytes()
     }
 
     /// Bytes of a block of tokens that wait, of all stores.
@@ -313,8 +278,10 @@ impl Method {
                 place.store = stores as i32;
                 stores += 1;
             }
+            let side = if keys { minicache_core::Side::Keys } else { minicache_core::Side::Values };
             sides.push(Side {
                 kind: kind_of,
+                block: Store::new(shape.kv_heads, shape.head_dim, scheme, side).block_layout(),
                 exact: spec.dtype(),
                 magnitude: pairing.magnitudes,
                 columns,

@@ -148,21 +148,24 @@ fn a_device_that_is_too_small_says_so() {
     let message = Decoder::load(&config, &source, &options).unwrap_err().to_string();
     assert!(message.starts_with("device: the model needs"), "{message}");
 
-    // Weights fit, a long prefill does not: the sequence stays as it was.
-    let decoder = load("llama2", WeightMode::F32, vec![emulated(0, 2_500_000)]);
-    let mut long = sequence(&decoder, &CacheSpec::default(), 0);
-    let tokens = vec![1u32; 90];
-    let mut before = 0;
+    // Weights fit, and some sequences: the first that does not stays as it was, and the others go on.
+    let decoder = load("llama2", WeightMode::F32, vec![emulated(0, 4_000_000)]);
+    let tokens = vec![1u32; 60];
+    let mut sequences = Vec::new();
     let message = loop {
-        let mut steps = [Step { tokens: &tokens, sequence: &mut long, logits: LogitsFor::None }];
-        match decoder.forward(&mut steps) {
-            Ok(_) => before = long.len(),
+        let mut next = sequence(&decoder, &CacheSpec::default(), 0);
+        let mut steps = [Step { tokens: &tokens, sequence: &mut next, logits: LogitsFor::None }];
+        let done = decoder.forward(&mut steps).map(drop);
+        sequences.push(next);
+        match done {
             Err(error) => break error.to_string(),
-        }
-        if before > 100 {
-            break "it fits".to_string();
+            Ok(()) => assert!(sequences.len() < 1000, "nothing is ever full"),
         }
     };
-    assert!(message == "it fits" || message.contains("cannot be allocated"), "{message}");
-    assert_eq!(long.len(), before);
+    assert!(message.contains("cannot be allocated"), "{message}");
+    let lengths: Vec<usize> = sequences.iter().map(Sequence::len).collect();
+    assert!(lengths.len() > 1 && lengths[lengths.len() - 1] == 0, "{lengths:?}");
+    sequences.pop();
+    let mut step = [Step { tokens: &tokens[..1], sequence: &mut sequences[0], logits: LogitsFor::Last }];
+    decoder.forward(&mut step).unwrap();
 }

@@ -97,6 +97,17 @@ impl StoreBytes {
     }
 }
 
+/// How a block of a [`Store`] lies, for a backend that has such blocks elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockLayout {
+    /// Tokens of a block.
+    pub tokens: usize,
+    /// Bytes of a head's part; a block has the parts of all heads, one after the other.
+    pub head_bytes: usize,
+    /// Of these, bytes of scales and zeros.
+    pub scale_bytes: usize,
+}
+
 /// Vectors of `heads * dim` numbers, one per token, appended and dropped at the front, that attention reads where they
 /// lie. A clone shares all storage until one of the two writes; then only the page written is copied.
 #[derive(Clone)]
@@ -301,6 +312,18 @@ impl Store {
     /// How the numbers are kept.
     pub fn scheme(&self) -> Scheme {
         self.scheme
+    }
+
+    /// How its blocks lie.
+    pub fn block_layout(&self) -> BlockLayout {
+        BlockLayout {
+            tokens: self.block_tokens(),
+            head_bytes: self.pages.block_lines() * Line::BYTES / self.heads.max(1),
+            scale_bytes: match &self.block {
+                Block::Codes(block) => block.head_bytes().1,
+                _ => 0,
+            },
+        }
     }
 
     /// Frees what can be freed of the tokens before `index`: whole pages of packed tokens.
