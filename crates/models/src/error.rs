@@ -71,6 +71,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a device has no room for what was asked of it: then nothing has changed, and less may fit.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Gpu(minicache_device::Error::Memory { .. }))
+    }
+
     /// For `map_err` on file operations: names the file.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();

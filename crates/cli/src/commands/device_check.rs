@@ -272,9 +272,7 @@ fn throughput(
         let mut sequence = decoder.sequence(decoder.cache(spec, &resources)?, planned);
         let mut steps = [Step { tokens: &tokens, sequence: &mut sequence, logits: LogitsFor::None }];
         match decoder.forward(&mut steps) {
-            Err(minicache_models::Error::Gpu(minicache_device::Error::Memory { .. }))
-                if !sequences.is_empty() =>
-            {
+            Err(error) if error.is_out_of_memory() && !sequences.is_empty() => {
                 break;
             }
             done => done?,
@@ -295,9 +293,7 @@ fn throughput(
     let seconds = loop {
         let timed = decode(decoder, &mut sequences, 4).and_then(|_| decode(decoder, &mut sequences, DECODED));
         match timed {
-            Err(minicache_models::Error::Gpu(minicache_device::Error::Memory { .. }))
-                if sequences.len() > 1 =>
-            {
+            Err(error) if error.is_out_of_memory() && sequences.len() > 1 => {
                 sequences.truncate(sequences.len() * 9 / 10);
             }
             timed => break timed?,

@@ -17,7 +17,7 @@ use minicache_models::{LogitsFor, Model, Step};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::numbers::{argmax, number, seconds};
+use super::numbers::{number, seconds};
 use super::plan::Planned;
 use super::prefill::Prefill;
 use super::{Overall, Result, Stop};
@@ -235,9 +235,17 @@ impl<'a> Lane<'a> {
             .iter_mut()
             .map(|r| Step { tokens: &r.next, sequence: &mut r.sequence, logits: LogitsFor::Last })
             .collect();
-        let logits = self.model.decoder.forward(&mut steps)?;
-        for (running, logits) in self.running.iter_mut().zip(logits.iter()) {
-            running.next = vec![argmax(logits) as u32];
+        let tokens = match self.model.decoder.forward_greedy(&mut steps) {
+            // A device that is full says so before anything has changed.
+            Err(error) if error.is_out_of_memory() => {
+                self.over = true;
+                self.running.clear();
+                return Ok(());
+            }
+            tokens => tokens?,
+        };
+        for (running, token) in self.running.iter_mut().zip(tokens) {
+            running.next = vec![token];
             running.left -= 1;
         }
         let forward = start.elapsed();
