@@ -6,7 +6,9 @@
 // byte dot products are exact.
 
 #define WARPS (THREADS / WARP)
-#define TILE (WARPS * LANES)
+// Strips of 16 tokens that a warp takes of a tile: what does not depend on the tokens is made once for them.
+#define STRIPS_EACH 2
+#define TILE (WARPS * LANES * STRIPS_EACH)
 #define HEADS (KV_HEADS * GROUP)
 // Query heads of a KV head that a block of `attend_held` takes; PASSES blocks share the KV head.
 #define G (GROUP / PASSES)
@@ -230,8 +232,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 
     SHARED float q[G * DIM];
     SHARED float scores[G][TILE], weights[G][TILE];
-    constexpr int HALVES = (G + 1) / 2;
-    SHARED float strip_most[G][WARPS], weight_most[G][WARPS], factor[G], query_most[G], totals[G][WARPS];
+    SHARED float warp_most[G][WARPS], weight_most[G][WARPS], factor[G], query_most[G], totals[G][WARPS];
     SHARED int kept_bounds[4];
     SHARED uint2 fours[K::KIND == CODES || V::KIND == CODES ? WARPS : 1][G * FOURS];
 
@@ -262,10 +263,10 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 
     const float* queries = (const float*)p.q + ((u64)row * HEADS + first_head) * DIM;
     for (int i = threadIdx.x; i < G * DIM; i += THREADS) q[i] = queries[i] * p.scale;
-    // Of the query heads that a lane has in the softmax: the largest score so far, and the lane's part of the sum.
-    float most[HALVES], total[HALVES];
+    // The largest score so far, and the lane's part of the sum.
+    float most[G], total[G];
 #pragma unroll
-    for (int n = 0; n < HALVES; n++) most[n] = NONE, total[n] = 0.0f;
+    for (int g = 0; g < G; g++) most[g] = NONE, total[g] = 0.0f;
     if (some_keys && threadIdx.x < 2) kept_bounds[threadIdx.x] = kept_from<0>(*key_column, threadIdx.x ? end : begin);
     if (some_values && threadIdx.x >= WARP && threadIdx.x < WARP + 2)
         kept_bounds[threadIdx.x - WARP + 2] = kept_from<1>(*value_column, threadIdx.x > WARP ? end : begin);
@@ -319,106 +320,130 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
                 }
             }
 
-        // Scores: a strip of 16 tokens to a warp.
-        const int first = tile + warp * LANES;
-        auto key_size = [&](int token) {
-            return scaled_keys && first + token < end ? magnitude<0>(tables.magnitudes[0], key, head, first + token) : 1.0f;
+        // Scores: two strips of 16 tokens to a warp.
+        const int own_first = tile + warp * LANES * STRIPS_EACH;
+        auto key_size = [&](int position) {
+            return scaled_keys && position < end ? magnitude<0>(tables.magnitudes[0], key, head, position) : 1.0f;
         };
-        if (K::KIND == CODES && first < packed_keys && first < end) {
-            const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
-            const int slot = first % K::SLOTS;
-            const u16* scales = (const u16*)(block + K::scales_at());
-            const float size_of_key = key_size(code_token(lane));
+        if (K::KIND == CODES && own_first < packed_keys && own_first < end) {
+            // Strips of one block have the digits of queries in common, those of other blocks have not.
+            constexpr int TOGETHER = !K::ALONG || K::SLOTS % (LANES * STRIPS_EACH) == 0 ? STRIPS_EACH : 1;
             uint2* mine = fours[warp];
-            float out[G][4];
 #pragma unroll
-            for (int g = 0; g < G; g++)
-                for (int i = 0; i < 4; i++) out[g][i] = 0.0f;
-#pragma unroll 1
-            for (int section = 0; section < K::SECTIONS; section++) {
-                const int from = section * K::SECTION;
-                const int size = DIM - from < K::SECTION ? DIM - from : K::SECTION;
-                const u8* strip = block + K::code_bytes(from) + slot / LANES * strip_bytes(K::BITS, size, LANES);
-                const int units = code_units(K::BITS, size, LANES);
-                Raw<K::BITS> raw[KEY_LOADS];
+            for (int s = 0; s < STRIPS_EACH; s += TOGETHER) {
+                const int first = own_first + s * LANES;
+                if (first >= packed_keys || first >= end) break;
+                const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
+                const int slot = first % K::SLOTS;
+                const u16* scales = (const u16*)(block + K::scales_at());
+                float size_of_key[TOGETHER], out[TOGETHER][G][4];
 #pragma unroll
-                for (int n = 0; n < KEY_LOADS; n++)
-                    if (n * WARP + lane < units) raw[n] = load_codes<K::BITS>(strip, size, LANES, n * WARP + lane);
-                float scale[KEY_FOURS][4], zero[KEY_FOURS][4], top = K::ALONG ? 0.0f : 1.0f;
+                for (int j = 0; j < TOGETHER; j++) {
+                    size_of_key[j] = key_size(first + j * LANES + code_token(lane));
 #pragma unroll
-                for (int n = 0; n < KEY_FOURS; n++) {
-                    const int c = (n * WARP + lane) * 4;
-                    for (int i = 0; i < 4; i++) scale[n][i] = zero[n][i] = K::ALONG || c >= size ? 0.0f : 1.0f;
-                    if (K::ALONG && c < size) {
-                        four_halves(scales + c, scale[n]);
-                        four_halves(scales + K::ENTRIES + c, zero[n]);
-                        for (int i = 0; i < 4; i++) top = fmaxf(top, scale[n][i]);
-                    }
+                    for (int g = 0; g < G; g++)
+                        for (int i = 0; i < 4; i++) out[j][g][i] = 0.0f;
                 }
-                if (K::ALONG) top = warp_max(top);
-                float offset[G];
+#pragma unroll 1
+                for (int section = 0; section < K::SECTIONS; section++) {
+                    const int from = section * K::SECTION;
+                    const int size = DIM - from < K::SECTION ? DIM - from : K::SECTION;
+                    const int bytes = strip_bytes(K::BITS, size, LANES), units = code_units(K::BITS, size, LANES);
+                    const u8* strip = block + K::code_bytes(from) + slot / LANES * bytes;
+                    Raw<K::BITS> raw[TOGETHER][KEY_LOADS];
 #pragma unroll
-                for (int g = 0; g < G; g++) {
-                    const float units_each = units_of(query_most[g] * top);
-                    offset[g] = 0.0f;
+                    for (int j = 0; j < TOGETHER; j++)
+#pragma unroll
+                        for (int n = 0; n < KEY_LOADS; n++)
+                            if (n * WARP + lane < units)
+                                raw[j][n] = load_codes<K::BITS>(strip + j * bytes, size, LANES, n * WARP + lane);
+                    float scale[KEY_FOURS][4], zero[KEY_FOURS][4], top = K::ALONG ? 0.0f : 1.0f;
 #pragma unroll
                     for (int n = 0; n < KEY_FOURS; n++) {
                         const int c = (n * WARP + lane) * 4;
-                        if (c >= size) continue;
-                        const float4 x = *(const float4*)&q[g * DIM + from + c];
-                        const float w[4] = {x.x * scale[n][0], x.y * scale[n][1], x.z * scale[n][2], x.w * scale[n][3]};
-                        offset[g] += x.x * zero[n][0] + x.y * zero[n][1] + x.z * zero[n][2] + x.w * zero[n][3];
-                        mine[g * FOURS + c / 4] = digits(w, units_each);
+                        for (int i = 0; i < 4; i++) scale[n][i] = zero[n][i] = K::ALONG || c >= size ? 0.0f : 1.0f;
+                        if (K::ALONG && c < size) {
+                            four_halves(scales + c, scale[n]);
+                            four_halves(scales + K::ENTRIES + c, zero[n]);
+                            for (int i = 0; i < 4; i++) top = fmaxf(top, scale[n][i]);
+                        }
                     }
-                    // Of the lanes that share four tokens one of each four; adding up scores adds the rest.
-                    offset[g] += __shfl_xor_sync(ALL, offset[g], 1);
-                    offset[g] += __shfl_xor_sync(ALL, offset[g], 2);
+                    if (K::ALONG) top = warp_max(top);
+                    float offset[G];
+#pragma unroll
+                    for (int g = 0; g < G; g++) {
+                        const float units_each = units_of(query_most[g] * top);
+                        offset[g] = 0.0f;
+#pragma unroll
+                        for (int n = 0; n < KEY_FOURS; n++) {
+                            const int c = (n * WARP + lane) * 4;
+                            if (c >= size) continue;
+                            const float4 x = *(const float4*)&q[g * DIM + from + c];
+                            const float w[4] = {x.x * scale[n][0], x.y * scale[n][1], x.z * scale[n][2], x.w * scale[n][3]};
+                            offset[g] += x.x * zero[n][0] + x.y * zero[n][1] + x.z * zero[n][2] + x.w * zero[n][3];
+                            mine[g * FOURS + c / 4] = digits(w, units_each);
+                        }
+                        // Of the lanes that share four tokens one of each four; adding up scores adds the rest.
+                        offset[g] += __shfl_xor_sync(ALL, offset[g], 1);
+                        offset[g] += __shfl_xor_sync(ALL, offset[g], 2);
+                    }
+                    __syncwarp();
+#pragma unroll
+                    for (int j = 0; j < TOGETHER; j++) {
+                        int low[G][4], high[G][4];
+#pragma unroll
+                        for (int g = 0; g < G; g++)
+                            for (int i = 0; i < 4; i++) low[g][i] = high[g][i] = 0;
+#pragma unroll
+                        for (int n = 0; n < KEY_LOADS; n++)
+                            if (n * WARP + lane < units)
+                                code_sums<K::BITS>(raw[j][n], size, LANES, n * WARP + lane, mine, FOURS, low, high);
+                        float own_scale[4] = {1.0f, 1.0f, 1.0f, 1.0f}, own_zero[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+                        if (!K::ALONG) {
+                            const u16* own = scales + section * 2 * K::ENTRIES + slot + j * LANES + lane % 4 * 4;
+                            four_halves(own, own_scale);
+                            four_halves(own + K::ENTRIES, own_zero);
+                        }
+#pragma unroll
+                        for (int g = 0; g < G; g++) {
+                            const float step = step_of(query_most[g] * top);
+                            for (int i = 0; i < 4; i++)
+                                out[j][g][i] += ((float)high[g][i] * 256.0f + (float)low[g][i]) * step * own_scale[i] +
+                                                offset[g] * own_zero[i];
+                        }
+                    }
+                    __syncwarp();
                 }
-                __syncwarp();
-                int low[G][4], high[G][4];
 #pragma unroll
-                for (int g = 0; g < G; g++)
-                    for (int i = 0; i < 4; i++) low[g][i] = high[g][i] = 0;
+                for (int j = 0; j < TOGETHER; j++)
 #pragma unroll
-                for (int n = 0; n < KEY_LOADS; n++)
-                    if (n * WARP + lane < units)
-                        code_sums<K::BITS>(raw[n], size, LANES, n * WARP + lane, mine, FOURS, low, high);
-                __syncwarp();
-                float own_scale[4] = {1.0f, 1.0f, 1.0f, 1.0f}, own_zero[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-                if (!K::ALONG) {
-                    const u16* own = scales + section * 2 * K::ENTRIES + slot + lane % 4 * 4;
-                    four_halves(own, own_scale);
-                    four_halves(own + K::ENTRIES, own_zero);
-                }
-#pragma unroll
-                for (int g = 0; g < G; g++) {
-                    const float step = step_of(query_most[g] * top);
-                    for (int i = 0; i < 4; i++)
-                        out[g][i] += ((float)high[g][i] * 256.0f + (float)low[g][i]) * step * own_scale[i] +
-                                     offset[g] * own_zero[i];
-                }
-            }
-#pragma unroll
-            for (int g = 0; g < G; g++) {
-                float x = fold<4>(out[g], lane);
-                x += __shfl_xor_sync(ALL, x, 4);
-                if ((lane & 4) == 0) scores[g][first - tile + code_token(lane)] = x * size_of_key;
+                    for (int g = 0; g < G; g++) {
+                        float x = fold<4>(out[j][g], lane);
+                        x += __shfl_xor_sync(ALL, x, 4);
+                        if ((lane & 4) == 0)
+                            scores[g][first - tile + j * LANES + code_token(lane)] = x * size_of_key[j];
+                    }
             }
         }
-        if (K::KIND == CODES && first + LANES > packed_keys && first < end && packed_keys < end) {
-            const u8* strip = recent_of<0>(tables.recent[0], first, key.store, head);
-            const float size_of_key = key_size(float_token(lane));
-            __syncwarp();
-            float_scores(strip, K::EXACT, q, lane, [&](int t, int g, float score) {
-                if (first + t >= packed_keys) scores[g][first - tile + t] = score * size_of_key;
-            });
-        }
-        if (K::KIND != CODES && first < end) {
-            const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
-            const u8* strip = block + first % K::SLOTS * DIM * bytes_of(K::KIND);
-            const float size_of_key = key_size(float_token(lane));
-            float_scores(strip, K::KIND, q, lane,
-                         [&](int t, int g, float score) { scores[g][first - tile + t] = score * size_of_key; });
+#pragma unroll
+        for (int s = 0; s < STRIPS_EACH; s++) {
+            const int first = own_first + s * LANES;
+            if (first >= end) continue;
+            if (K::KIND == CODES && first + LANES > packed_keys && packed_keys < end) {
+                const u8* strip = recent_of<0>(tables.recent[0], first, key.store, head);
+                const float size_of_key = key_size(first + float_token(lane));
+                __syncwarp();
+                float_scores(strip, K::EXACT, q, lane, [&](int t, int g, float score) {
+                    if (first + t >= packed_keys) scores[g][first - tile + t] = score * size_of_key;
+                });
+            }
+            if (K::KIND != CODES) {
+                const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
+                const u8* strip = block + first % K::SLOTS * DIM * bytes_of(K::KIND);
+                const float size_of_key = key_size(first + float_token(lane));
+                float_scores(strip, K::KIND, q, lane,
+                             [&](int t, int g, float score) { scores[g][first - tile + t] = score * size_of_key; });
+            }
         }
         __syncthreads();
         // Kept keys come in the place of merged ones.
@@ -435,38 +460,33 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
             }
             __syncthreads();
         }
-        // Softmax: the largest scores by strip, then all together. Probabilities of merged values are weighed by
-        // magnitudes, zero for kept ones. A lane has a token of the warp's strip, and every other query head.
-        const int own = warp * LANES + lane % LANES;
+        // Softmax: the largest scores by warp, then all together. Probabilities of merged values are weighed by magnitudes,
+        // zero for kept ones. A lane has a token of its warp's strips.
+        const int own = warp * WARP + lane;
         const bool visible = tile + own < end && tile + own >= seen;
         const float size = scaled_values && visible ? magnitude<1>(tables.magnitudes[1], value, head, tile + own) : 1.0f;
-        float score[HALVES];
+        float score[G];
 #pragma unroll
-        for (int n = 0; n < HALVES; n++) {
-            const int g = n * 2 + lane / LANES;
-            score[n] = visible && g < G ? capped(scores[g][own], p.softcap) : NONE;
-            float top = score[n];
-            for (int d = LANES / 2; d > 0; d /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, d));
-            if (lane % LANES == 0 && g < G) strip_most[g][warp] = top;
+        for (int g = 0; g < G; g++) {
+            score[g] = visible ? capped(scores[g][own], p.softcap) : NONE;
+            const float top = warp_max(score[g]);
+            if (lane == 0) warp_most[g][warp] = top;
         }
         __syncthreads();
 #pragma unroll
-        for (int n = 0; n < HALVES; n++) {
-            const int g = n * 2 + lane / LANES;
-            const int row_of = g < G ? g : G - 1;
-            float top = most[n];
+        for (int g = 0; g < G; g++) {
+            float top = most[g];
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) top = fmaxf(top, strip_most[row_of][w]);
-            const float x = score[n] > NONE ? expf(score[n] - top) : 0.0f;
-            const float weight = x * size, f = expf(most[n] - top);
-            if (g < G) scores[g][own] = x, weights[g][own] = weight;
-            total[n] = total[n] * f + x;
-            most[n] = top;
-            if (lane % LANES == 0 && warp == 0 && g < G) factor[g] = f;
+            for (int w = 0; w < WARPS; w++) top = fmaxf(top, warp_most[g][w]);
+            const float x = score[g] > NONE ? expf(score[g] - top) : 0.0f;
+            const float weight = x * size, f = expf(most[g] - top);
+            scores[g][own] = x, weights[g][own] = weight;
+            total[g] = total[g] * f + x;
+            most[g] = top;
+            if (threadIdx.x == 0) factor[g] = f;
             if (V::KIND == CODES) {
-                float largest = fabsf(weight);
-                for (int d = LANES / 2; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, d));
-                if (lane % LANES == 0 && g < G) weight_most[g][warp] = largest;
+                const float largest = warp_max(fabsf(weight));
+                if (lane == 0) weight_most[g][warp] = largest;
             }
         }
         __syncthreads();
@@ -516,33 +536,42 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
                     const int width = V::width(strip);
                     const int section = V::ALONG ? 0 : strip * LANES / V::SECTION;
                     uint2* mine = fours[warp];
-                    // A lane has the digits of one four of tokens: those of the blocks of this part.
-                    const int t = lane * 4, at = tile + t;
-                    const bool used = t < TILE && at < packed_values && at < end && t / V::SLOTS % AROUND == around;
-                    float scale[4] = {1.0f, 1.0f, 1.0f, 1.0f}, zero[4] = {0.0f, 0.0f, 0.0f, 0.0f}, top = 1.0f;
-                    if (!V::ALONG) {
-                        top = 0.0f;
-                        if (used) {
+                    // A lane has the digits of some fours of tokens: those of the blocks of this part.
+                    constexpr int OWN = TILE / 4 / WARP;
+                    float scale[OWN][4], zero[OWN][4], top = V::ALONG ? 1.0f : 0.0f;
+                    bool used[OWN];
+#pragma unroll
+                    for (int m = 0; m < OWN; m++) {
+                        const int t = (m * WARP + lane) * 4, at = tile + t;
+                        used[m] = at < packed_values && at < end && t / V::SLOTS % AROUND == around;
+                        for (int i = 0; i < 4; i++) scale[m][i] = 1.0f, zero[m][i] = 0.0f;
+                        if (!V::ALONG && used[m]) {
                             const u16* scales =
                                 (const u16*)(head_of<1>(tables.blocks[1], at, value.store, head) + V::scales_at()) +
                                 section * 2 * V::ENTRIES + at % V::SLOTS;
-                            four_halves(scales, scale);
-                            four_halves(scales + V::ENTRIES, zero);
+                            four_halves(scales, scale[m]);
+                            four_halves(scales + V::ENTRIES, zero[m]);
                             for (int i = 0; i < 4; i++)
-                                if (at + i < packed_values) top = fmaxf(top, scale[i]);
+                                if (at + i < packed_values) top = fmaxf(top, scale[m][i]);
                         }
-                        top = warp_max(top);
                     }
+                    if (!V::ALONG) top = warp_max(top);
 #pragma unroll
                     for (int g = 0; g < G; g++) {
-                        float w[4];
-                        for (int i = 0; i < 4; i++) {
-                            const bool inside = used && at + i < packed_values && at + i < end;
-                            const float x = inside ? weights[g][t + i] : 0.0f;
-                            w[i] = inside ? x * scale[i] : 0.0f;
-                            if (!V::ALONG && inside) zeros[e][g] += x * zero[i];
+                        const float units_each = units_of(largest[g] * top);
+#pragma unroll
+                        for (int m = 0; m < OWN; m++) {
+                            const int t = (m * WARP + lane) * 4, at = tile + t;
+                            const float4 x = *(const float4*)&weights[g][t];
+                            const float xs[4] = {x.x, x.y, x.z, x.w};
+                            float w[4];
+                            for (int i = 0; i < 4; i++) {
+                                const bool inside = used[m] && at + i < packed_values && at + i < end;
+                                w[i] = inside ? xs[i] * scale[m][i] : 0.0f;
+                                if (!V::ALONG && inside) zeros[e][g] += xs[i] * zero[m][i];
+                            }
+                            mine[g * FOURS + t / 4] = digits(w, units_each);
                         }
-                        mine[g * FOURS + lane] = digits(w, units_of(largest[g] * top));
                     }
                     __syncwarp();
                     int low[G][4], high[G][4];
@@ -617,13 +646,10 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
     // The lanes' sums together: one after the other of the parts of a tile writes to shared memory.
     for (int i = threadIdx.x; i < G * DIM; i += THREADS) q[i] = 0.0f;
 #pragma unroll
-    for (int n = 0; n < HALVES; n++) {
-        const int g = n * 2 + lane / LANES;
-        for (int d = LANES / 2; d > 0; d /= 2) total[n] += __shfl_xor_sync(ALL, total[n], d);
-        if (lane % LANES == 0 && g < G) {
-            totals[g][warp] = total[n];
-            if (warp == 0) strip_most[g][0] = most[n];
-        }
+    for (int g = 0; g < G; g++) {
+        const float sum = warp_sum(total[g]);
+        if (lane == 0) totals[g][warp] = sum;
+        if (threadIdx.x == 0) warp_most[g][0] = most[g];
     }
     __syncthreads();
     for (int turn = 0; turn < AROUND; turn++) {
@@ -657,7 +683,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
     if (threadIdx.x < G) {
         float sum = 0.0f;
         for (int w = 0; w < WARPS; w++) sum += totals[threadIdx.x][w];
-        part[threadIdx.x * apart] = strip_most[threadIdx.x][0], part[threadIdx.x * apart + 1] = sum;
+        part[threadIdx.x * apart] = warp_most[threadIdx.x][0], part[threadIdx.x * apart + 1] = sum;
     }
 }
 

@@ -61,7 +61,8 @@ pub fn compare(device: &Arc<Device>, spec: &CacheSpec, shape: &ModelShape) -> Re
     states = states.max(restored(&a, shape)?);
     run(&mut [(&mut a, 1), (&mut b, 33)])?;
     let mut c = a.fork()?;
-    run(&mut [(&mut a, 70), (&mut b, 1), (&mut c, 1)])?;
+    // Beyond a tile of attention, and more than one part of the positions.
+    run(&mut [(&mut a, 220), (&mut b, 1), (&mut c, 1)])?;
     for _ in 0..20 {
         run(&mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)])?;
     }

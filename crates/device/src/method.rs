@@ -14,8 +14,8 @@ use crate::{Error, Result};
 /// Threads of a block of the kernels of caches: eight warps.
 const THREADS: u32 = 256;
 
-/// Tokens that attention reads at a time: eight strips of 16.
-pub(crate) const TILE: usize = 128;
+/// Tokens that attention reads at a time: sixteen strips of 16.
+pub(crate) const TILE: usize = 256;
 
 /// Tokens of a block of those that wait, and of kept ones.
 pub(crate) const RECENT: usize = 16;

@@ -20,7 +20,7 @@ const BLOCKS_EACH: usize = 9;
 const MOST_SPLITS: usize = 1024;
 
 /// Tokens that a block of attention reads at least.
-const LEAST_SPLIT: usize = 4 * TILE;
+const LEAST_SPLIT: usize = TILE;
 
 /// Working memory of steps on one device, kept from step to step.
 #[derive(Debug)]
