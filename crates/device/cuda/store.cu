@@ -93,15 +93,20 @@ struct RetainParams {
     float gamma[2];
 };
 
-DEVICE int block_count(bool bit) {
-    const int ones = __popc(__ballot_sync(ALL, bit));
-    SHARED int parts[WARPS];
+// How many threads of the block before this one have the bit, after `seen` earlier ones; `seen` grows by all that have it.
+DEVICE int rank(bool bit, int* seen) {
+    const u32 ballot = __ballot_sync(ALL, bit);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    SHARED int ones[WARPS];
     __syncthreads();
-    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = ones;
+    if (lane == 0) ones[warp] = __popc(ballot);
     __syncthreads();
-    int sum = 0;
-    for (int i = 0; i < WARPS; i++) sum += parts[i];
-    return sum;
+    int at = *seen + __popc(ballot & ((1u << lane) - 1));
+    for (int w = 0; w < WARPS; w++) {
+        if (w < warp) at += ones[w];
+        *seen += ones[w];
+    }
+    return at;
 }
 
 // The least of each thread's numbers.
@@ -143,14 +148,14 @@ DEVICE void mark(const RetainParams& p, int side, const Sequence& s, Kept& kept,
             int count = 0;
             for (int i = 0; i < ranked; i += THREADS) {
                 const int j = sinks + i + threadIdx.x;
-                count += block_count(j < s.rows && d[j] >= tried);
+                rank(j < s.rows && d[j] >= tried, &count);
             }
             if (count >= keep) bits |= 1u << b;
         }
         limit = from_bits(bits);
         for (int i = 0; i < ranked; i += THREADS) {
             const int j = sinks + i + threadIdx.x;
-            above += block_count(j < s.rows && d[j] > limit);
+            rank(j < s.rows && d[j] > limit, &above);
         }
         ties = keep - above;
         if (keep == 0) limit = 3e38f, ties = 0;
@@ -174,17 +179,8 @@ DEVICE void mark(const RetainParams& p, int side, const Sequence& s, Kept& kept,
         }
         if (rule == TOP_FRACTION && !one) {
             // Of equal ones the first.
-            const u32 ballot = __ballot_sync(ALL, tie);
-            SHARED int before[WARPS];
-            __syncthreads();
-            if (threadIdx.x % WARP == 0) before[threadIdx.x / WARP] = __popc(ballot);
-            __syncthreads();
-            int rank = seen + __popc(ballot & ((1u << threadIdx.x % WARP) - 1));
-            for (int w = 0; w < WARPS; w++) {
-                if (w < (int)threadIdx.x / WARP) rank += before[w];
-                seen += before[w];
-            }
-            if (tie && rank < ties) keep = true;
+            const int place = rank(tie, &seen);
+            if (tie && place < ties) keep = true;
             if (j < s.rows && j >= sinks && keep) least_kept = fminf(least_kept, d[j]);
         }
         if (j < s.rows) index[j] = keep || (apart[j] && (rule != NO_RULE || p.sinks > 0)) ? MARKED : UNMARKED;
@@ -218,16 +214,7 @@ KERNEL(retain, RetainParams) {
         for (int i = 0; i < s.rows; i += THREADS) {
             const int j = i + threadIdx.x;
             const bool marked = j < s.rows && index[side][j] == MARKED;
-            const u32 ballot = __ballot_sync(ALL, marked);
-            SHARED int ones[WARPS];
-            __syncthreads();
-            if (threadIdx.x % WARP == 0) ones[threadIdx.x / WARP] = __popc(ballot);
-            __syncthreads();
-            int at = count + __popc(ballot & ((1u << threadIdx.x % WARP) - 1));
-            for (int w = 0; w < WARPS; w++) {
-                if (w < (int)threadIdx.x / WARP) at += ones[w];
-                count += ones[w];
-            }
+            const int at = rank(marked, &count);
             if (marked) index[side][j] = at;
         }
         __syncthreads();

@@ -257,7 +257,7 @@ impl PartCache {
     }
 
     /// What a side's columns keep now.
-    pub(crate) fn kept_heads(&self, side: usize) -> Result<Vec<KeptHead>> {
+    fn kept_heads(&self, side: usize) -> Result<Vec<KeptHead>> {
         let kept = &self.sides[side].kept;
         let none = KeptHead { blocks: 0, count: 0, least: 0.0, most: 0.0, least_kept: 0.0 };
         let mut heads = vec![none; kept.tables.len()];
@@ -284,12 +284,13 @@ impl PartCache {
         Ok(())
     }
 
-    /// Makes room for what a long step has just decided to keep of a pair, beside what was kept `before`.
-    pub(crate) fn settle_kept(&mut self, side: usize, pair: usize, before: &[KeptHead]) -> Result<()> {
+    /// Makes room for what a long step has just decided to keep of a pair.
+    pub(crate) fn settle_kept(&mut self, side: usize, pair: usize) -> Result<()> {
         let columns = self.method.sides[side].columns;
         let now = self.kept_heads(side)?;
         for column in pair * columns..(pair + 1) * columns {
-            let (from, to) = (before[column].count as usize, now[column].count as usize);
+            // No fewer were kept before than when the device was last asked.
+            let (from, to) = (self.sides[side].kept.counts[column], now[column].count as usize);
             if to > from {
                 self.extend_kept(side, column, from, to - from)?;
             }

@@ -1,6 +1,5 @@
 //! A step of a group of sequences whose caches are of one method: tables are uploaded once, then each layer attends and stores with a few launches for all of them.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
@@ -11,7 +10,7 @@ use crate::params::{
     HeldParams, JoinParams, KeepParams, MergeParams, PackParams, RetainParams, RowEntry, SequenceEntry,
     SettleParams, StepParams, TaskEntry, launch,
 };
-use crate::part::{KeptHead, PartCache};
+use crate::part::PartCache;
 
 /// Blocks of attention that a multiprocessor is given at least, if there is so much to read.
 const BLOCKS_EACH: usize = 9;
@@ -73,8 +72,8 @@ pub struct GroupStep<'a> {
     kernels: Kernels,
     caches: Vec<&'a mut PartCache>,
     rows: usize,
-    /// Rows of each sequence.
-    ranges: Vec<Range<usize>>,
+    /// New tokens of each sequence.
+    tokens: Vec<usize>,
     sequences: Address,
     row_entries: Address,
     tiles: (Address, usize),
@@ -102,7 +101,6 @@ impl<'a> GroupStep<'a> {
         let shape = method.shape;
         let (mut sequences, mut rows, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
         let mut tasks: [Vec<TaskEntry>; 2] = Default::default();
-        let mut ranges = Vec::new();
         let square = if shape.head_dim <= 128 { 64 } else { 32 } / if method.precise { 2 } else { 1 };
         for (index, (cache, tokens)) in caches.iter().enumerate() {
             let (sequence, len, first) = (index as i32, cache.len(), rows.len());
@@ -114,7 +112,6 @@ impl<'a> GroupStep<'a> {
                 pad: 0,
             });
             rows.extend((len..len + tokens).map(|p| RowEntry { sequence, position: p as i32 }));
-            ranges.push(first..rows.len());
             if *tokens > 1 {
                 let starts = (0..*tokens).step_by(square);
                 tiles.extend(starts.map(|first| RowEntry { sequence, position: first as i32 }));
@@ -170,9 +167,9 @@ impl<'a> GroupStep<'a> {
         Ok(Self {
             device: device.clone(),
             kernels,
+            tokens: caches.iter().map(|(_, tokens)| *tokens).collect(),
             caches: caches.into_iter().map(|(cache, _)| cache).collect(),
             rows: rows.len(),
-            ranges,
             sequences: base + at[0],
             row_entries: base + at[1],
             tiles: (base + at[2], tiles.len()),
@@ -336,16 +333,13 @@ impl<'a> GroupStep<'a> {
                 pad: 0,
             };
             let columns = method.sides[0].columns.max(method.sides[1].columns);
-            let long: Vec<usize> = (0..self.caches.len()).filter(|&i| self.ranges[i].len() > 1).collect();
-            let mut before: Vec<(usize, usize, Vec<KeptHead>)> = Vec::new();
-            for &i in &long {
-                for side in (0..2).filter(|&side| keeps[side]) {
-                    before.push((i, side, self.caches[i].kept_heads(side)?));
-                }
-            }
             self.launch(&self.kernels.retain, [self.caches.len(), columns, 1], &params)?;
-            for (i, side, before) in &before {
-                self.caches[*i].settle_kept(*side, pairs[*side] as usize, before)?;
+            // Single tokens have had their room made.
+            let long = self.caches.iter_mut().zip(&self.tokens).filter(|(_, tokens)| **tokens > 1);
+            for (cache, _) in long {
+                for side in (0..2).filter(|&side| keeps[side]) {
+                    cache.settle_kept(side, pairs[side] as usize)?;
+                }
             }
         }
         for side in (0..2).filter(|&side| merged[side]) {
