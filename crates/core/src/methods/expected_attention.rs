@@ -13,13 +13,12 @@
 
 use std::sync::Arc;
 
-use super::{Alike, Method, Stored};
+use super::{Method, evicting_method};
 use crate::account::{Nominal, nominal_kept};
 use crate::cache::KvCache;
 use crate::dense::{View, add_product, mul_transposed};
 use crate::evicting::{Evict, Held, drop_least, evicting};
 use crate::kernels::loops::{exp_sum, largest};
-use crate::layered::Plan;
 use crate::settings::bounds::{MOST_TOKENS, check_number};
 use crate::settings::{Budget, Checked, ModelShape, StoreType};
 use crate::{Resources, Result, Rotary};
@@ -52,40 +51,18 @@ impl ExpectedAttention {
 }
 
 impl Method for ExpectedAttention {
+    evicting_method!("expected_attention", by_attention);
+
     fn validate(&self) -> Checked {
         self.kept.validate("kept")?;
         check_number("sinks", self.sinks, 0..=MOST_TOKENS)?;
         check_number("future", self.future, 1..=MOST_TOKENS)
     }
 
-    fn stored(&self) -> Stored {
-        Stored::exact(self.dtype)
-    }
-
-    fn dtype(&mut self) -> &mut StoreType {
-        &mut self.dtype
-    }
-
-    fn plan(&self, _: &ModelShape, _: &Resources) -> Result<Plan> {
-        super::no_plan("expected_attention")
-    }
-
     /// Without a rotary embedding among the resources, queries are taken as those of a model that rotates none.
     fn build(&self, shape: &ModelShape, resources: &Resources) -> Result<Box<dyn KvCache>> {
         let expecting = Expecting { settings: self.clone(), rotary: resources.rotary.clone() };
         Ok(evicting(shape, self.dtype, expecting))
-    }
-
-    fn needs_attention(&self) -> bool {
-        true
-    }
-
-    fn drops_tokens(&self) -> bool {
-        true
-    }
-
-    fn alike(&self) -> Alike {
-        Alike::Heads
     }
 
     fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {

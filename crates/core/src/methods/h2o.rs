@@ -4,11 +4,10 @@
 
 use std::ops::Range;
 
-use super::{Alike, Method, Stored};
+use super::{Method, evicting_method};
 use crate::account::{Nominal, nominal_kept};
 use crate::cache::KvCache;
 use crate::evicting::{Evict, Held, drop_least, evicting};
-use crate::layered::Plan;
 use crate::settings::{Budget, Checked, ModelShape, StoreType};
 use crate::{Resources, Result};
 
@@ -37,37 +36,15 @@ impl H2o {
 }
 
 impl Method for H2o {
+    evicting_method!("h2o", by_attention);
+
     fn validate(&self) -> Checked {
         self.recent.validate("recent")?;
         self.heavy.validate("heavy")
     }
 
-    fn stored(&self) -> Stored {
-        Stored::exact(self.dtype)
-    }
-
-    fn dtype(&mut self) -> &mut StoreType {
-        &mut self.dtype
-    }
-
-    fn plan(&self, _: &ModelShape, _: &Resources) -> Result<Plan> {
-        super::no_plan("h2o")
-    }
-
     fn build(&self, shape: &ModelShape, _: &Resources) -> Result<Box<dyn KvCache>> {
         Ok(evicting(shape, self.dtype, self.clone()))
-    }
-
-    fn needs_attention(&self) -> bool {
-        true
-    }
-
-    fn drops_tokens(&self) -> bool {
-        true
-    }
-
-    fn alike(&self) -> Alike {
-        Alike::Heads
     }
 
     fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {

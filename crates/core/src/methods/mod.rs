@@ -358,6 +358,45 @@ fn no_plan<T>(name: &str) -> Result<T> {
     Err(Error::Missing(format!("the method `{name}` does not work on a pair of layers")))
 }
 
+/// What every method that drops tokens, head by head, says alike: the body of its [`Method`], but for what it checks, builds
+/// and comes to. Those named `by_attention` rank tokens by the attention that they receive.
+macro_rules! evicting_method {
+    ($name:literal, by_attention) => {
+        evicting_method!($name);
+
+        fn needs_attention(&self) -> bool {
+            true
+        }
+    };
+    ($name:literal) => {
+        fn stored(&self) -> super::Stored {
+            super::Stored::exact(self.dtype)
+        }
+
+        fn dtype(&mut self) -> &mut crate::settings::StoreType {
+            &mut self.dtype
+        }
+
+        fn plan(
+            &self,
+            _: &crate::settings::ModelShape,
+            _: &crate::Resources,
+        ) -> crate::Result<crate::layered::Plan> {
+            super::no_plan($name)
+        }
+
+        fn drops_tokens(&self) -> bool {
+            true
+        }
+
+        fn alike(&self) -> super::Alike {
+            super::Alike::Heads
+        }
+    };
+}
+
+pub(crate) use evicting_method;
+
 /// The storage of states that are not quantised.
 pub(crate) fn exact(dtype: StoreType) -> Scheme {
     match dtype {

@@ -1,11 +1,10 @@
 //! Attention sinks (StreamingLLM, Xiao et al. 2024, arXiv 2309.17453): the first tokens and a window of recent ones;
 //! everything between is dropped. Keys keep the positions they were computed at.
 
-use super::{Alike, Method, Stored};
+use super::{Method, evicting_method};
 use crate::account::{Nominal, nominal_kept};
 use crate::cache::KvCache;
 use crate::evicting::{Evict, Held, evicting};
-use crate::layered::Plan;
 use crate::settings::bounds::{MOST_TOKENS, check_number};
 use crate::settings::{Budget, Checked, ModelShape, StoreType};
 use crate::{Resources, Result};
@@ -35,33 +34,15 @@ impl Sinks {
 }
 
 impl Method for Sinks {
+    evicting_method!("sinks");
+
     fn validate(&self) -> Checked {
         check_number("sinks", self.sinks, 0..=MOST_TOKENS)?;
         self.recent.validate("recent")
     }
 
-    fn stored(&self) -> Stored {
-        Stored::exact(self.dtype)
-    }
-
-    fn dtype(&mut self) -> &mut StoreType {
-        &mut self.dtype
-    }
-
-    fn plan(&self, _: &ModelShape, _: &Resources) -> Result<Plan> {
-        super::no_plan("sinks")
-    }
-
     fn build(&self, shape: &ModelShape, _: &Resources) -> Result<Box<dyn KvCache>> {
         Ok(evicting(shape, self.dtype, self.clone()))
-    }
-
-    fn drops_tokens(&self) -> bool {
-        true
-    }
-
-    fn alike(&self) -> Alike {
-        Alike::Heads
     }
 
     fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {

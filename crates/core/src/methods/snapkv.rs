@@ -8,11 +8,10 @@
 
 use std::ops::Range;
 
-use super::{Alike, Method, Stored};
+use super::{Method, evicting_method};
 use crate::account::{Nominal, nominal_kept};
 use crate::cache::KvCache;
 use crate::evicting::{Evict, Held, drop_least, evicting};
-use crate::layered::Plan;
 use crate::settings::bounds::{MOST_TOKENS, check_number};
 use crate::settings::{Budget, Checked, ModelShape, SettingError, StoreType};
 use crate::{Resources, Result};
@@ -45,6 +44,8 @@ impl SnapKv {
 }
 
 impl Method for SnapKv {
+    evicting_method!("snapkv", by_attention);
+
     fn validate(&self) -> Checked {
         self.kept.validate("kept")?;
         check_number("window", self.window, 1..=MOST_TOKENS)?;
@@ -55,32 +56,8 @@ impl Method for SnapKv {
         Ok(())
     }
 
-    fn stored(&self) -> Stored {
-        Stored::exact(self.dtype)
-    }
-
-    fn dtype(&mut self) -> &mut StoreType {
-        &mut self.dtype
-    }
-
-    fn plan(&self, _: &ModelShape, _: &Resources) -> Result<Plan> {
-        super::no_plan("snapkv")
-    }
-
     fn build(&self, shape: &ModelShape, _: &Resources) -> Result<Box<dyn KvCache>> {
         Ok(evicting(shape, self.dtype, self.clone()))
-    }
-
-    fn needs_attention(&self) -> bool {
-        true
-    }
-
-    fn drops_tokens(&self) -> bool {
-        true
-    }
-
-    fn alike(&self) -> Alike {
-        Alike::Heads
     }
 
     fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {
