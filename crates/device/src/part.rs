@@ -284,13 +284,12 @@ impl PartCache {
         Ok(())
     }
 
-    /// Makes room for what a long step has just decided to keep of a pair.
-    pub(crate) fn settle_kept(&mut self, side: usize, pair: usize) -> Result<()> {
-        let columns = self.method.sides[side].columns;
+    /// Makes room for what a long step has just decided to keep.
+    pub(crate) fn settle_kept(&mut self, side: usize) -> Result<()> {
         let now = self.kept_heads(side)?;
-        for column in pair * columns..(pair + 1) * columns {
+        for (column, head) in now.iter().enumerate() {
             // No fewer were kept before than when the device was last asked.
-            let (from, to) = (self.sides[side].kept.counts[column], now[column].count as usize);
+            let (from, to) = (self.sides[side].kept.counts[column], head.count as usize);
             if to > from {
                 self.extend_kept(side, column, from, to - from)?;
             }

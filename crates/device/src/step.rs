@@ -338,7 +338,7 @@ impl<'a> GroupStep<'a> {
             let long = self.caches.iter_mut().zip(&self.tokens).filter(|(_, tokens)| **tokens > 1);
             for (cache, _) in long {
                 for side in (0..2).filter(|&side| keeps[side]) {
-                    cache.settle_kept(side, pairs[side] as usize)?;
+                    cache.settle_kept(side)?;
                 }
             }
         }

@@ -135,14 +135,8 @@ impl Decoder {
         if let Body::Gpu(body) = &self.body
             && !steps.is_empty()
         {
-            self.check(steps)?;
-            let positions = Positions::new(steps, self.config.rope.rotary_dim);
-            let wanted = steps.iter().zip(positions.ranges()).map(|(step, range)| step.logits.rows(range));
-            let wanted: Vec<Range<usize>> = wanted.collect();
-            return match body.forward(&self.config, steps, &positions, &wanted, None, true)? {
-                gpu::Predicted::Tokens(tokens) => Ok(tokens),
-                gpu::Predicted::Logits(_) => unreachable!("tokens were asked for"),
-            };
+            let (positions, wanted) = self.prepare(steps)?;
+            return body.forward_greedy(&self.config, steps, &positions, &wanted);
         }
         let logits = self.forward(steps)?;
         let vocab = self.config.vocab;
@@ -157,20 +151,21 @@ impl Decoder {
         if steps.is_empty() {
             return Ok(Logits::default());
         }
+        let (positions, wanted) = self.prepare(steps)?;
+        let data = match &self.body {
+            Body::Host(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+            Body::Gpu(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+        };
+        Ok(Logits::new(data, self.config.vocab, wanted.iter().map(Range::len)))
+    }
+
+    /// Checks steps, and says where their tokens lie and of which of them logits are wanted.
+    fn prepare(&self, steps: &[Step<'_>]) -> Result<(Positions, Vec<Range<usize>>)> {
         self.check(steps)?;
         let positions = Positions::new(steps, self.config.rope.rotary_dim);
         let wanted = steps.iter().zip(positions.ranges()).map(|(step, range)| step.logits.rows(range));
-        let wanted: Vec<Range<usize>> = wanted.collect();
-        let data = match &self.body {
-            Body::Host(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
-            Body::Gpu(body) => {
-                match body.forward(&self.config, steps, &positions, &wanted, observer, false)? {
-                    gpu::Predicted::Logits(logits) => logits,
-                    gpu::Predicted::Tokens(_) => unreachable!("logits were asked for"),
-                }
-            }
-        };
-        Ok(Logits::new(data, self.config.vocab, wanted.iter().map(Range::len)))
+        let wanted = wanted.collect();
+        Ok((positions, wanted))
     }
 
     /// Everything that a caller can get wrong, before any cache is touched.

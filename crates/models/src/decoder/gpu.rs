@@ -221,16 +221,49 @@ impl Body {
         }
     }
 
-    /// Runs the new tokens of all steps, and gives the logits `(rows, vocab)` of the rows `wanted`, or the likeliest tokens.
+    /// Runs the new tokens of all steps, and gives the logits `(rows, vocab)` of the rows `wanted`.
     pub(crate) fn forward(
         &self,
         config: &ModelConfig,
         steps: &mut [Step<'_>],
         positions: &Positions,
         wanted: &[Range<usize>],
+        observer: Option<Observer<'_>>,
+    ) -> Result<Vec<f32>> {
+        self.pass(config, steps, positions, wanted, observer, |part, room, rows| {
+            let logits = floats(&part.device, room.logits.address(), rows * config.vocab)?;
+            if logits.iter().all(|x| x.is_finite()) { Ok(logits) } else { Err(not_finite()) }
+        })
+    }
+
+    /// Likewise, and gives the likeliest tokens.
+    pub(crate) fn forward_greedy(
+        &self,
+        config: &ModelConfig,
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        wanted: &[Range<usize>],
+    ) -> Result<Vec<u32>> {
+        self.pass(config, steps, positions, wanted, None, |part, room, rows| {
+            let out = room.small.address();
+            part.ops.best(room.logits.address(), out, rows, config.vocab)?;
+            let mut bytes = vec![0; rows * 4];
+            part.device.driver.download(out, &mut bytes)?;
+            let tokens: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+            if tokens.contains(&u32::MAX) { Err(not_finite()) } else { Ok(tokens) }
+        })
+    }
+
+    /// Runs the new tokens of all steps. `read` takes what is wanted of the logits of so many rows.
+    fn pass<T>(
+        &self,
+        config: &ModelConfig,
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        wanted: &[Range<usize>],
         mut observer: Option<Observer<'_>>,
-        likeliest: bool,
-    ) -> Result<Predicted> {
+        read: impl Fn(&Part, &Room, usize) -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
         let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
         let rows = ids.len();
         let mut runs = runs(steps)?;
@@ -248,7 +281,7 @@ impl Body {
         }
 
         let mut stream: Option<Vec<f32>> = None;
-        let mut predicted = Predicted::Logits(Vec::new());
+        let mut predicted = Vec::new();
         for (index, part) in self.parts.iter().enumerate() {
             let mut room = part.room.lock().unwrap_or_else(|e| e.into_inner());
             let room = &mut *room;
@@ -267,7 +300,10 @@ impl Body {
             if index + 1 < self.parts.len() {
                 stream = Some(floats(&part.device, room.x.address(), rows * config.hidden)?);
             } else {
-                predicted = self.predict(config, part, room, wanted, likeliest)?;
+                predicted = match self.logits(config, part, room, wanted)? {
+                    0 => Vec::new(),
+                    rows => read(part, room, rows)?,
+                };
             }
         }
         for run in runs {
@@ -279,20 +315,19 @@ impl Body {
         Ok(predicted)
     }
 
-    /// Final norm and output projection.
-    fn predict(
+    /// Final norm and output projection into the room for logits, of so many rows as it gives.
+    fn logits(
         &self,
         config: &ModelConfig,
         part: &Part,
         room: &mut Room,
         wanted: &[Range<usize>],
-        likeliest: bool,
-    ) -> Result<Predicted> {
+    ) -> Result<usize> {
         let rows: Vec<u32> = wanted.iter().cloned().flatten().map(|row| row as u32).collect();
-        if rows.is_empty() {
-            return Ok(if likeliest { Predicted::Tokens(Vec::new()) } else { Predicted::Logits(Vec::new()) });
-        }
         let (n, hidden, vocab) = (rows.len(), config.hidden, config.vocab);
+        if n == 0 {
+            return Ok(0);
+        }
         let index = room.small.reserve(n * 4)?;
         part.device.driver.upload(index, &words(rows))?;
         part.ops.rms_norm(&Norm {
@@ -308,26 +343,12 @@ impl Body {
         let out = room.logits.reserve(n * vocab * 4)?;
         let head = self.head.as_ref().unwrap_or(&self.table).acts();
         part.ops.product(head, room.acts(&room.normed, n * hidden), out, (n, hidden, vocab), false)?;
-        let broken =
-            || Error::Input("the logits are not finite; the model's weights or its input are broken".into());
-        if likeliest {
-            part.ops.best(out, index, n, vocab)?;
-            let mut bytes = vec![0; n * 4];
-            part.device.driver.download(index, &mut bytes)?;
-            let tokens: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-            return if tokens.contains(&u32::MAX) { Err(broken()) } else { Ok(Predicted::Tokens(tokens)) };
-        }
-        let logits = floats(&part.device, out, n * vocab)?;
-        if logits.iter().all(|x| x.is_finite()) { Ok(Predicted::Logits(logits)) } else { Err(broken()) }
+        Ok(n)
     }
 }
 
-/// What comes out of a pass.
-pub(crate) enum Predicted {
-    /// `(rows, vocab)`.
-    Logits(Vec<f32>),
-    /// The likeliest token of each row.
-    Tokens(Vec<u32>),
+fn not_finite() -> Error {
+    Error::Input("the logits are not finite; the model's weights or its input are broken".into())
 }
 
 impl Part {
