@@ -213,8 +213,10 @@ template <int S> struct Walk {
     }
 };
 
-// Blocks at a time on a multiprocessor: what hides the latency of memory is others' work.
-#define AT_A_TIME (G <= 1 ? 3 : 2)
+// Blocks at a time on a multiprocessor: what hides the latency of memory is others' work. Codes of 3 and of 8 bits come in
+// two loads each, which want registers.
+#define TWO_LOADS(kind, bits) ((kind) == 2 && ((bits) == 3 || (bits) == 8))
+#define AT_A_TIME ((G <= 1 ? 3 : 2) - (TWO_LOADS(K_KIND, K_BITS) || TWO_LOADS(V_KIND, V_BITS) ? 1 : 0))
 
 KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
     typedef Layout<0> K;
