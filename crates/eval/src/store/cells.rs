@@ -29,7 +29,7 @@ use super::failed::{self, FailedCell};
 use super::files::{self, Cells};
 use super::samples::{self, FOLDER, Samples};
 use super::unmerged::{self, Unmerged};
-use super::{Made, Result, Row, Worker, writing};
+use super::{Made, Result, Row, Worker, tidy, writing};
 
 pub(super) const CELLS: &str = "cells.csv";
 const ASIDE: &str = "other-cells.jsonl";
@@ -72,6 +72,8 @@ pub struct Store {
     /// Which finished cells count, and the id of the results folder.
     reuse: (Reuse, Option<String>),
     provenance: Provenance,
+    /// The planned cells are computed anew, whatever there is.
+    anew: bool,
     /// `None` before [`Store::begin`].
     work: Option<Work>,
 }
@@ -111,6 +113,7 @@ impl Store {
             made: BTreeMap::new(),
             reuse: (Reuse::Any, None),
             provenance: Provenance::default(),
+            anew: false,
             work: None,
         };
         store.refresh()?;
@@ -133,7 +136,7 @@ impl Store {
     /// # Errors
     /// Files that cannot be written.
     pub fn begin(&mut self, fresh: bool, provenance: Provenance, worker: &Arc<Worker>) -> Result<()> {
-        self.provenance = provenance;
+        (self.provenance, self.anew) = (provenance, fresh);
         self.work = Some(Work { worker: worker.clone(), held: HashMap::new(), cadence: Cadence::default() });
         fs::create_dir_all(&self.dir).map_err(writing(&self.dir))?;
         if fresh { self.renew() } else { self.settle() }
@@ -318,16 +321,24 @@ impl Store {
     }
 
     /// Opens a cell's per-sample file with what earlier runs left in it of the samples that are computed from `of` (see
-    /// [`super::digest`]).
+    /// [`super::digest`]). What it lacks comes from the same cell of the experiments beside this one, which share their
+    /// full cache and often their middle setting; not where the cell is computed anew.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// A file cannot be read.
     pub fn samples<T: serde::Serialize + serde::de::DeserializeOwned>(
         &self,
         key: &str,
         of: Vec<String>,
     ) -> Result<Samples<T>> {
-        Samples::open(&self.samples_path(key), key, of, self.claim_of(key).cloned())
+        let mut samples = Samples::open(&self.samples_path(key), key, of, self.claim_of(key).cloned())?;
+        let anew = self.anew || self.made.get(key).is_some_and(|made| made.outdated);
+        if !anew && !samples.is_whole() {
+            for beside in self.dir.parent().map_or_else(|| Ok(Vec::new()), tidy::folders)? {
+                samples.adopt(&samples_path(&beside, key))?;
+            }
+        }
+        Ok(samples)
     }
 
     fn claim_of(&self, key: &str) -> Option<&Arc<Claim>> {

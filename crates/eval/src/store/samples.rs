@@ -63,19 +63,35 @@ pub struct Samples<T> {
 impl<T: Serialize + DeserializeOwned> Samples<T> {
     /// Reads what earlier runs have left of the samples that are computed from `of` (see [`digest`]).
     pub(super) fn open(path: &Path, key: &str, of: Vec<String>, claim: Option<Arc<Claim>>) -> Result<Self> {
-        let mut samples: Vec<Option<T>> = of.iter().map(|_| None).collect();
-        let (mut order, mut sound) = (Vec::new(), true);
+        let samples = of.iter().map(|_| None).collect();
+        let (path, key, order) = (path.to_path_buf(), key.to_string(), Vec::new());
+        let mut read = Self { path, key, of, samples, order, sound: true, file: None, claim };
+        read.sound = read.take(&read.path.clone())?;
+        Ok(read)
+    }
+
+    /// Takes the samples that are missing from the file of the same cell at `path`, another experiment's. The next write
+    /// puts them into the cell's own file.
+    pub(super) fn adopt(&mut self, path: &Path) -> Result<()> {
+        let before = self.order.len();
+        self.take(path)?;
+        self.sound &= self.order.len() == before;
+        Ok(())
+    }
+
+    /// Takes from the file at `path` the samples that are not there yet; gives whether that was all that the file holds.
+    fn take(&mut self, path: &Path) -> Result<bool> {
+        let mut all = true;
         for line in lines(path)?.unwrap_or_default().split_inclusive(|&b| b == b'\n') {
-            match parse::<T>(key, line) {
-                Some((tail, sample)) if of.get(tail.at) == Some(&tail.of) && samples[tail.at].is_none() => {
-                    samples[tail.at] = Some(sample);
-                    order.push(tail.at);
+            match parse::<T>(&self.key, line) {
+                Some((tail, sample)) if self.of.get(tail.at) == Some(&tail.of) && !self.has(tail.at) => {
+                    self.samples[tail.at] = Some(sample);
+                    self.order.push(tail.at);
                 }
-                _ => sound = false,
+                _ => all = false,
             }
         }
-        let (path, key) = (path.to_path_buf(), key.to_string());
-        Ok(Self { path, key, of, samples, order, sound, file: None, claim })
+        Ok(all)
     }
 
     /// Whether the sample `at` is there.

@@ -62,7 +62,7 @@ fn removed(path: &Path) -> Result<()> {
 }
 
 /// The folders in `folder`, links and hidden ones left out.
-fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let entries = entries.map_err(reading(folder))?;
     let shown = |e: &fs::DirEntry| !e.file_name().to_string_lossy().starts_with('.');

@@ -239,6 +239,39 @@ fn a_cell_with_a_damaged_sample_file_is_not_finished() {
 }
 
 #[test]
+fn samples_of_the_same_cell_beside_are_taken_unless_it_is_computed_anew() {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Sample {
+        kl: f64,
+    }
+    let sample = |at| (at, Sample { kl: at as f64 });
+    let dir = folder();
+    let of = || ["x", "y"].map(|text| crate::store::digest(&text)).to_vec();
+    let store = open(&dir.path(), &plan(&["a", "b"]));
+    store.samples::<Sample>("a", of()).unwrap().put([1, 0].map(sample)).unwrap();
+    store.samples::<Sample>("b", of()).unwrap().put([sample(1)]).unwrap();
+    let beside = dir.path().with_file_name("f");
+    let there = |fresh, key: &str| {
+        let mut store = Store::open(&beside, &plan(&["a", "b"]), &["score"]).unwrap();
+        begin(&mut store, fresh, by("here")).unwrap();
+        store.samples::<Sample>(key, of()).unwrap()
+    };
+    assert!(!there(true, "a").has(0));
+    let mut part = there(false, "b");
+    assert!(part.has(1) && !part.has(0));
+    part.put([sample(0)]).unwrap();
+    part.settle().unwrap();
+    there(false, "a").settle().unwrap();
+    for key in ["a", "b"] {
+        let own = samples_path(&beside, key);
+        assert!(samples::are_sound(&own, key, 2).unwrap(), "{key}");
+    }
+    // Of other texts they are other samples.
+    let other = Store::open(&beside.with_file_name("g"), &plan(&["a"]), &["score"]).unwrap();
+    assert!(!other.samples::<Sample>("a", vec![crate::store::digest(&"z")]).unwrap().has(0));
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_named() {
     let dir = folder();
     let file = dir.path().join("f");
