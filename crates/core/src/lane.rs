@@ -10,6 +10,8 @@ use crate::{Footprint, Result};
 pub(crate) trait Lane: Send + Sync {
     /// Appends `(tokens, kv_heads, head_dim)`.
     fn push(&mut self, rows: &[f32]);
+    /// Tokens pushed, those that were dropped since among them.
+    fn len(&self) -> usize;
     /// How these positions lie.
     fn segment(&self, positions: Range<usize>) -> Segment<'_>;
     /// Frees what lies before `position`, where storage allows.
@@ -32,4 +34,10 @@ pub(crate) trait Lane: Send + Sync {
     fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()>;
     /// A copy that shares storage until written.
     fn fork(&self) -> Box<dyn Lane>;
+}
+
+impl Clone for Box<dyn Lane> {
+    fn clone(&self) -> Self {
+        self.fork()
+    }
 }

@@ -25,6 +25,7 @@ mod pair;
 mod plain;
 mod resources;
 mod retain;
+mod scaled;
 mod scratch;
 mod sequence;
 pub mod settings;

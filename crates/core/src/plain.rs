@@ -22,6 +22,9 @@ impl Lane for Plain {
     fn push(&mut self, rows: &[f32]) {
         self.0.push(rows);
     }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
     fn segment(&self, positions: Range<usize>) -> Segment<'_> {
         let first = positions.start;
         Segment::new(positions, &self.0, first)

@@ -216,6 +216,9 @@ impl Lane for Turned {
             self.store.push(mapped);
         });
     }
+    fn len(&self) -> usize {
+        self.store.len()
+    }
     fn segment(&self, positions: Range<usize>) -> Segment<'_> {
         let first = positions.start;
         Segment::turned(positions, TurnedRows { turn: &self.turn, store: &self.store }, first)

@@ -55,9 +55,7 @@ impl LayerView<'_> {
         let (heads, dim) = (shape.kv_heads, shape.head_dim);
         let read = |side: &SideView<'_>| {
             let mut out = vec![0.0; positions.len() * heads * dim];
-            for (i, row) in out.chunks_exact_mut(dim).enumerate() {
-                side.read(i % heads, positions.start + i / heads, row);
-            }
+            side.read_all(positions.start, (heads, dim), &mut out);
             out
         };
         Restored { keys: read(&self.keys), values: read(&self.values), positions: positions.collect() }
@@ -129,6 +127,12 @@ impl<'a> Segment<'a> {
     /// Vectors after a linear map, from index `first` on.
     pub(crate) fn turned(positions: Range<usize>, rows: TurnedRows<'a>, first: usize) -> Self {
         Self { positions, first, rows: Rows::Turned(rows) }
+    }
+
+    /// The same rows at positions that are later by `by`.
+    pub(crate) fn later(mut self, by: usize) -> Self {
+        self.positions = self.positions.start + by..self.positions.end + by;
+        self
     }
 
     fn with(mut self, change: impl FnOnce(&mut Vectors<'a>)) -> Self {
@@ -351,6 +355,13 @@ impl SideView<'_> {
                 }
                 Rows::LatentKeys(_) => unreachable!("keys are not summed"),
             }
+        }
+    }
+
+    /// The vectors of the positions from `first` on, `(tokens, heads, head_dim)`.
+    pub(crate) fn read_all(&self, first: usize, (heads, head_dim): (usize, usize), out: &mut [f32]) {
+        for (i, row) in out.chunks_exact_mut(head_dim).enumerate() {
+            self.read(i % heads, first + i / heads, row);
         }
     }
 

@@ -62,9 +62,10 @@ const SPECS: [&str; 24] = [
     "expected_attention",
 ];
 
-const LATENTS: [&str; 3] = [
+const LATENTS: [&str; 4] = [
     "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 4, bits = 3 } }",
     "{ method = \"latent\", k = { group = 4, rate = 2.0 }, v = { group = 4, rate = 3.0 }, residual = 32 }",
+    "{ method = \"latent\", k = { group = 4, rate = 2.0 }, residual = 32, residual_bits = 8 }",
     "{ method = \"latent\", k = { group = 4, bits = 16 }, v = { group = 4, axis = \"channel\", bits = 2 } }",
 ];
 

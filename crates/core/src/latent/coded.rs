@@ -8,6 +8,9 @@ use crate::settings::ModelShape;
 
 use super::plan::{Plan, Set};
 use crate::kernels::LANES;
+use crate::lane::Lane;
+use crate::plain::Plain;
+use crate::scaled::Scaled;
 use crate::scratch::with_buffer;
 use crate::store::{Side, Store};
 use crate::view::{Segment, SideView};
@@ -21,9 +24,9 @@ const SINK_BLOCK: usize = 32;
 pub(super) struct Coded {
     /// Latents of each set of heads.
     pub(super) latents: Vec<Store>,
-    /// Exact states per layer: the first tokens, and those newer than the latents.
+    /// States per layer: of the first tokens, exact, and of those newer than the latents, exact or in eight bits.
     pub(super) sinks: Vec<Store>,
-    pub(super) recent: Vec<Store>,
+    pub(super) recent: Vec<Box<dyn Lane>>,
     /// This step's states of the layers that are done.
     waiting: Vec<Vec<f32>>,
 }
@@ -34,7 +37,10 @@ impl Coded {
         let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
         // A handful of tokens: laid out token by token, because a block of keys takes 16.
         let sinks = store(Side::Values).with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
-        let recent = store(side).with_blocks(LANES);
+        let recent: Box<dyn Lane> = match spec.residual_bits {
+            None => Plain::boxed(store(side).with_blocks(LANES)),
+            Some(_) => Box::new(Scaled::new(shape, spec.magnitudes, side).with_blocks(LANES)),
+        };
         let precision = Precision::of(spec.activation_bits, spec.magnitudes);
         let latents = |s: &Set<T>| s.coding.store(side).with_precision(precision).with_waiting(spec.dtype);
         Self {
@@ -47,11 +53,13 @@ impl Coded {
 
     /// Writes or reads what it holds, of a sequence of `len` tokens.
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>, len: usize) -> Result<()> {
-        for store in self.latents.iter_mut().chain(&mut self.sinks).chain(&mut self.recent) {
+        for store in self.latents.iter_mut().chain(&mut self.sinks) {
             store.archive(archive)?;
         }
+        self.recent.iter_mut().try_for_each(|lane| lane.archive(archive))?;
         let alike = |stores: &[Store]| stores.iter().all(|s| s.len() == stores[0].len());
-        damaged(alike(&self.latents) && alike(&self.sinks) && alike(&self.recent))?;
+        let recent = self.recent.iter().all(|lane| lane.len() == self.recent[0].len());
+        damaged(alike(&self.latents) && alike(&self.sinks) && recent)?;
         // Those that are newer than the latents count from the first of these.
         let after = len.checked_sub(self.first_latent());
         let recent = self.recent[0].len();
@@ -90,7 +98,7 @@ impl Coded {
         if layer + 1 < self.waiting.len() {
             return;
         }
-        let width = self.recent[0].heads() * self.recent[0].dim();
+        let width = self.sinks[0].heads() * self.sinks[0].dim();
         let tokens = rows.len() / width;
         let to_sinks = sinks.saturating_sub(self.first_latent()).min(tokens);
         for (l, waiting) in self.waiting.iter().enumerate() {
@@ -113,7 +121,7 @@ impl Coded {
     }
 
     fn encode_older(&mut self, residual: usize, encode: impl Fn(usize, &[&[f32]], usize, &mut [f32])) {
-        let (heads, dim) = (self.recent[0].heads(), self.recent[0].dim());
+        let (heads, dim) = (self.sinks[0].heads(), self.sinks[0].dim());
         // Indices of `recent` count from the first latent.
         let from = self.latent_len();
         let range = from..self.recent[0].len().saturating_sub(residual).max(from);
@@ -123,11 +131,9 @@ impl Coded {
         let states: Vec<Vec<f32>> = self
             .recent
             .iter()
-            .map(|store| {
+            .map(|lane| {
                 let mut rows = vec![0.0; range.len() * heads * dim];
-                for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
-                    store.read(i % heads, range.start + i / heads, row);
-                }
+                SideView::from(lane.segment(range.clone())).read_all(range.start, (heads, dim), &mut rows);
                 rows
             })
             .collect();
@@ -181,7 +187,7 @@ impl Coded {
             out.residual += bytes.residual;
         }
         out.retained += self.sinks.iter().map(|s| s.bytes().total()).sum::<usize>();
-        out.residual += self.recent.iter().map(|s| s.bytes().total()).sum::<usize>();
+        out.residual += self.recent.iter().map(|lane| lane.footprint().total()).sum::<usize>();
         out.residual += self.waiting.iter().map(|w| w.capacity() * size_of::<f32>()).sum::<usize>();
         out
     }
@@ -197,7 +203,7 @@ impl Coded {
         let (start, a, b) = (self.start(), self.first_latent(), self.first_recent());
         let sinks = (start < a).then(|| Segment::new(start..a, &self.sinks[layer], start));
         let from = start.max(a);
-        let recent = (b < len).then(|| Segment::new(b..len, &self.recent[layer], b - a));
+        let recent = (b < len).then(|| self.recent[layer].segment(b - a..len - a).later(a));
         sinks.into_iter().chain([latents(from..b.max(from), from - a)]).chain(recent).collect()
     }
 }

@@ -5,19 +5,11 @@
 //! (arXiv 2209.05433). Runtimes take one scale for a whole layer; one per token and head costs 2 bytes and saves
 //! whoever comes after an outlier. <q, x> = scale <q, e>, and sum_i p_i x_i = sum_i (p_i scale_i) e_i.
 
-use std::ops::Range;
-
 use super::{Method, Stored};
-use crate::Footprint;
-use crate::archive::{Archive, damaged};
-use crate::kernels::f8::LARGEST;
-use crate::lane::Lane;
 use crate::layered::Plan;
-use crate::magnitudes::Magnitudes;
-use crate::scratch::with_buffer;
+use crate::scaled::Scaled;
 use crate::settings::{Checked, ModelShape, StoreType};
-use crate::store::{Scheme, Side, Store};
-use crate::view::Segment;
+use crate::store::Side;
 use crate::{Resources, Result};
 
 /// Floats of eight bits with a scale per token and KV head.
@@ -47,10 +39,7 @@ impl Method for Fp8 {
     }
 
     fn plan(&self, shape: &ModelShape, _: &Resources) -> Result<Plan> {
-        let lane = |side| {
-            let states = Store::new(shape.kv_heads, shape.head_dim, Scheme::F8, side);
-            Box::new(Scaled { states, scales: Magnitudes::new(shape.kv_heads, self.dtype) })
-        };
+        let lane = |side| Box::new(Scaled::new(shape, self.dtype, side));
         Ok(Plan::unmerged(lane(Side::Keys), lane(Side::Values)))
     }
 
@@ -65,72 +54,11 @@ impl Method for Fp8 {
     }
 }
 
-/// One side of one layer.
-#[derive(Clone)]
-struct Scaled {
-    states: Store,
-    /// By KV head.
-    scales: Magnitudes,
-}
-
-impl Lane for Scaled {
-    fn push(&mut self, rows: &[f32]) {
-        let (heads, dim) = (self.states.heads(), self.states.dim());
-        with_buffer(heads * (dim + 1), |buffer| {
-            let (row, scales) = buffer.split_at_mut(heads * dim);
-            for token in rows.chunks_exact(heads * dim) {
-                for (scale, x) in scales.iter_mut().zip(token.chunks_exact(dim)) {
-                    *scale = x.iter().fold(0.0f32, |m, x| m.max(x.abs())) / LARGEST;
-                }
-                self.scales.push(scales);
-                let position = self.states.len();
-                let vectors = row.chunks_exact_mut(dim).zip(token.chunks_exact(dim));
-                for (head, (to, from)) in vectors.enumerate() {
-                    // By the scale as it is stored. Where that is zero, nothing of the vector is left to store.
-                    let scale = self.scales.of_head(head, position);
-                    let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                    to.iter_mut().zip(from).for_each(|(to, x)| *to = x * factor);
-                }
-                self.states.push(row);
-            }
-        });
-    }
-    fn segment(&self, positions: Range<usize>) -> Segment<'_> {
-        let first = positions.start;
-        Segment::new(positions, &self.states, first).times(&self.scales)
-    }
-    fn drop_before(&mut self, position: usize) {
-        self.states.drop_before(position);
-        self.scales.drop_before(position);
-    }
-    fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
-        self.states.can_truncate(len)
-    }
-    fn truncate(&mut self, len: usize) {
-        self.states.truncate(len);
-        self.scales.truncate(len);
-    }
-    fn start(&self) -> usize {
-        self.states.start()
-    }
-    fn footprint(&self) -> Footprint {
-        let states = self.states.bytes().total();
-        Footprint { states, scales: self.scales.bytes(), ..Footprint::default() }
-    }
-    fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
-        self.states.archive(archive)?;
-        self.scales.archive(archive)?;
-        damaged(self.scales.len() == self.states.len())
-    }
-    fn fork(&self) -> Box<dyn Lane> {
-        Box::new(self.clone())
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::kernels::f8::LARGEST;
 
     #[test]
     fn numbers_keep_three_bits_of_mantissa_beside_the_largest_of_their_head() {

@@ -91,6 +91,9 @@ impl Lane for Smoothed {
         let divided: Vec<f32> = rows.iter().zip(self.factors.iter().cycle()).map(|(x, s)| x / s).collect();
         self.store.push(&divided);
     }
+    fn len(&self) -> usize {
+        self.store.len()
+    }
     fn segment(&self, positions: Range<usize>) -> Segment<'_> {
         let first = positions.start;
         Segment::new(positions, &self.store, first).times_channels(&self.factors)

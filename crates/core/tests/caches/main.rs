@@ -451,7 +451,7 @@ fn first_tokens_of_merging_methods_stay_exact_and_take_no_part_in_the_rule() {
     }
 }
 
-const LATENTS: [&str; 7] = [
+const LATENTS: [&str; 8] = [
     "{ method = \"latent\", dtype = \"f32\", k = { rank = 1.0, bits = 16 }, v = { rank = 1.0, bits = 16 } }",
     "{ method = \"latent\", sinks = 0, k = { rank = 0.5, bits = 16 }, v = { rank = 7, bits = 16 } }",
     "{ method = \"latent\", k = { rank = 0.6, bits = 4 }, v = { rank = { energy = 0.7 }, bits = 3 }, residual = 20 }",
@@ -459,6 +459,7 @@ const LATENTS: [&str; 7] = [
     "{ method = \"latent\", k = { rate = 2.0 }, v = { rate = 1.5 }, magnitudes = \"f32\" }",
     "{ method = \"latent\", k = { rate = 3.0 }, v = { rate = 3.0 }, residual = 33, sinks = 10 }",
     "{ method = \"latent\", k = { rate = 2.0, trellis = true }, v = { rate = 1.2, trellis = true }, residual = 5 }",
+    "{ method = \"latent\", k = { rate = 3.0 }, v = { rate = 2.0 }, residual = 20, residual_bits = 8 }",
 ];
 
 #[test]
