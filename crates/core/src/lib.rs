@@ -8,14 +8,17 @@ mod attend;
 mod batch;
 mod cache;
 mod dense;
+mod eigen;
 mod error;
 mod evicting;
+mod factored;
 mod footprint;
 mod kept;
 pub mod kernels;
 mod lane;
 pub mod latent;
 mod layered;
+mod low_rank;
 mod magnitudes;
 pub mod merge;
 mod merge_pair;
@@ -33,6 +36,7 @@ mod steps;
 pub mod store;
 mod synthetic;
 mod turned;
+mod vectors;
 mod view;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
@@ -46,7 +50,7 @@ pub use magnitudes::Magnitudes;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
     CacheSpec, ExpectedAttention, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo,
-    MiniCache, Pairing, RankOne, Rotated, Rtn, Sinks, SmoothQuant, SnapKv, TurboQuant, build,
+    MiniCache, Pairing, RankOne, Rotated, Rtn, Sinks, SmoothQuant, SnapKv, TurboQuant, Xkv, build,
 };
 pub use observed::{LayerStates, observed, observed_steps};
 pub use resources::{Resources, Rotary};
