@@ -93,7 +93,7 @@ pub(crate) fn check_context(shape: &ModelShape, context: usize, layers: usize) -
 }
 
 /// Bytes that a cache holds once for all sequences of a model: the kept bases of latents and their table of phases for
-/// `context` positions; none for other methods.
+/// `context` positions, or such a table for keys that are rotated when they are read (`xkv`); none for other methods.
 ///
 /// # Errors
 /// Settings of latents that only a calibrated basis decides.

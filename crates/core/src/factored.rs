@@ -9,6 +9,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::angles::{Angles, angles};
 use crate::archive::{Archive, damaged};
 use crate::cache::{KvCache, Restored};
 use crate::dense::{View, mul_transposed};
@@ -102,7 +103,7 @@ impl GroupSide {
     }
 
     /// Takes the prompt that waits, of all layers.
-    fn take_prompt(&mut self, shape: &ModelShape, rotary: Option<&dyn Rotary>) {
+    fn take_prompt(&mut self, shape: &ModelShape, angles: Option<&Angles>) {
         let (kv_dim, layers) = (shape.kv_dim(), self.waiting.len());
         let (tokens, width) = (self.waiting[0].len() / kv_dim, layers * kv_dim);
         let waiting = std::mem::replace(&mut self.waiting, vec![Vec::new(); layers]);
@@ -116,8 +117,8 @@ impl GroupSide {
             for (token, (x, state)) in rows {
                 let x = &mut x[layer * kv_dim..(layer + 1) * kv_dim];
                 x.copy_from_slice(state);
-                if let Some(rotary) = rotary {
-                    x.chunks_exact_mut(shape.head_dim).for_each(|head| rotary.unrotate(token, head));
+                if let Some(angles) = angles {
+                    angles.unrotate(token, x, shape.head_dim);
                 }
             }
         }
@@ -139,9 +140,9 @@ impl GroupSide {
     }
 
     /// How the first `len` tokens of a layer lie.
-    fn view<'a>(&'a self, layer: usize, len: usize, rotary: Option<&'a dyn Rotary>) -> SideView<'a> {
+    fn view<'a>(&'a self, layer: usize, len: usize, angles: Option<&'a Angles>) -> SideView<'a> {
         let (factored, exact) = (self.prompt().min(len), &self.exact[layer]);
-        let rows = FactoredRows { coefficients: &self.coefficients, part: &self.parts[layer], rotary };
+        let rows = FactoredRows { coefficients: &self.coefficients, part: &self.parts[layer], angles };
         // Where exact tokens have left a window, those before them have too, though other layers may still see them.
         let from = if exact.start() > 0 { factored } else { self.coefficients.start().min(factored) };
         let before = (from < factored).then(|| Segment::factored(from..factored, rows, from));
@@ -217,6 +218,8 @@ impl Group {
 pub(crate) struct FactoredCache {
     shape: ModelShape,
     factoring: Factoring,
+    /// By which keys are rotated when they are read.
+    angles: Option<Arc<Angles>>,
     groups: Vec<Group>,
     len: usize,
     step: usize,
@@ -231,7 +234,8 @@ impl FactoredCache {
             Group { first, keys, values }
         };
         let groups = factoring.groups(shape.layers).map(group).collect();
-        Self { shape: *shape, factoring, groups, len: 0, step: 0 }
+        let angles = factoring.rotary.as_ref().map(angles);
+        Self { shape: *shape, factoring, angles, groups, len: 0, step: 0 }
     }
 
     /// Bytes of a prompt of `context` tokens: the stores are real, the numbers in them zeros, one group at a time.
@@ -264,8 +268,13 @@ impl FactoredCache {
     fn view(&self, layer: usize) -> LayerView<'_> {
         let (group, layer) = self.place(layer);
         let Group { keys, values, .. } = &self.groups[group];
-        let rotary = self.factoring.rotary.as_deref();
-        LayerView { keys: keys.view(layer, self.len, rotary), values: values.view(layer, self.len, None) }
+        let angles = self.angles.as_deref();
+        LayerView { keys: keys.view(layer, self.len, angles), values: values.view(layer, self.len, None) }
+    }
+
+    /// Makes the rotations of keys of a prompt of `tokens`.
+    fn make_angles(&self, tokens: usize) {
+        self.angles.iter().for_each(|angles| angles.extend(tokens));
     }
 
     /// What of a layer the next query sees.
@@ -296,13 +305,16 @@ impl KvCache for FactoredCache {
         keys.waiting[layer] = states.k.to_vec();
         values.waiting[layer] = states.v.to_vec();
         if layer + 1 == keys.waiting.len() {
-            let (shape, rotary) = (&self.shape, self.factoring.rotary.as_deref());
-            rayon::join(|| keys.take_prompt(shape, rotary), || values.take_prompt(shape, None));
+            let (shape, angles) = (&self.shape, self.angles.as_deref());
+            rayon::join(|| keys.take_prompt(shape, angles), || values.take_prompt(shape, None));
         }
         Ok(())
     }
 
     fn finish_step(&mut self) -> Result<()> {
+        if self.len == 0 {
+            self.make_angles(self.step);
+        }
         self.len += std::mem::take(&mut self.step);
         if self.shape.window.is_some() {
             let (shape, len) = (self.shape, self.len);
@@ -348,6 +360,7 @@ impl KvCache for FactoredCache {
         for side in self.groups.iter_mut().flat_map(Group::sides_mut) {
             side.archive(archive, self.len)?;
         }
+        self.make_angles(self.groups.iter().map(|group| group.keys.prompt()).max().unwrap_or(0));
         damaged((0..self.shape.layers).all(|layer| self.view(layer).holds(self.visible(layer))))
     }
 
@@ -362,7 +375,7 @@ pub(crate) struct FactoredRows<'a> {
     coefficients: &'a Store,
     part: &'a Store,
     /// By which keys are rotated to their positions.
-    rotary: Option<&'a dyn Rotary>,
+    angles: Option<&'a Angles>,
 }
 
 impl FactoredRows<'_> {
@@ -394,8 +407,8 @@ impl FactoredRows<'_> {
             out.fill(0.0);
             self.add_restored(head, Weights { w: z, stride: rank, rows }, Sums { y: out, stride: dim });
         });
-        if let Some(rotary) = self.rotary {
-            positions.zip(out.chunks_exact_mut(dim)).for_each(|(position, key)| rotary.rotate(position, key));
+        if let Some(angles) = self.angles {
+            angles.rotate(positions, out, dim);
         }
     }
 

@@ -3,6 +3,7 @@
 //! Layouts: slices are f32, contiguous and token-major, `(tokens, heads, head_dim)`, as a linear layer writes them.
 
 mod account;
+mod angles;
 pub mod archive;
 mod attend;
 mod batch;

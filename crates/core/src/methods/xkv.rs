@@ -15,6 +15,7 @@
 
 use super::{Alike, Method, Stored, exact};
 use crate::account::Nominal;
+use crate::angles::Angles;
 use crate::cache::KvCache;
 use crate::factored::{FactoredCache, Factoring};
 use crate::layered::Plan;
@@ -105,6 +106,11 @@ impl Method for Xkv {
 
     fn measured_layers(&self, shape: &ModelShape, _: &Resources) -> usize {
         self.group.min(shape.layers)
+    }
+
+    /// The rotations of keys, which all sequences read.
+    fn shared_bytes(&self, shape: &ModelShape, context: usize) -> Result<usize> {
+        Ok(Angles::bytes(context, shape.head_dim))
     }
 
     fn nominal(&self, shape: &ModelShape, context: usize) -> Option<Nominal> {

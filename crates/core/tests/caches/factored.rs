@@ -6,7 +6,7 @@ use minicache_core::{CacheSpec, Error, KvCache, ModelShape, Resources, Rotary, b
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::latent::Rope;
-use crate::{StepStates, check_against_restored, close, random_states, shape, step};
+use crate::{StepStates, check_against_restored, close, random_states, reference, shape, step};
 
 const PROMPT: usize = 90;
 
@@ -111,8 +111,31 @@ fn a_prompt_is_the_truncated_svd_of_its_groups_and_what_follows_is_exact() {
 fn attention_over_rotated_keys_is_that_over_the_restored() {
     for window in [None, Some(50)] {
         let shape = shape(2, 3, 16, window);
-        for text in ["{ method = \"xkv\", rank_k = 9, rank_v = 13 }", "{ method = \"xkv\", group = 1 }"] {
+        for text in [
+            "{ method = \"xkv\", rank_k = 9, rank_v = 13 }",
+            "{ method = \"xkv\", group = 1 }",
+            "{ method = \"xkv\", rank_k = 1.0, rank_v = 6 }",
+        ] {
             check_against_restored(&CacheSpec::parse(text).unwrap(), &shape, &resources(true), 3);
+        }
+    }
+}
+
+#[test]
+fn long_prompts_are_attended_to_block_by_block() {
+    let shape = shape(2, 3, 16, None);
+    let mut rng = StdRng::seed_from_u64(44);
+    for text in
+        ["{ method = \"xkv\", rank_k = 9, rank_v = 25 }", "{ method = \"xkv\", rank_k = 1.0, rank_v = 3 }"]
+    {
+        let mut cache = empty(text, &shape, true);
+        for tokens in [1300, 1, 70, 1] {
+            let states = layers(&mut rng, &shape, tokens);
+            let len = cache.len();
+            let past = |l| reference(&shape, l, &cache.restored(l).unwrap(), len, &states[l], &[]);
+            let want: Vec<Vec<f32>> = if len > 0 { (0..4).map(past).collect() } else { Vec::new() };
+            let got = step(&mut *cache, &states);
+            want.iter().zip(&got).for_each(|(want, got)| close(got, want, 1e-4, &format!("{text} at {len}")));
         }
     }
 }
