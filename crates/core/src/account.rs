@@ -93,7 +93,7 @@ pub(crate) fn check_context(shape: &ModelShape, context: usize, layers: usize) -
 }
 
 /// Bytes that a cache holds once for all sequences of a model: the kept bases of latents and their table of phases for
-/// `context` positions; none for other methods.
+/// `context` positions, or such a table for keys that are rotated when they are read (`xkv`); none for other methods.
 ///
 /// # Errors
 /// Settings of latents that only a calibrated basis decides.
@@ -249,7 +249,7 @@ mod tests {
         cache.footprint()
     }
 
-    const SPECS: [&str; 12] = [
+    const SPECS: [&str; 13] = [
         "full",
         "{ method = \"full\", dtype = \"f32\" }",
         "mean",
@@ -262,6 +262,7 @@ mod tests {
         "rtn-4",
         "h2o",
         "{ method = \"sinks\", recent = 200 }",
+        "{ method = \"xkv\", group = 3, rank_k = 9, rank_v = 1.0 }",
     ];
 
     #[test]
@@ -296,8 +297,10 @@ mod tests {
         for text in SPECS {
             let spec = CacheSpec::parse(text).unwrap();
             // Slots have room by the largest step; heads have their extremes anywhere.
-            let evicts = spec.drops_tokens();
-            if evicts || spec.pairing().is_some_and(|p| p.granularity == crate::settings::Granularity::Head) {
+            // The first step is what xKV factors.
+            let by_step = spec.drops_tokens() || matches!(spec, CacheSpec::Xkv(_));
+            if by_step || spec.pairing().is_some_and(|p| p.granularity == crate::settings::Granularity::Head)
+            {
                 continue;
             }
             let bytes = |step| {
@@ -333,7 +336,8 @@ mod tests {
     #[test]
     fn what_is_measured_stays_below_the_arithmetic_and_near_it() {
         let shape = shape(4, 1, 4, 128);
-        for text in ["kivi-4", "rtn-2", "{ method = \"minicache\", quant = { group = 128 } }", "mean", "h2o"]
+        for text in
+            ["kivi-4", "rtn-2", "{ method = \"minicache\", quant = { group = 128 } }", "mean", "h2o", "xkv"]
         {
             let spec = CacheSpec::parse(text).unwrap();
             let promised = nominal(&spec, &shape, 8192).unwrap().ratio;

@@ -77,6 +77,58 @@ pub(crate) fn add_product(p: &[f32], rows: usize, x: View<'_>, out: &mut [f32], 
     }
 }
 
+/// A matrix whose element (i, j) is at `i * steps.0 + j * steps.1`, in f64.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided<'a> {
+    pub(crate) data: &'a [f64],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) steps: (usize, usize),
+}
+
+impl Strided<'_> {
+    pub(crate) fn transposed(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, steps: (self.steps.1, self.steps.0), ..self }
+    }
+
+    fn is_within(&self) -> bool {
+        let last = |n: usize, step: usize| n.saturating_sub(1) * step;
+        self.rows * self.cols == 0
+            || last(self.rows, self.steps.0) + last(self.cols, self.steps.1) < self.data.len()
+    }
+}
+
+/// `out += a b`, with `out` contiguous `(a.rows, b.cols)`.
+pub(crate) fn add_wide_product(a: Strided<'_>, b: Strided<'_>, out: &mut [f64]) {
+    assert!(a.cols == b.rows && out.len() == a.rows * b.cols);
+    assert!(a.is_within() && b.is_within());
+    let step = |n: usize| n as isize;
+    // SAFETY: the assertions bound every element that these shapes and steps reach; `alpha = 1` keeps what `out` holds.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            out.as_mut_ptr(),
+            1,
+            step(b.cols),
+            true,
+            a.data.as_ptr(),
+            step(a.steps.1),
+            step(a.steps.0),
+            b.data.as_ptr(),
+            step(b.steps.1),
+            step(b.steps.0),
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +153,14 @@ mod tests {
                 let want: f32 = 1.0 + (0..5).map(|j| out[i * 5 + j] * b[j * 12 + c]).sum::<f32>();
                 assert!((acc[i * 6 + c] - want).abs() < 1e-4);
             }
+        }
+        let wide: Vec<f64> = a.iter().map(|x| f64::from(*x)).collect();
+        let a = Strided { data: &wide, rows: 4, cols: 6, steps: (10, 1) };
+        let mut gram = vec![1.0; 36];
+        add_wide_product(a.transposed(), a, &mut gram);
+        for (i, got) in gram.iter().enumerate() {
+            let want = 1.0 + (0..4).map(|t| wide[t * 10 + i / 6] * wide[t * 10 + i % 6]).sum::<f64>();
+            assert!((got - want).abs() < 1e-12);
         }
     }
 }

@@ -18,7 +18,8 @@ pub struct Footprint {
     pub scales: usize,
     /// Cross-layer latents, or the codes of quantised ones.
     pub latents: usize,
-    /// What a method keeps besides states (attention statistics, smoothing factors, indices).
+    /// What a method keeps besides states (attention statistics, smoothing factors, indices, the
+    /// vectors by which a factored prompt is restored).
     pub state: usize,
 }
 

@@ -3,19 +3,23 @@
 //! Layouts: slices are f32, contiguous and token-major, `(tokens, heads, head_dim)`, as a linear layer writes them.
 
 mod account;
+mod angles;
 pub mod archive;
 mod attend;
 mod batch;
 mod cache;
 mod dense;
+mod eigen;
 mod error;
 mod evicting;
+mod factored;
 mod footprint;
 mod kept;
 pub mod kernels;
 mod lane;
 pub mod latent;
 mod layered;
+mod low_rank;
 mod magnitudes;
 pub mod merge;
 mod merge_pair;
@@ -34,6 +38,7 @@ mod steps;
 pub mod store;
 mod synthetic;
 mod turned;
+mod vectors;
 mod view;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
@@ -47,7 +52,7 @@ pub use magnitudes::Magnitudes;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
     CacheSpec, ExpectedAttention, Fp8, Full, H2o, Kivi, Latent, METHODS, MaxNorm, Mean, MethodInfo,
-    MiniCache, Pairing, RankOne, Rotated, Rtn, Sinks, SmoothQuant, SnapKv, TurboQuant, build,
+    MiniCache, Pairing, RankOne, Rotated, Rtn, Sinks, SmoothQuant, SnapKv, TurboQuant, Xkv, build,
 };
 pub use observed::{LayerStates, observed, observed_steps};
 pub use resources::{Resources, Rotary};

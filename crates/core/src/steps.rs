@@ -38,8 +38,8 @@ pub struct StepTime {
 /// Times the steps of `spec` on a prompt of `context` tokens in a model of `shape`.
 ///
 /// # Errors
-/// A specification that does not fit the shape, a context of 0, a method that needs what `resources` lacks; latents,
-/// whose layers are not alike.
+/// A specification that does not fit the shape, a context of 0, a method that needs what `resources` lacks; latents
+/// and `xkv`, whose layers are not alike.
 pub fn time_steps(
     spec: &CacheSpec,
     shape: &ModelShape,
@@ -51,9 +51,12 @@ pub fn time_steps(
     // A layer and a pair, each with its states as f32 beside the cache: those and the queries take the most.
     let queries = 1 + shape.group().div_ceil(2);
     check_context(shape, context, 3 * 2 * queries)?;
-    if matches!(spec, CacheSpec::Latent(_)) {
-        let message = "the steps of latent caches are not timed apart: their groups of layers differ";
-        return Err(Error::Missing(message.to_string()));
+    if matches!(spec, CacheSpec::Latent(_) | CacheSpec::Xkv(_)) {
+        let message = format!(
+            "the steps of `{}` caches are not timed apart: their groups of layers differ",
+            spec.name()
+        );
+        return Err(Error::Missing(message));
     }
     let pairing = spec.pairing();
     if matches!(pairing.as_ref().map(|p| &p.pairs), Some(Pairs::Chosen(_))) {
@@ -302,6 +305,7 @@ mod tests {
         };
         assert!(error("full", 0).contains("context"));
         assert!(error("latent", 10).contains("latent"));
+        assert!(error("xkv", 10).contains("xkv"));
         assert!(error("{ method = \"mean\", start_layer = 7 }", 10).contains("cache.start_layer"));
     }
 }

@@ -6,16 +6,17 @@ use smallvec::SmallVec;
 
 use crate::attend;
 use crate::cache::Restored;
+use crate::factored::FactoredRows;
 use crate::kept::Kept;
 use crate::kernels::{Sums, Weights};
 use crate::latent::{LatentKeys, LatentValues};
 use crate::magnitudes::Magnitudes;
 use crate::resources::Rotary;
-use crate::scratch::with_buffer;
 use crate::settings::ModelShape;
 use crate::states::States;
 use crate::store::Store;
 use crate::turned::TurnedRows;
+use crate::vectors::Vectors;
 
 /// Keys and values of one layer that a cache holds of earlier tokens.
 #[derive(Clone)]
@@ -95,16 +96,21 @@ enum Rows<'a> {
     LatentKeys(LatentKeys<'a>),
     LatentValues(LatentValues<'a>),
     Turned(TurnedRows<'a>),
+    Factored(FactoredRows<'a>),
 }
 
-/// A vector for each position and KV head, perhaps in factors.
-#[derive(Clone, Copy)]
-struct Vectors<'a> {
-    store: &'a Store,
-    magnitudes: Option<&'a Magnitudes>,
-    channels: Option<&'a [f32]>,
-    kept: Option<Kept<'a>>,
-    rotary: Option<&'a dyn Rotary>,
+impl Rows<'_> {
+    /// Whether they have these indices.
+    fn holds(&self, indices: &Range<usize>) -> bool {
+        match self {
+            Rows::Vectors(vectors) => {
+                indices.start >= vectors.store.start() && indices.end <= vectors.store.len()
+            }
+            Rows::Turned(rows) => rows.holds(indices),
+            Rows::Factored(rows) => rows.holds(indices),
+            Rows::LatentKeys(_) | Rows::LatentValues(_) => true,
+        }
+    }
 }
 
 impl<'a> Segment<'a> {
@@ -122,6 +128,11 @@ impl<'a> Segment<'a> {
     /// Latents of values, from index `first` on.
     pub(crate) fn latent_values(positions: Range<usize>, values: LatentValues<'a>, first: usize) -> Self {
         Self { positions, first, rows: Rows::LatentValues(values) }
+    }
+
+    /// A prompt's states in factors, from index `first` on.
+    pub(crate) fn factored(positions: Range<usize>, rows: FactoredRows<'a>, first: usize) -> Self {
+        Self { positions, first, rows: Rows::Factored(rows) }
     }
 
     /// Vectors after a linear map, from index `first` on.
@@ -182,14 +193,7 @@ impl SideView<'_> {
     pub(crate) fn holds(&self, positions: Range<usize>) -> bool {
         let mut at = positions.start.max(self.start());
         for segment in &self.segments {
-            let stored = match &segment.rows {
-                Rows::Vectors(vectors) => {
-                    let indices = segment.indices(&segment.positions);
-                    indices.start >= vectors.store.start() && indices.end <= vectors.store.len()
-                }
-                Rows::Turned(rows) => rows.holds(&segment.indices(&segment.positions)),
-                Rows::LatentKeys(_) | Rows::LatentValues(_) => true,
-            };
+            let stored = segment.rows.holds(&segment.indices(&segment.positions));
             if segment.positions.is_empty() {
                 continue;
             }
@@ -215,26 +219,30 @@ impl SideView<'_> {
 
     /// Numbers of a mapped query: of the query itself, unless latents have parts of their own.
     pub(crate) fn query_dim(&self, head_dim: usize) -> usize {
-        match (self.latent_keys(), self.turned()) {
-            (Some(keys), _) => keys.query_dim(head_dim),
-            (None, Some(rows)) => rows.row_dim(head_dim),
-            (None, None) => head_dim,
+        match self.mapped() {
+            Some(Rows::LatentKeys(keys)) => keys.query_dim(head_dim),
+            Some(Rows::Turned(rows)) => rows.row_dim(head_dim),
+            _ => head_dim,
         }
     }
 
     /// Numbers of an accumulated row. The first `head_dim` of them are in the space of values.
     pub(crate) fn sum_dim(&self, head_dim: usize) -> usize {
-        match (self.latent_values(), self.turned()) {
-            (Some(values), _) => values.sum_dim(head_dim),
-            (None, Some(rows)) => rows.row_dim(head_dim),
-            (None, None) => head_dim,
+        match self.mapped() {
+            Some(Rows::LatentValues(values)) => values.sum_dim(head_dim),
+            Some(Rows::Turned(rows)) => rows.row_dim(head_dim),
+            Some(Rows::Factored(rows)) => rows.sum_dim(head_dim),
+            _ => head_dim,
         }
     }
 
     /// KV heads that one call had better serve, because they read the same storage: all of them, or one.
     pub(crate) fn together(&self) -> usize {
-        let keys = self.latent_keys().map(|l| l.together());
-        keys.or_else(|| self.latent_values().map(|l| l.together())).unwrap_or(1)
+        match self.mapped() {
+            Some(Rows::LatentKeys(keys)) => keys.together(),
+            Some(Rows::LatentValues(values)) => values.together(),
+            _ => 1,
+        }
     }
 
     /// Stored positions lie in blocks from this one on.
@@ -243,35 +251,29 @@ impl SideView<'_> {
         latents.map_or(0, |s| s.positions.start - s.first)
     }
 
-    fn latent_keys(&self) -> Option<&LatentKeys<'_>> {
-        self.segments.iter().find_map(|s| if let Rows::LatentKeys(l) = &s.rows { Some(l) } else { None })
-    }
-
-    fn latent_values(&self) -> Option<&LatentValues<'_>> {
-        self.segments.iter().find_map(|s| if let Rows::LatentValues(l) = &s.rows { Some(l) } else { None })
-    }
-
-    fn turned(&self) -> Option<&TurnedRows<'_>> {
-        self.segments.iter().find_map(|s| if let Rows::Turned(rows) = &s.rows { Some(rows) } else { None })
+    /// What queries or sums are mapped for, if any.
+    fn mapped(&self) -> Option<&Rows<'_>> {
+        self.segments.iter().map(|s| &s.rows).find(|rows| !matches!(rows, Rows::Vectors(_)))
     }
 
     /// Maps the queries `q (rows, head_dim)`, rows spread evenly over the KV heads `heads`, once per step, to
     /// `out (rows, query_dim)`.
     pub(crate) fn map_queries(&self, heads: Range<usize>, head_dim: usize, q: &[f32], out: &mut [f32]) {
-        match (self.latent_keys(), self.turned()) {
-            (Some(keys), _) => keys.map_queries(heads, head_dim, q, out),
-            (None, Some(rows)) => rows.map_queries(head_dim, q, out),
-            (None, None) => out.copy_from_slice(q),
+        match self.mapped() {
+            Some(Rows::LatentKeys(keys)) => keys.map_queries(heads, head_dim, q, out),
+            Some(Rows::Turned(rows)) => rows.map_queries(head_dim, q, out),
+            _ => out.copy_from_slice(q),
         }
     }
 
     /// Maps accumulated rows `(rows, sum_dim)` of KV head `head`, once per step, to values `out (rows, head_dim)`,
     /// overwritten.
     pub(crate) fn map_sums(&self, head: usize, head_dim: usize, sums: &[f32], rows: usize, out: &mut [f32]) {
-        match (self.latent_values(), self.turned()) {
-            (Some(values), _) => values.map_sums(head, head_dim, sums, rows, out),
-            (None, Some(turned)) => turned.map_sums(head_dim, sums, rows, out),
-            (None, None) => out.copy_from_slice(sums),
+        match self.mapped() {
+            Some(Rows::LatentValues(values)) => values.map_sums(head, head_dim, sums, rows, out),
+            Some(Rows::Turned(turned)) => turned.map_sums(head_dim, sums, rows, out),
+            Some(Rows::Factored(factored)) => factored.map_sums(head, head_dim, sums, rows, out),
+            _ => out.copy_from_slice(sums),
         }
     }
 
@@ -291,27 +293,22 @@ impl SideView<'_> {
         out.fill(0.0);
         for (rows_of, part, indices) in self.parts(&range) {
             let column = part.start - range.start;
-            match rows_of {
-                Rows::Vectors(vectors) => {
-                    for (i, head) in heads.clone().enumerate() {
-                        let q = Weights { w: &q[i * per_head * stride..], stride, rows: per_head };
-                        let y = Sums { y: &mut out[i * per_head * width + column..], stride: width };
-                        vectors.scores(head, head_dim, &part, indices.clone(), q, y);
-                    }
+            if let Rows::LatentKeys(keys) = rows_of {
+                let q = Weights { w: q, stride, rows };
+                let y = Sums { y: &mut out[column..], stride: width };
+                keys.scores(heads.clone(), head_dim, indices, q, y);
+                continue;
+            }
+            for (i, head) in heads.clone().enumerate() {
+                let q = Weights { w: &q[i * per_head * stride..], stride, rows: per_head };
+                let y = Sums { y: &mut out[i * per_head * width + column..], stride: width };
+                let indices = indices.clone();
+                match rows_of {
+                    Rows::Vectors(vectors) => vectors.scores(head, head_dim, &part, indices, q, y),
+                    Rows::Turned(turned) => turned.scores(head, head_dim, indices, q, y),
+                    Rows::Factored(factored) => factored.scores(head, head_dim, &part, indices, q, y),
+                    Rows::LatentKeys(_) | Rows::LatentValues(_) => unreachable!("values have no scores"),
                 }
-                Rows::Turned(turned) => {
-                    for (i, head) in heads.clone().enumerate() {
-                        let q = Weights { w: &q[i * per_head * stride..], stride, rows: per_head };
-                        let y = Sums { y: &mut out[i * per_head * width + column..], stride: width };
-                        turned.scores(head, head_dim, indices.clone(), q, y);
-                    }
-                }
-                Rows::LatentKeys(keys) => {
-                    let q = Weights { w: q, stride, rows };
-                    let y = Sums { y: &mut out[column..], stride: width };
-                    keys.scores(heads.clone(), head_dim, indices, q, y);
-                }
-                Rows::LatentValues(_) => unreachable!("values have no scores"),
             }
         }
     }
@@ -331,29 +328,23 @@ impl SideView<'_> {
         let per_head = rows / heads.len();
         for (rows_of, part, indices) in self.parts(&range) {
             let column = part.start - range.start;
-            match rows_of {
-                Rows::Vectors(vectors) => {
-                    for (i, head) in heads.clone().enumerate() {
-                        let first = i * per_head;
-                        let p = Weights { w: &p[first * width + column..], stride: width, rows: per_head };
-                        let y = Sums { y: &mut out[first * stride..], stride };
-                        vectors.accumulate(head, head_dim, &part, indices.clone(), p, y);
-                    }
+            if let Rows::LatentValues(values) = rows_of {
+                let p = Weights { w: &p[column..], stride: width, rows };
+                let y = Sums { y: &mut *out, stride };
+                values.accumulate(heads.clone(), head_dim, indices, p, y);
+                continue;
+            }
+            for (i, head) in heads.clone().enumerate() {
+                let first = i * per_head;
+                let p = Weights { w: &p[first * width + column..], stride: width, rows: per_head };
+                let y = Sums { y: &mut out[first * stride..], stride };
+                let indices = indices.clone();
+                match rows_of {
+                    Rows::Vectors(vectors) => vectors.accumulate(head, head_dim, &part, indices, p, y),
+                    Rows::Turned(turned) => turned.accumulate(head, head_dim, indices, p, y),
+                    Rows::Factored(factored) => factored.accumulate(head_dim, indices, p, y),
+                    Rows::LatentKeys(_) | Rows::LatentValues(_) => unreachable!("keys are not summed"),
                 }
-                Rows::Turned(turned) => {
-                    for (i, head) in heads.clone().enumerate() {
-                        let first = i * per_head;
-                        let p = Weights { w: &p[first * width + column..], stride: width, rows: per_head };
-                        let y = Sums { y: &mut out[first * stride..], stride };
-                        turned.accumulate(head, head_dim, indices.clone(), p, y);
-                    }
-                }
-                Rows::LatentValues(values) => {
-                    let p = Weights { w: &p[column..], stride: width, rows };
-                    let y = Sums { y: &mut *out, stride };
-                    values.accumulate(heads.clone(), head_dim, indices, p, y);
-                }
-                Rows::LatentKeys(_) => unreachable!("keys are not summed"),
             }
         }
     }
@@ -376,117 +367,7 @@ impl SideView<'_> {
             Rows::LatentKeys(keys) => keys.read(head, position, index, out),
             Rows::LatentValues(values) => values.read(head, index, out),
             Rows::Turned(rows) => rows.read(head, index, out),
-        }
-    }
-}
-
-impl Vectors<'_> {
-    fn read(&self, head: usize, position: usize, index: usize, out: &mut [f32]) {
-        if !self.kept.is_some_and(|kept| kept.read(head, position, out)) {
-            self.store.read(head, index, out);
-            if let Some(magnitudes) = self.magnitudes {
-                let m = magnitudes.of_head(head, index);
-                out.iter_mut().for_each(|x| *x *= m);
-            }
-            if let Some(factors) = self.channels {
-                let factors = &factors[head * out.len()..];
-                out.iter_mut().zip(factors).for_each(|(x, s)| *x *= s);
-            }
-        }
-        if let Some(rotary) = self.rotary {
-            rotary.rotate(position, out);
-        }
-    }
-
-    /// <q, m e> = m <q, e>; scores of kept vectors come in the place of the store's.
-    fn scores(
-        &self,
-        head: usize,
-        dim: usize,
-        positions: &Range<usize>,
-        indices: Range<usize>,
-        q: Weights,
-        out: Sums,
-    ) {
-        if self.rotary.is_some() {
-            return self.rotated_scores(head, dim, positions, indices, q, out);
-        }
-        let Sums { y, stride } = out;
-        let Weights { w, stride: apart, rows } = q;
-        match self.channels {
-            None => self.store.add_scores(head, indices.clone(), q, Sums { y: &mut *y, stride }),
-            Some(factors) => with_buffer(rows * dim, |scaled| {
-                for (row, to) in scaled.chunks_exact_mut(dim).enumerate() {
-                    let from = w[row * apart..].iter().zip(&factors[head * dim..]);
-                    to.iter_mut().zip(from).for_each(|(t, (x, s))| *t = x * s);
-                }
-                let q = Weights { w: scaled, stride: dim, rows };
-                self.store.add_scores(head, indices.clone(), q, Sums { y: &mut *y, stride });
-            }),
-        }
-        if let Some(magnitudes) = self.magnitudes {
-            magnitudes.scale(head, indices, y, stride, rows);
-        }
-        if let Some(kept) = self.kept {
-            kept.replace_scores(head, positions, q, Sums { y, stride });
-        }
-    }
-
-    /// Scores of keys that have to be rotated first: restored one at a time in a buffer of one vector.
-    fn rotated_scores(
-        &self,
-        head: usize,
-        dim: usize,
-        positions: &Range<usize>,
-        indices: Range<usize>,
-        q: Weights,
-        out: Sums,
-    ) {
-        with_buffer(dim, |key| {
-            for (column, (position, index)) in positions.clone().zip(indices).enumerate() {
-                self.read(head, position, index, key);
-                for row in 0..q.rows {
-                    let query = &q.w[row * q.stride..][..dim];
-                    out.y[row * out.stride + column] = query.iter().zip(&*key).map(|(a, b)| a * b).sum();
-                }
-            }
-        });
-    }
-
-    /// sum_i p_i m_i e_i = sum_i (p_i m_i) e_i, and kept vectors beside (those of the store are zero in their places).
-    fn accumulate(
-        &self,
-        head: usize,
-        dim: usize,
-        positions: &Range<usize>,
-        indices: Range<usize>,
-        p: Weights,
-        out: Sums,
-    ) {
-        let Sums { y, stride } = out;
-        let Weights { w, stride: apart, rows } = p;
-        let width = indices.len();
-        match (self.magnitudes, self.channels) {
-            (None, None) => self.store.add_sums(head, indices, p, Sums { y: &mut *y, stride }),
-            (Some(magnitudes), _) => with_buffer(rows * width, |scaled| {
-                for (row, to) in scaled.chunks_exact_mut(width).enumerate() {
-                    to.copy_from_slice(&w[row * apart..][..width]);
-                }
-                magnitudes.scale(head, indices.clone(), scaled, width, rows);
-                let p = Weights { w: scaled, stride: width, rows };
-                self.store.add_sums(head, indices, p, Sums { y: &mut *y, stride });
-            }),
-            (None, Some(factors)) => with_buffer(rows * dim, |sums| {
-                sums.fill(0.0);
-                self.store.add_sums(head, indices, p, Sums { y: sums, stride: dim });
-                for (row, from) in sums.chunks_exact(dim).enumerate() {
-                    let to = y[row * stride..].iter_mut().zip(from).zip(&factors[head * dim..]);
-                    to.for_each(|((t, x), s)| *t += x * s);
-                }
-            }),
-        }
-        if let Some(kept) = self.kept {
-            kept.accumulate(head, positions, p, Sums { y, stride });
+            Rows::Factored(rows) => rows.read(head, position, index, out),
         }
     }
 }

@@ -135,6 +135,7 @@ fn a_decode_step_allocates_only_where_a_page_begins() {
         "rotated",
         "turboquant",
         "{ method = \"turboquant\", inner_product = true }",
+        "xkv",
     ] {
         let mut cache = build(&CacheSpec::parse(spec).unwrap(), &shape, &Resources::default()).unwrap();
         let mut step = |i: usize| {

@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const SPECS: [&str; 24] = [
+const SPECS: [&str; 26] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -60,6 +60,8 @@ const SPECS: [&str; 24] = [
     "{ method = \"sinks\", recent = 100 }",
     "snapkv",
     "expected_attention",
+    "{ method = \"xkv\", rank_k = 16, rank_v = 24 }",
+    "{ method = \"xkv\", group = 3, rank_k = 8, rank_v = 1.0 }",
 ];
 
 const LATENTS: [&str; 4] = [

@@ -104,6 +104,7 @@ fn caches_and_those_without_kernels_beside_them() {
             "{ method = \"minicache\", start_layer = 0, quant = { bits = 8 } }",
         ],
         ["rank_one", "h2o"],
+        ["{ method = \"xkv\", rank_k = 6, rank_v = 9 }", "full"],
         ["{ method = \"mean\", merge = \"values\" }", "fp8"],
     ] {
         compare("llama3", vec![emulated(0, 1 << 28)], specs);

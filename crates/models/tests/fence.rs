@@ -106,7 +106,7 @@ fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-const SPECS: [&str; 17] = [
+const SPECS: [&str; 18] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "fp8",
@@ -124,6 +124,7 @@ const SPECS: [&str; 17] = [
     "{ method = \"sinks\", sinks = 2, recent = 9 }",
     "{ method = \"snapkv\", kept = 15, window = 6, kernel = 3 }",
     "{ method = \"expected_attention\", kept = 15 }",
+    "{ method = \"xkv\", group = 2, rank_k = 5, rank_v = 7 }",
 ];
 
 /// A prompt and some tokens of two sequences side by side, with every cache.

@@ -18,7 +18,8 @@ fn a_saved_prompt_is_gone_on_from() {
         (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
     };
     let (first, whole) = ("w5 w6 w7 w8 w9 w10 w11 w12", "w5 w6 w7 w8 w9 w10 w11 w12 w3 w4");
-    for cache in ["full", "{ method = \"minicache\", quant = { bits = 4 } }", "kivi-2", "h2o"] {
+    let xkv = "{ method = \"xkv\", rank_k = 1, rank_v = 2 }";
+    for cache in ["full", "{ method = \"minicache\", quant = { bits = 4 } }", "kivi-2", xkv, "h2o"] {
         let (plain, _) = text(generate(first, cache, &[]));
         let (saving, _) = text(generate(first, cache, &["--save-cache", "a.kv"]));
         assert_eq!(plain, saving);

@@ -17,6 +17,8 @@ pub(crate) const EXPERIMENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..
 const KEYS: &[&str] = &[
     "method = \"minicache\"",
     "method = \"latent\"",
+    "method = \"xkv\"",
+    "rank_k = ",
     "method = \"kivi\"",
     "method = \"h2o\"",
     "method = \"sinks\"",
@@ -88,6 +90,7 @@ pub(crate) fn cache(_: &Path) -> Format {
     let files = [
         "full",
         "kivi-2",
+        r#"{ method = "xkv", group = 2, rank_k = 0.125, rank_v = 3 }"#,
         "minicache",
         "h2o",
         r#"{ method = "minicache", start_layer = 2, quant = { bits = 4, group = 64 } }"#,

@@ -175,24 +175,18 @@ pub(super) fn codings(
 
 /// Components kept of `variances` (descending).
 fn rank_of(side: &LatentSide, variances: &[f32]) -> usize {
-    let n = variances.len();
-    let rank = match side.rank {
-        Rank::Number(r) => r,
-        Rank::Fraction(f) => (f * n as f64).round() as usize,
-        Rank::Energy { energy } => {
-            let total: f64 = variances.iter().map(|&v| f64::from(v)).sum();
-            let mut sum = 0.0;
-            variances
-                .iter()
-                .take_while(|&&v| {
-                    let more = sum < energy * total;
-                    sum += f64::from(v);
-                    more
-                })
-                .count()
-        }
+    let energy = match side.rank {
+        Rank::Energy { energy } => energy,
+        rank => return rank.of(variances.len()).unwrap_or(1),
     };
-    rank.clamp(1, n)
+    let total: f64 = variances.iter().map(|&v| f64::from(v)).sum();
+    let mut sum = 0.0;
+    let needed = variances.iter().take_while(|&&v| {
+        let more = sum < energy * total;
+        sum += f64::from(v);
+        more
+    });
+    needed.count().clamp(1, variances.len())
 }
 
 fn value_plans(bases: &[ValueBasis], spec: &Latent, shape: &ModelShape) -> Vec<Plan<ValueTransform>> {

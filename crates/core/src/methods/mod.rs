@@ -98,6 +98,7 @@ methods! {
     "sinks" => Sinks in sinks,
     "snapkv" => SnapKv in snapkv,
     "expected_attention" => ExpectedAttention in expected_attention,
+    "xkv" => Xkv in xkv,
     "latent" => Latent in latent,
 }
 

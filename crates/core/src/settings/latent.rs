@@ -46,7 +46,7 @@ impl Heads {
 
 as_word_or_number!(Heads, All = "all", Number, "\"all\" or a number of KV heads");
 
-/// How many principal components are kept of the n = group * heads * head_dim numbers that share a latent.
+/// How many components are kept of the n = group * heads * head_dim numbers that share a latent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(untagged))]
@@ -60,6 +60,33 @@ pub enum Rank {
         /// The share.
         energy: f64,
     },
+}
+
+impl Rank {
+    pub(crate) fn validate(self, key: &str) -> Checked {
+        let share = |x: f64| x > 0.0 && x <= 1.0;
+        let bad = |key: &str, message: String| Err(SettingError::new(key, message));
+        match self {
+            Rank::Number(0) => bad(key, "must be at least 1".into()),
+            Rank::Fraction(f) if !share(f) => {
+                bad(key, format!("a fraction must be above 0 and at most 1.0, not {f}"))
+            }
+            Rank::Energy { energy } if !share(energy) => {
+                bad(&format!("{key}.energy"), format!("must be above 0 and at most 1, not {energy}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Components of `n`, 1 at the least; `None` where their energy decides.
+    pub(crate) fn of(self, n: usize) -> Option<usize> {
+        let rank = match self {
+            Rank::Number(rank) => rank,
+            Rank::Fraction(share) => (share * n as f64).round() as usize,
+            Rank::Energy { .. } => return None,
+        };
+        Some(rank.clamp(1, n.max(1)))
+    }
 }
 
 /// One side (keys or values) of a latent cache.
@@ -112,23 +139,7 @@ impl LatentSide {
         if self.heads == Heads::Number(0) {
             return Err(SettingError::new("heads", "must be \"all\" or at least 1 KV head"));
         }
-        let share = |x: f64| x > 0.0 && x <= 1.0;
-        match self.rank {
-            Rank::Number(0) => return Err(SettingError::new("rank", "must be at least 1")),
-            Rank::Fraction(f) if !share(f) => {
-                return Err(SettingError::new(
-                    "rank",
-                    format!("a fraction must be above 0 and at most 1.0, not {f}"),
-                ));
-            }
-            Rank::Energy { energy } if !share(energy) => {
-                return Err(SettingError::new(
-                    "rank.energy",
-                    format!("must be above 0 and at most 1, not {energy}"),
-                ));
-            }
-            _ => {}
-        }
+        self.rank.validate("rank")?;
         if self.trellis && self.rate.is_none() {
             return Err(SettingError::new("trellis", "needs a rate, by which bits are allocated"));
         }

@@ -4,6 +4,7 @@
 mod archive;
 mod batch;
 mod evicted;
+mod factored;
 mod latent;
 mod numbers;
 mod softmax;
@@ -222,7 +223,7 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-const SPECS: [&str; 32] = [
+const SPECS: [&str; 34] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "mean",
@@ -255,6 +256,8 @@ const SPECS: [&str; 32] = [
     "{ method = \"sinks\", recent = 30 }",
     "{ method = \"snapkv\", kept = 40, window = 9, kernel = 3 }",
     "{ method = \"expected_attention\", kept = 0.3 }",
+    "{ method = \"xkv\", rank_k = 5, rank_v = 0.1 }",
+    "{ method = \"xkv\", group = 3, rank_k = 0.3, rank_v = 1.0 }",
 ];
 
 #[test]
