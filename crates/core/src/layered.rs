@@ -344,4 +344,4 @@ impl KvCache for Layered {
 }
 
 /// Why a cache with a sliding window cannot go back.
-pub(crate) const GONE: &str = "tokens that would come into sight again have left the sliding window";
+pub const GONE: &str = "tokens that would come into sight again have left the sliding window";

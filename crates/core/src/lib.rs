@@ -48,6 +48,7 @@ pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
 pub use footprint::Footprint;
 pub use kernels::Precision;
+pub use layered::GONE;
 pub use magnitudes::Magnitudes;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
@@ -55,11 +56,12 @@ pub use methods::{
     MiniCache, Pairing, RankOne, Rotated, Rtn, Sinks, SmoothQuant, SnapKv, TurboQuant, Xkv, build,
 };
 pub use observed::{LayerStates, observed, observed_steps};
+pub use pair::DECIDED;
 pub use resources::{Resources, Rotary};
 pub use sequence::Sequence;
 pub use settings::ModelShape;
 pub use states::States;
 pub use steps::{StepTime, time_steps};
-pub use store::{BlockLayout, Scheme, Side, Store, StoreBytes};
+pub use store::{BlockLayout, CodeLayout, Scheme, SectionLayout, Side, Store, StoreBytes, StoreCount};
 pub use synthetic::{LayerSimilarity, Synthetic};
 pub use view::{LayerView, Segment, SideView};

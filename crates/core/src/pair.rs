@@ -16,6 +16,9 @@ use crate::store::{Scheme, Side, Store};
 use crate::view::{Segment, SideView};
 use crate::{Footprint, Precision, Result};
 
+/// Why a pair cannot go back.
+pub const DECIDED: &str = "which tokens are retained has been decided by newer ones too";
+
 /// The newest tokens, which are not merged yet.
 #[derive(Clone)]
 struct Newest {
@@ -281,7 +284,7 @@ impl PairSide {
         self.shared.can_truncate(merged)?;
         let taking_part = merged.saturating_sub(self.settings.sinks);
         if !self.retainers.iter().all(|r| r.can_truncate(taking_part)) {
-            return Err("which tokens are retained has been decided by newer ones too");
+            return Err(DECIDED);
         }
         for r in &self.retained {
             let kept = r.within(&(0..merged)).end;

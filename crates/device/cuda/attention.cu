@@ -1,166 +1,9 @@
-// Attention: of every query over what its sequence's cache holds (`attend_held`, split over positions), of the queries of
-// a prefill over their own step (`attend_step`), and the two joined (`join`). Softmax parts (largest score m, sum l of
-// exp(s - m), weighed values) join by rescaling, as in FlashAttention and Flash-Decoding.
-//
-// Codes meet weights as on the host: queries and probabilities become two signed bytes relative to their largest, and
-// byte dot products are exact.
+// Attention of every query over what its sequence's cache holds (`attend_held`, split over positions), and its parts with
+// that of a prefill's own tokens (`attend_step`) joined (`join`). Softmax parts (largest score m, sum l of exp(s - m), weighed
+// values) join by rescaling, as in FlashAttention and Flash-Decoding.
 
-#define WARPS (THREADS / WARP)
-// Strips of 16 tokens that a warp takes of a tile: what does not depend on the tokens is made once for them.
-#define STRIPS_EACH 2
-#define TILE (WARPS * LANES * STRIPS_EACH)
-#define HEADS (KV_HEADS * GROUP)
-// Query heads of a KV head that a block of `attend_held` takes; PASSES blocks share the KV head.
-#define G (GROUP / PASSES)
-#define NONE (-1e30f)
-// Numbers of a part beside its values: m and l.
+// Numbers of a part: m, l and its values.
 #define PART (DIM + 2)
-#define MOST_PARTS 1025
-
-DEVICE void load8(const void* x, int kind, int i, float* y) {
-    if (kind == F32) {
-        const uint4 a = read16((const float*)x + i), b = read16((const float*)x + i + 4);
-        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int j = 0; j < 8; j++) y[j] = from_bits(words[j]);
-    } else {
-        const uint4 a = read16((const u16*)x + i);
-        const u32 words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            y[2 * j] = from_half((u16)(words[j] & 0xffff));
-            y[2 * j + 1] = from_half((u16)(words[j] >> 16));
-        }
-    }
-}
-
-// Halves a lane's N numbers with its partner at each distance in turn, adding the partner's; what is left is one number
-// (N = 8: lanes 2 apart share it).
-template <int N>
-DEVICE float fold(float* x, int lane) {
-#pragma unroll
-    for (int n = N / 2, d = WARP / 2; n > 0; n /= 2, d /= 2) {
-        const bool high = lane & d;
-        for (int i = 0; i < n; i++) {
-            const float give = high ? x[i] : x[i + n], keep = high ? x[i + n] : x[i];
-            x[i] = keep + __shfl_xor_sync(ALL, give, d);
-        }
-    }
-    return x[0];
-}
-
-// The token whose score a lane has in the end: of `float_scores`, and of scores of codes.
-DEVICE int float_token(int lane) {
-    return lane % 2 * 8 + (lane & 16 ? 4 : 0) + (lane & 8 ? 2 : 0) + (lane & 4 ? 1 : 0);
-}
-DEVICE int code_token(int lane) { return lane % 4 * 4 + (lane & 16 ? 2 : 0) + (lane & 8 ? 1 : 0); }
-
-// Scores of a strip of 16 float keys: the lane with the result of token t calls `out(t, query head, score)`.
-template <class F>
-DEVICE void float_scores(const void* strip, int kind, const float* q, int lane, F out) {
-    float sums[G][8];
-#pragma unroll
-    for (int g = 0; g < G; g++)
-        for (int i = 0; i < 8; i++) sums[g][i] = 0.0f;
-    const int octet = lane % 2;
-#pragma unroll 4
-    for (int c = lane / 2; c < DIM; c += WARP / 2) {
-        float x[8];
-        load8(strip, kind, c * LANES + octet * 8, x);
-#pragma unroll
-        for (int g = 0; g < G; g++) {
-            const float w = q[g * DIM + c];
-#pragma unroll
-            for (int i = 0; i < 8; i++) sums[g][i] += w * x[i];
-        }
-    }
-#pragma unroll
-    for (int g = 0; g < G; g++) {
-        float x = fold<8>(sums[g], lane);
-        x += __shfl_xor_sync(ALL, x, 2);
-        if ((lane & 2) == 0) out(float_token(lane), g, x);
-    }
-}
-
-#define UNITS 32639.0f
-// What turns weights of at most `most` into integers, and back.
-DEVICE float units_of(float most) { return most > 1e-30f ? UNITS / most : 0.0f; }
-DEVICE float step_of(float most) { return most > 1e-30f ? most / UNITS : 0.0f; }
-
-// Two signed bytes for each of four weights: words of the low and of the high bytes.
-DEVICE uint2 digits(const float* w, float units) {
-    u32 whole[4];
-    // Rounded by what a sum with 1.5 * 2^23 has in its last bits.
-#pragma unroll
-    for (int i = 0; i < 4; i++) whole[i] = to_bits(w[i] * units + 12582912.0f) + 0x8080;
-    uint2 y;
-    y.x = (whole[0] & 255) | (whole[1] & 255) << 8 | (whole[2] & 255) << 16 | whole[3] << 24;
-    y.y = (whole[0] >> 8 & 255) | (whole[1] & 0xff00) | (whole[2] & 0xff00) << 8 | (whole[3] & 0xff00) << 16;
-    y.x ^= 0x80808080u, y.y ^= 0x80808080u;
-    return y;
-}
-
-DEVICE void four_halves(const u16* from, float* y) {
-    const uint2 x = read8(from);
-    y[0] = from_half((u16)x.x), y[1] = from_half((u16)(x.x >> 16));
-    y[2] = from_half((u16)x.y), y[3] = from_half((u16)(x.y >> 16));
-}
-
-// A vector of fours for four lanes of a strip (`unit`: vector, then lane quad), as it lies: plane by plane.
-template <int BITS> struct Raw {
-    uint4 planes[BITS == 3 ? 2 : 1];
-};
-
-#define FIRST_PLANE(bits) ((bits) == 3 ? 2 : (bits))
-
-template <int BITS>
-DEVICE Raw<BITS> load_codes(const u8* strip, int steps, int width, int unit) {
-    const int quads = width / 4, vector = unit / quads, quad = unit % quads;
-    Raw<BITS> raw;
-    raw.planes[0] = read16(strip + (vector * width + quad * 4) * 4);
-    if (BITS == 3 && vector * 8 < ceil_div(steps, 4))
-        raw.planes[BITS == 3 ? 1 : 0] =
-            read16(strip + plane_bytes(2, steps, width) + (vector * width + quad * 4) * 4);
-    return raw;
-}
-
-// Adds the sums of four lanes over a vector of fours: `fours` holds the digits of the strip's steps, a row of `stride` for
-// each query head.
-template <int BITS>
-DEVICE void code_sums(const Raw<BITS>& raw, int steps, int width, int unit, const uint2* fours, int stride, int (*low)[4],
-                      int (*high)[4]) {
-    const int vector = unit / (width / 4), count = ceil_div(steps, 4);
-#pragma unroll
-    for (int plane = 0; plane < (BITS == 3 ? 2 : 1); plane++) {
-        const int bits = plane == 0 ? FIRST_PLANE(BITS) : 1, shift = plane == 0 ? 0 : 2, per = 8 / bits;
-        if (vector * per >= count) continue;
-        const uint4 x = raw.planes[plane];
-        const u32 words[4] = {x.x, x.y, x.z, x.w};
-        const u32 mask = (0xffu >> (8 - bits)) * 0x01010101u;
-#pragma unroll
-        for (int k = 0; k < per; k++) {
-            const int four = vector * per + k;
-            if (four >= count) break;
-            u32 codes[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) codes[i] = (words[i] >> k * bits & mask) << shift;
-#pragma unroll
-            for (int g = 0; g < G; g++) {
-                const uint2 w = fours[g * stride + four];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    low[g][i] = dot4(codes[i], w.x, low[g][i]);
-                    high[g][i] = dot4(codes[i], w.y, high[g][i]);
-                }
-            }
-        }
-    }
-}
-
-// Units of a strip: of its first plane, which is the longest.
-FIXED int code_units(int bits, int steps, int width) {
-    return ceil_div(ceil_div(steps, 4), 8 / FIRST_PLANE(bits)) * (width / 4);
-}
 
 struct HeldParams {
     u64 q;                 // f32 (rows, HEADS, DIM)
@@ -171,24 +14,6 @@ struct HeldParams {
     int window;            // 0: none
     float scale, softcap;  // softcap 0: none
 };
-
-DEVICE float capped(float score, float softcap) {
-    return softcap > 0.0f ? softcap * tanhf(score / softcap) : score;
-}
-
-// The first of the kept tokens of a column at or after a position.
-template <int S>
-DEVICE int kept_from(const Kept& kept, int position) {
-    int low = 0, high = kept.count;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (*kept_position<S>(kept.blocks, middle) < position)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
 
 // Goes through the kept tokens of a part, tile by tile: what is looked at next is asked for before it is needed.
 template <int S> struct Walk {
@@ -247,6 +72,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
     const Tables& tables = sequence.tables;
     const int len = uniform(sequence.len), position = uniform(place.position);
     const int seen = p.window > 0 && position + 1 > p.window ? position + 1 - p.window : 0;
+    // Blocks of which no token is seen may be gone.
     const int origin = seen / TILE * TILE;
     const int begin = origin + split * p.length, end = begin + p.length < len ? begin + p.length : len;
     float* part = (float*)p.parts + (((u64)row * HEADS + first_head) * (p.splits + 1) + split) * PART;
@@ -312,7 +138,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 #pragma unroll
                 for (int b = 0; b < BLOCKS; b++) {
                     const int from = tile + (around + b * AROUND) * V::SLOTS;
-                    if (from >= packed_values || from >= end || from >= tile + TILE) continue;
+                    if (from >= packed_values || from >= end || from >= tile + TILE || from + V::SLOTS <= seen) continue;
                     const u8* block = head_of<1>(tables.blocks[1], from, value.store, head);
 #pragma unroll
                     for (int n = 0; n < VALUE_LOADS; n++)
@@ -335,6 +161,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
             for (int s = 0; s < STRIPS_EACH; s += TOGETHER) {
                 const int first = own_first + s * LANES;
                 if (first >= packed_keys || first >= end) break;
+                if (first + TOGETHER * LANES <= seen) continue;
                 const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
                 const int slot = first % K::SLOTS;
                 const u16* scales = (const u16*)(block + K::scales_at());
@@ -430,12 +257,12 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 #pragma unroll
         for (int s = 0; s < STRIPS_EACH; s++) {
             const int first = own_first + s * LANES;
-            if (first >= end) continue;
+            if (first >= end || first + LANES <= seen) continue;
             if (K::KIND == CODES && first + LANES > packed_keys && packed_keys < end) {
                 const u8* strip = recent_of<0>(tables.recent[0], first, key.store, head);
                 const float size_of_key = key_size(first + float_token(lane));
                 __syncwarp();
-                float_scores(strip, K::EXACT, q, lane, [&](int t, int g, float score) {
+                float_scores(strip, K::EXACT, q, DIM, DIM, lane, [&](int t, int g, float score) {
                     if (first + t >= packed_keys) scores[g][first - tile + t] = score * size_of_key;
                 });
             }
@@ -443,7 +270,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
                 const u8* block = head_of<0>(tables.blocks[0], first, key.store, head);
                 const u8* strip = block + first % K::SLOTS * DIM * bytes_of(K::KIND);
                 const float size_of_key = key_size(first + float_token(lane));
-                float_scores(strip, K::KIND, q, lane,
+                float_scores(strip, K::KIND, q, DIM, DIM, lane,
                              [&](int t, int g, float score) { scores[g][first - tile + t] = score * size_of_key; });
             }
         }
@@ -454,7 +281,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
             const int from = key_walk.from, to = key_walk.to;
             for (int i = from / LANES + warp; i * LANES < to; i += WARPS) {
                 const u8* strip = kept_of<0>(key_column->blocks, i * LANES, key.member, head % K::TOGETHER);
-                float_scores(strip, K::EXACT, q, lane, [&](int t, int g, float score) {
+                float_scores(strip, K::EXACT, q, DIM, DIM, lane, [&](int t, int g, float score) {
                     const int index = i * LANES + t;
                     if (index >= from && index < to)
                         scores[g][*kept_position<0>(key_column->blocks, index) - tile] = score;
@@ -529,6 +356,7 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 #pragma unroll 4
                 for (int t = around * LANES; t < TILE; t += AROUND * LANES) {
                     if (tile + t >= end) break;
+                    if (tile + t + LANES <= seen) continue;
                     const u8* block = head_of<1>(tables.blocks[1], tile + t, value.store, head);
                     float_values(block, V::KIND, V::SLOTS, (tile + t) % V::SLOTS, strip, e, end - tile - t,
                                  [&](int g, int i) { return weights[g][t + i]; });
@@ -545,7 +373,8 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 #pragma unroll
                     for (int m = 0; m < OWN; m++) {
                         const int t = (m * WARP + lane) * 4, at = tile + t;
-                        used[m] = at < packed_values && at < end && t / V::SLOTS % AROUND == around;
+                        used[m] = at < packed_values && at < end && t / V::SLOTS % AROUND == around &&
+                                  at / V::SLOTS >= seen / V::SLOTS;
                         for (int i = 0; i < 4; i++) scale[m][i] = 1.0f, zero[m][i] = 0.0f;
                         if (!V::ALONG && used[m]) {
                             const u16* scales =
@@ -583,7 +412,8 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
 #pragma unroll
                     for (int b = 0; b < BLOCKS; b++) {
                         const int number = around + b * AROUND, from = tile + number * V::SLOTS;
-                        if (from >= packed_values || from >= end || from >= tile + TILE) continue;
+                        if (from >= packed_values || from >= end || from >= tile + TILE || from + V::SLOTS <= seen)
+                            continue;
                         const int units = code_units(V::BITS, V::SLOTS, width);
 #pragma unroll
                         for (int n = 0; n < VALUE_LOADS; n++)
@@ -686,138 +516,6 @@ KERNEL_OF(AT_A_TIME, attend_held, HeldParams) {
         float sum = 0.0f;
         for (int w = 0; w < WARPS; w++) sum += totals[threadIdx.x][w];
         part[threadIdx.x * apart] = warp_most[threadIdx.x][0], part[threadIdx.x * apart + 1] = sum;
-    }
-}
-
-struct StepParams {
-    u64 q, k, v;             // f32 (rows, HEADS, DIM), f32 (rows, KV_HEADS, DIM)
-    u64 sequences, tiles;    // Sequence; Row: a sequence, and the first of its rows in the tile
-    u64 parts;
-    int splits, window;
-    float scale, softcap;
-};
-
-// Rows and columns of a tile of scores, and how its states and probabilities are held.
-#if PRECISE
-#define SQUARE (DIM <= 128 ? 32 : 16)
-typedef float Number;
-DEVICE Number to_number(float x) { return x; }
-DEVICE float from_number(Number x) { return x; }
-#else
-#define SQUARE (DIM <= 128 ? 64 : 32)
-typedef u16 Number;
-DEVICE Number to_number(float x) { return to_half(x); }
-DEVICE float from_number(Number x) { return from_half(x); }
-#endif
-
-DEVICE void pair(const Number* x, float* y) {
-#if PRECISE
-    y[0] = x[0], y[1] = x[1];
-#else
-    const u32 both = *(const u32*)x;
-    y[0] = from_half((u16)both), y[1] = from_half((u16)(both >> 16));
-#endif
-}
-
-// Causal attention of a prefill's tokens to each other. A block has SQUARE queries of one head.
-KERNEL(attend_step, StepParams) {
-    constexpr int N = SQUARE, M = N / 16, C = (DIM + 15) / 16, WIDE = DIM + 2;
-    SHARED Number queries[N * WIDE], states[N * WIDE], chances[N * (N + 2)];
-    const Row tile = ((const Row*)p.tiles)[blockIdx.x];
-    const Sequence& sequence = ((const Sequence*)p.sequences)[tile.sequence];
-    const int head = blockIdx.y, kv = head / GROUP, y = threadIdx.x / 16, x = threadIdx.x % 16;
-    const int first = tile.position, rows = sequence.rows - first < N ? sequence.rows - first : N;
-    const u64 base = sequence.first;
-    for (int i = threadIdx.x; i < N * DIM; i += THREADS) {
-        const int r = i / DIM, c = i % DIM;
-        const float q = r < rows ? ((const float*)p.q)[((base + first + r) * HEADS + head) * DIM + c] : 0.0f;
-        queries[r * WIDE + c] = to_number(q * p.scale);
-    }
-    float out[M][C], most[M], total[M];
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-        most[i] = NONE, total[i] = 0.0f;
-        for (int c = 0; c < C; c++) out[i][c] = 0.0f;
-    }
-    const int start = p.window > 0 && first + 1 > p.window ? (first + 1 - p.window) / N * N : 0;
-    for (int at = start; at < first + rows; at += N) {
-        __syncthreads();
-        for (int i = threadIdx.x; i < N * DIM; i += THREADS) {
-            const int r = i / DIM, c = i % DIM;
-            const bool inside = at + r < sequence.rows;
-            states[r * WIDE + c] =
-                to_number(inside ? ((const float*)p.k)[((base + at + r) * KV_HEADS + kv) * DIM + c] : 0.0f);
-        }
-        __syncthreads();
-        float s[M][M];
-#pragma unroll
-        for (int i = 0; i < M; i++)
-            for (int j = 0; j < M; j++) s[i][j] = 0.0f;
-        for (int c = 0; c < DIM; c += 2) {
-            float a[M][2], b[M][2];
-#pragma unroll
-            for (int i = 0; i < M; i++) {
-                pair(&queries[(y * M + i) * WIDE + c], a[i]);
-                pair(&states[(x + 16 * i) * WIDE + c], b[i]);
-            }
-#pragma unroll
-            for (int i = 0; i < M; i++)
-                for (int j = 0; j < M; j++) s[i][j] += a[i][0] * b[j][0] + a[i][1] * b[j][1];
-        }
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-            const int row = first + y * M + i;
-            float top = most[i];
-#pragma unroll
-            for (int j = 0; j < M; j++) {
-                const int column = at + x + 16 * j;
-                const bool visible = column <= row && (p.window == 0 || column + p.window > row);
-                s[i][j] = visible ? capped(s[i][j], p.softcap) : NONE;
-                top = fmaxf(top, s[i][j]);
-            }
-            for (int d = 8; d > 0; d /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, d));
-            const float factor = expf(most[i] - top);
-            float sum = 0.0f;
-#pragma unroll
-            for (int j = 0; j < M; j++) {
-                const float e = s[i][j] > NONE ? expf(s[i][j] - top) : 0.0f;
-                chances[(y * M + i) * (N + 2) + x + 16 * j] = to_number(e);
-                sum += e;
-            }
-            for (int d = 8; d > 0; d /= 2) sum += __shfl_xor_sync(ALL, sum, d);
-            total[i] = total[i] * factor + sum;
-            most[i] = top;
-            for (int c = 0; c < C; c++) out[i][c] *= factor;
-        }
-        __syncthreads();
-        for (int i = threadIdx.x; i < N * DIM; i += THREADS) {
-            const int r = i / DIM, c = i % DIM;
-            const bool inside = at + r < sequence.rows;
-            states[r * WIDE + c] =
-                to_number(inside ? ((const float*)p.v)[((base + at + r) * KV_HEADS + kv) * DIM + c] : 0.0f);
-        }
-        __syncthreads();
-        for (int r = 0; r < N; r++) {
-            float e[M];
-#pragma unroll
-            for (int i = 0; i < M; i++) e[i] = from_number(chances[(y * M + i) * (N + 2) + r]);
-#pragma unroll
-            for (int c = 0; c < C; c++) {
-                if (DIM % 16 != 0 && x + 16 * c >= DIM) continue;
-                const float v = from_number(states[r * WIDE + x + 16 * c]);
-                for (int i = 0; i < M; i++) out[i][c] += e[i] * v;
-            }
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-        const int row = first + y * M + i;
-        if (y * M + i >= rows) continue;
-        float* part = (float*)p.parts + (((base + row) * HEADS + head) * (p.splits + 1) + p.splits) * PART;
-        if (x == 0) part[0] = most[i], part[1] = total[i];
-#pragma unroll
-        for (int c = 0; c < C; c++)
-            if (x + 16 * c < DIM) part[2 + x + 16 * c] = out[i][c];
     }
 }
 

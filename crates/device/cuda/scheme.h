@@ -1,16 +1,7 @@
-// How a side (0: keys, 1: values) of a cache lies in memory: the host's layout, see `minicache_core::store`.
-//
-// Blocks of SLOTS tokens; in a block a part for each store (a layer of its own, or what a pair of layers shares) and in
-// it one for each KV head. Keys lie in strips of 16 tokens with a step for each channel, values in strips of 16 channels
-// (the last may be narrower) with a step for each token. Floats: a number for each step and lane. Codes: steps in
-// fours, a byte for each lane and step of a four; codes below 8 bits share bytes, see `place`.
+// How a side (0: keys, 1: values) of a cache lies in memory. In a block of SLOTS tokens there is a part for each store (a
+// layer of its own, or what a pair of layers shares) and in it one for each KV head, with a scale for each group of codes.
 
-enum { F16, F32, CODES };
-
-#define LANES 16
-#define RECENT 16       // tokens of a block of those that wait to be quantised, and of kept ones
-#define PAGE 256        // tokens of a page of magnitudes
-#define CONST static constexpr int
+#define PAGE 256  // tokens of a page of magnitudes
 
 // A side of all sequences. KIND: how its stores hold numbers. RUN: numbers that share a scale and a zero. ALONG: whether
 // they are of one channel (else of one token). RESIDUAL: newest tokens kept exact. EXACT: the type of these and of kept
@@ -24,17 +15,6 @@ template <> struct Side<1> {
     CONST KIND = V_KIND, BITS = V_BITS, RUN = V_RUN, ALONG = V_ALONG, RESIDUAL = V_RESIDUAL, EXACT = V_EXACT;
     CONST STORES = V_STORES, COLUMNS = V_COLUMNS, MAGNITUDE = V_MAGNITUDE;
 };
-
-#define FIXED DEVICE constexpr
-
-FIXED int ceil_div(int a, int b) { return (a + b - 1) / b; }
-FIXED int lines(int bytes) { return ceil_div(bytes, 64) * 64; }
-FIXED int bytes_of(int kind) { return kind == F32 ? 4 : 2; }
-// Bytes of a plane of `bits` of a strip.
-FIXED int plane_bytes(int bits, int steps, int width) { return ceil_div(ceil_div(steps, 4), 8 / bits) * 4 * width; }
-FIXED int strip_bytes(int bits, int steps, int width) {
-    return bits == 3 ? plane_bytes(2, steps, width) + plane_bytes(1, steps, width) : plane_bytes(bits, steps, width);
-}
 
 template <int S> struct Layout : Side<S> {
     using Side<S>::KIND;
@@ -76,23 +56,13 @@ template <int S> struct Layout : Side<S> {
     DEVICE int width(int strip) { return DIM - strip * LANES < LANES ? DIM - strip * LANES : LANES; }
 };
 
-// One sequence's tables: for each side those of the blocks, of the waiting tokens' and of the magnitudes' pages.
-struct Tables {
-    u64 blocks[2], recent[2], magnitudes[2], kept[2];
-};
-
-struct Sequence {
-    Tables tables;
-    int len;         // tokens held before the step
-    int first, rows; // its rows in the step
-    int pad;
-};
-
 // Tokens kept exact of a pair's column: a table of blocks.
 struct Kept {
     u64 blocks;
     int count;
     float least, most, least_kept;  // running extremes of the distances
+    int settled;                    // tokens of the rule up to the last that moved these, or that came with others
+    int from;                       // the first that no window has left behind
 };
 
 // Where a layer finds its states on one side.
@@ -101,15 +71,6 @@ struct Place {
     int pair;    // of magnitudes and kept tokens; -1: the layer has states of its own
     int member;  // which layer of the pair
 };
-
-struct Row {
-    int sequence, position;
-};
-
-template <class T>
-DEVICE T* entry(u64 table, int i) {
-    return (T*)read_address((const u64*)table + i);
-}
 
 // A head's part of the block of a token, and of a block of waiting ones.
 template <int S>
@@ -135,28 +96,24 @@ DEVICE int* kept_position(u64 blocks, int index) {
     return (int*)(entry<u8>(blocks, index / RECENT) + Layout<S>::kept_positions()) + index % RECENT;
 }
 
+// The first of the kept tokens of a column at or after a position.
+template <int S>
+DEVICE int kept_from(const Kept& kept, int position) {
+    int low = kept.from, high = kept.count;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (*kept_position<S>(kept.blocks, middle) < position)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 // Index of a number in a head's floats in a block of `slots` tokens.
 template <int S>
 DEVICE int float_index(int slots, int slot, int channel) {
-    if (S == 0) return (slot / LANES * DIM + channel) * LANES + slot % LANES;
-    const int strip = channel / LANES;
-    return strip * LANES * slots + slot * Layout<S>::width(strip) + channel % LANES;
-}
-
-DEVICE float load(const void* x, int kind, int i) {
-    return kind == F32 ? ((const float*)x)[i] : from_half(((const u16*)x)[i]);
-}
-
-DEVICE void store(void* x, int kind, int i, float y) {
-    if (kind == F32)
-        ((float*)x)[i] = y;
-    else
-        ((u16*)x)[i] = to_half(y);
-}
-
-// The same of what a kernel only reads.
-DEVICE float read(const void* x, int kind, int i) {
-    return kind == F32 ? from_bits(read4((const float*)x + i)) : from_half(read2((const u16*)x + i));
+    return float_at<S>(DIM, slots, slot, channel);
 }
 
 // A token's magnitude.

@@ -135,6 +135,7 @@ DEVICE void mark(const RetainParams& p, int side, const Sequence& s, Kept& kept,
     most = -block_least(-most);
     const float span = gamma * (most - least);
     const int ranked = s.rows - sinks;
+    const bool moved = ranked > 1 || least != kept.least || most != kept.most;
     float limit = 0.0f;
     int ties = 0;
     const bool one = ranked == 1;
@@ -187,7 +188,10 @@ DEVICE void mark(const RetainParams& p, int side, const Sequence& s, Kept& kept,
     }
     if (rule == TOP_FRACTION && !one) least_kept = block_least(least_kept);
     __syncthreads();
-    if (threadIdx.x == 0) kept.least = least, kept.most = most, kept.least_kept = least_kept;
+    if (threadIdx.x == 0) {
+        kept.least = least, kept.most = most, kept.least_kept = least_kept;
+        if (ranked > 0 && moved) kept.settled = s.len + s.rows - p.sinks;
+    }
 }
 
 // Which tokens of a step are retained, and at which index. A block to a sequence and column.
@@ -263,6 +267,36 @@ KERNEL(settle, SettleParams) {
         settle_side<0>(p);
     else
         settle_side<1>(p);
+}
+
+enum { LEFT_BEHIND, TAKEN_BACK };
+
+struct ForgetParams {
+    u64 sequence;  // one Sequence
+    u64 out;       // i32 (columns of all pairs)
+    int side, columns, position, how;
+};
+
+// Forgets what is kept of the tokens before a position, which a window has left behind, or of those from it on; tells the
+// index of the first one from there on.
+template <int S>
+DEVICE void forget_side(const ForgetParams& p) {
+    Kept* kept = (Kept*)((const Sequence*)p.sequence)->tables.kept[S];
+    for (int i = threadIdx.x; i < p.columns; i += THREADS) {
+        const int at = kept_from<S>(kept[i], p.position);
+        ((int*)p.out)[i] = at;
+        if (p.how == LEFT_BEHIND)
+            kept[i].from = at;
+        else
+            kept[i].count = at;
+    }
+}
+
+KERNEL(forget, ForgetParams) {
+    if (p.side == 0)
+        forget_side<0>(p);
+    else
+        forget_side<1>(p);
 }
 
 struct KeepParams {
@@ -403,7 +437,7 @@ DEVICE float number_at(const Sequence& s, const Place& place, int head, int posi
     if (place.pair >= 0 && tables.kept[S]) {
         const int column = L::COLUMNS > 1 ? head : 0;
         const Kept& kept = ((const Kept*)tables.kept[S])[place.pair * L::COLUMNS + column];
-        for (int i = 0; i < kept.count; i++)
+        for (int i = kept.from; i < kept.count; i++)
             if (*kept_position<S>(kept.blocks, i) == position)
                 return load(kept_of<S>(kept.blocks, i, place.member, head % L::TOGETHER), L::EXACT,
                             float_index<S>(RECENT, i % RECENT, channel));

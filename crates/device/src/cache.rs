@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Restored, States};
+use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, States};
 
 use crate::device::Device;
 use crate::driver::{Act, Acts, Address, Memory, bytes_of, bytes_of_mut};
@@ -23,11 +23,14 @@ pub struct DeviceCache {
     parts: Vec<PartCache>,
     /// Keys and values of the host's that were stored last: a pair needs those of both its layers.
     last: Option<[Memory; 2]>,
+    /// Working memory of a step with states of the host's, by part: latents need those of all layers of a group.
+    rooms: Vec<Workspace>,
     arithmetic: Arithmetic,
 }
 
 impl DeviceCache {
-    /// An empty cache of a model of `shape`, whose layers lie on `devices` and which is computed in `arithmetic`.
+    /// An empty cache of a model of `shape`, whose layers lie on `devices` and which is computed in `arithmetic`. Latents
+    /// take their plan from `resources`.
     ///
     /// # Errors
     /// Settings that do not fit the shape, methods without kernels, no memory.
@@ -36,12 +39,19 @@ impl DeviceCache {
         spec: &CacheSpec,
         shape: &ModelShape,
         arithmetic: Arithmetic,
+        resources: &Resources,
     ) -> Result<Self> {
         spec.validate_for(shape).map_err(|e| Error::Core(e.under("cache").into()))?;
         let part = |(device, layers): &(Arc<Device>, Range<usize>)| {
-            PartCache::new(device, &Arc::new(Method::new(spec, shape, layers.clone(), arithmetic)?))
+            let method = Method::new(device, spec, shape, layers.clone(), arithmetic, resources)?;
+            PartCache::new(device, &Arc::new(method))
         };
-        Ok(Self { parts: devices.iter().map(part).collect::<Result<_>>()?, last: None, arithmetic })
+        Ok(Self {
+            parts: devices.iter().map(part).collect::<Result<_>>()?,
+            last: None,
+            rooms: Vec::new(),
+            arithmetic,
+        })
     }
 
     /// Its parts, one for each device.
@@ -55,7 +65,7 @@ impl DeviceCache {
     /// No memory for its tables.
     pub fn try_fork(&self) -> Result<Self> {
         let parts = self.parts.iter().map(PartCache::try_fork).collect::<Result<_>>()?;
-        Ok(Self { parts, last: None, arithmetic: self.arithmetic })
+        Ok(Self { parts, last: None, rooms: Vec::new(), arithmetic: self.arithmetic })
     }
 
     /// Makes room for a step of `tokens` tokens on every device.
@@ -76,8 +86,36 @@ impl DeviceCache {
     }
 
     /// Ends a step: its tokens count as cached.
-    pub fn end(&mut self) {
-        self.parts.iter_mut().for_each(PartCache::end);
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn end(&mut self) -> Result<()> {
+        self.parts.iter_mut().try_for_each(PartCache::end)
+    }
+
+    /// Bytes of its pieces of devices' memory, those that forks share in each of them: what a footprint counts, but in
+    /// blocks rounded up and with tables of addresses in place of the host's lists.
+    pub fn allocated(&self) -> usize {
+        self.parts.iter().map(PartCache::allocated).sum()
+    }
+
+    /// See [`KvCache::truncate`].
+    fn take_back(&mut self, len: usize) -> Result<()> {
+        let held = self.len();
+        if len > held {
+            let (expected, got) = (format!("at most {held} tokens"), len.to_string());
+            return Err(Error::Core(minicache_core::Error::Shape { what: "length", expected, got }));
+        }
+        // A step that went wrong may have left something of its tokens.
+        if len == held && self.parts.iter().all(|part| part.step == 0) {
+            return Ok(());
+        }
+        for part in &self.parts {
+            if let Some(reason) = part.cannot_truncate(len)? {
+                return Err(Error::Core(minicache_core::Error::Truncate { len, reason }));
+            }
+        }
+        self.parts.iter_mut().try_for_each(|part| part.truncate(len))
     }
 
     /// Whether a step can be taken together with one of `other`.
@@ -90,9 +128,9 @@ impl DeviceCache {
     }
 
     /// The part that has a layer.
-    fn part_of(&mut self, layer: usize) -> Result<&mut PartCache> {
+    fn part_of(&self, layer: usize) -> Result<usize> {
         let layers = self.shape().layers;
-        self.parts.iter_mut().find(|part| part.method.layers.contains(&layer)).ok_or_else(|| {
+        self.parts.iter().position(|part| part.method.layers.contains(&layer)).ok_or_else(|| {
             let (expected, got) = (format!("below {layers}"), layer.to_string());
             Error::Core(minicache_core::Error::Shape { what: "layer", expected, got })
         })
@@ -103,7 +141,8 @@ impl DeviceCache {
         // A step has a cache to itself, and this one is only looked at.
         let (mut copy, tokens) = (self.try_fork()?, states.tokens(self.shape()));
         let Arithmetic { act, precise } = self.arithmetic;
-        let part = copy.part_of(layer)?;
+        let index = copy.part_of(layer)?;
+        let part = &mut copy.parts[index];
         let device = part.device.clone();
         let mut room = Workspace::new(&device)?;
         let group = GroupStep::new(&device, vec![(part, tokens)], &mut room)?;
@@ -134,15 +173,18 @@ impl DeviceCache {
             self.begin(tokens)?;
         }
         let last = self.last.take();
-        let part = self.part_of(layer)?;
+        let index = self.part_of(layer)?;
+        while self.rooms.len() <= index {
+            self.rooms.push(Workspace::new(&self.parts[self.rooms.len()].device)?);
+        }
+        let (part, room) = (&mut self.parts[index], &mut self.rooms[index]);
         let device = part.device.clone();
         let memory = |x: &[f32]| Memory::of(&device.driver, bytes_of(x));
         let now = [memory(states.k)?, memory(states.v)?];
         let of = |m: &[Memory; 2]| DeviceStates { q: 0, k: m[0].address(), v: m[1].address() };
-        let mut room = Workspace::new(&device)?;
-        let mut group = GroupStep::new(&device, vec![(part, tokens)], &mut room)?;
+        let mut group = GroupStep::new(&device, vec![(part, tokens)], room)?;
         group.store(layer, of(&now), of(last.as_ref().unwrap_or(&now)))?;
-        // The working memory of the step is given back with it.
+        // The states are given back with the next layer's.
         device.driver.synchronise()?;
         self.last = Some(now);
         Ok(())
@@ -177,8 +219,8 @@ impl KvCache for DeviceCache {
 
     fn finish_step(&mut self) -> minicache_core::Result<()> {
         self.last = None;
-        self.end();
-        Ok(())
+        self.rooms.clear();
+        self.end().map_err(core_error)
     }
 
     fn len(&self) -> usize {
@@ -200,19 +242,7 @@ impl KvCache for DeviceCache {
     }
 
     fn truncate(&mut self, len: usize) -> minicache_core::Result<()> {
-        match len {
-            _ if len == self.len() => Ok(()),
-            0 => {
-                for part in &mut self.parts {
-                    *part = PartCache::new(&part.device, &part.method).map_err(core_error)?;
-                }
-                Ok(())
-            }
-            _ => Err(minicache_core::Error::Truncate {
-                len,
-                reason: "a cache on a device goes on or begins again",
-            }),
-        }
+        self.take_back(len).map_err(core_error)
     }
 
     fn fork(&self) -> Box<dyn KvCache> {

@@ -7,9 +7,9 @@ use minicache_core::Restored;
 use crate::cuda::Cuda;
 use crate::driver::{Driver, Kernel, Memory, bytes_of_mut};
 use crate::emulated::Emulated;
-use crate::kernels::File;
+use crate::latents::Known;
 use crate::method::Method;
-use crate::params::{RestoreParams, SequenceEntry, launch};
+use crate::params::{RestoreLatentsParams, RestoreParams, SequenceEntry, launch};
 use crate::part::PartCache;
 use crate::pool::Pool;
 use crate::{Error, Result};
@@ -24,6 +24,7 @@ pub struct Device {
     pub driver: Arc<dyn Driver>,
     /// Memory of caches.
     pub pool: Arc<Pool>,
+    pub(crate) latents: Known,
 }
 
 impl Device {
@@ -43,29 +44,17 @@ impl Device {
     /// A device of `driver`.
     pub fn new(driver: Arc<dyn Driver>) -> Arc<Self> {
         let pool = Pool::new(&driver);
-        Arc::new(Self { driver, pool })
+        Arc::new(Self { driver, pool, latents: Known::default() })
     }
 
     /// The kernels of caches of a method.
     pub(crate) fn kernels(&self, method: &Method) -> Result<Kernels> {
-        let take = |file| self.driver.compile(&method.source(file));
-        let mut attention = take(File::Attention)?.into_iter();
-        let mut store = take(File::Store)?.into_iter();
-        let mut next = |of: usize| {
-            let kernel = if of == 0 { attention.next() } else { store.next() };
-            kernel.ok_or_else(|| Error::Missing("a kernel is missing".into()))
-        };
-        Ok(Kernels {
-            attend_held: next(0)?,
-            attend_step: next(0)?,
-            join: next(0)?,
-            merge: next(1)?,
-            retain: next(1)?,
-            settle: next(1)?,
-            keep: next(1)?,
-            pack: next(1)?,
-            restore: next(1)?,
-        })
+        let mut all = Vec::new();
+        for file in method.files() {
+            let kernels = self.driver.compile(&method.source(file))?;
+            all.extend(file.kernels().iter().copied().zip(kernels));
+        }
+        Ok(Kernels(all))
     }
 
     /// See [`minicache_core::KvCache::restored`].
@@ -74,21 +63,34 @@ impl Device {
         let shape = &method.shape;
         let positions = shape.first_seen(layer, cache.len())..cache.len();
         let numbers = positions.len() * shape.kv_dim();
-        let kernel = self.kernels(method)?.restore;
+        let kernels = self.kernels(method)?;
         let entry =
             SequenceEntry { tables: cache.tables(), len: cache.len() as i32, first: 0, rows: 0, pad: 0 };
         let sequence = Memory::of(&self.driver, crate::driver::bytes_of(&[entry]))?;
         let out = Memory::new(&self.driver, 2 * numbers * size_of::<f32>())?;
         let half = (numbers * size_of::<f32>()) as u64;
-        let params = RestoreParams {
-            sequence: sequence.address(),
-            out: [out.address(), out.address() + half],
-            places: [method.sides[0].places[layer], method.sides[1].places[layer]],
-            first: positions.start as i32,
-            pad: 0,
-        };
-        // SAFETY: the cache's tables hold these positions, and `out` both sides of them.
-        unsafe { launch(&*self.driver, &kernel, [positions.len() as u32, 1, 1], &params)? };
+        let (grid, out_of) = ([positions.len() as u32, 1, 1], [out.address(), out.address() + half]);
+        let (sequence, first) = (sequence.address(), positions.start as i32);
+        if let Some(latents) = &method.latents {
+            let groups = [0, 1].map(|side| latents.group(side, layer));
+            let params = RestoreLatentsParams {
+                sequence,
+                out: out_of,
+                sets: [0, 1].map(|side: usize| latents.sets(side, groups[side].0)),
+                phases: latents.phases(),
+                levels: latents.levels(),
+                layers: groups.map(|(_, within)| within as i32),
+                layer: (layer - method.layers.start) as i32,
+                first,
+            };
+            // SAFETY: the cache's tables hold these positions, and `out` both sides of them.
+            unsafe { launch(&*self.driver, kernels.of("restore_latents")?, grid, &params)? };
+        } else {
+            let places = [0, 1].map(|side: usize| method.sides[side].places[layer]);
+            let params = RestoreParams { sequence, out: out_of, places, first, pad: 0 };
+            // SAFETY: as above.
+            unsafe { launch(&*self.driver, kernels.of("restore")?, grid, &params)? };
+        }
         let mut all = vec![0f32; 2 * numbers];
         self.driver.download(out.address(), bytes_of_mut(&mut all))?;
         let values = all.split_off(numbers);
@@ -96,16 +98,14 @@ impl Device {
     }
 }
 
-/// The kernels of caches.
+/// The kernels of caches, by name.
 #[derive(Debug, Clone)]
-pub(crate) struct Kernels {
-    pub(crate) attend_held: Kernel,
-    pub(crate) attend_step: Kernel,
-    pub(crate) join: Kernel,
-    pub(crate) merge: Kernel,
-    pub(crate) retain: Kernel,
-    pub(crate) settle: Kernel,
-    pub(crate) keep: Kernel,
-    pub(crate) pack: Kernel,
-    pub(crate) restore: Kernel,
+pub(crate) struct Kernels(Vec<(&'static str, Kernel)>);
+
+impl Kernels {
+    /// One of them.
+    pub(crate) fn of(&self, name: &str) -> Result<&Kernel> {
+        let found = self.0.iter().find(|(other, _)| *other == name);
+        found.map(|(_, kernel)| kernel).ok_or_else(|| Error::Missing(format!("the kernel {name} is missing")))
+    }
 }

@@ -11,49 +11,78 @@ use crate::{Error, Result};
 
 const COMMON: &str = include_str!("../cuda/common.h");
 const EMULATED: &str = include_str!("../cuda/emulated.h");
+const TABLES: &str = include_str!("../cuda/tables.h");
 const SCHEME: &str = include_str!("../cuda/scheme.h");
+const WEIGH: &str = include_str!("../cuda/weigh.h");
+const LATENT: &str = include_str!("../cuda/latent.h");
 
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum File {
     /// Between linear layers.
     Layers,
-    /// Attention.
+    /// Attention over what is held.
     Attention,
+    /// Attention of a prefill's tokens to each other.
+    Prefill,
     /// Merging, keeping, packing.
     Store,
+    /// Attention over latents.
+    Latent,
+    /// Encoding of latents.
+    LatentStore,
 }
 
 impl File {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Layers, Self::Attention, Self::Store];
+    pub const ALL: [Self; 6] =
+        [Self::Layers, Self::Attention, Self::Prefill, Self::Store, Self::Latent, Self::LatentStore];
 
-    /// Its name.
-    pub fn name(self) -> &'static str {
+    /// Its name, what it includes, its text, and its kernels.
+    fn parts(self) -> (&'static str, &'static [&'static str], &'static str, &'static [&'static str]) {
         match self {
-            File::Layers => "layers.cu",
-            File::Attention => "attention.cu",
-            File::Store => "store.cu",
+            File::Layers => (
+                "layers.cu",
+                &[],
+                include_str!("../cuda/layers.cu"),
+                &["embed", "rms_norm", "rotate", "swiglu", "gather", "scatter_add", "noise", "best"],
+            ),
+            File::Attention => (
+                "attention.cu",
+                &[TABLES, SCHEME, WEIGH],
+                include_str!("../cuda/attention.cu"),
+                &["attend_held", "join"],
+            ),
+            File::Prefill => ("prefill.cu", &[TABLES], include_str!("../cuda/prefill.cu"), &["attend_step"]),
+            File::Store => (
+                "store.cu",
+                &[TABLES, SCHEME],
+                include_str!("../cuda/store.cu"),
+                &["merge", "retain", "settle", "forget", "keep", "pack", "restore"],
+            ),
+            File::Latent => (
+                "latent.cu",
+                &[TABLES, LATENT, WEIGH],
+                include_str!("../cuda/latent.cu"),
+                &["map_queries", "attend_latents", "join_latents"],
+            ),
+            File::LatentStore => (
+                "latent_store.cu",
+                &[TABLES, LATENT],
+                include_str!("../cuda/latent_store.cu"),
+                &["keep_exact", "encode", "write_latents", "restore_latents"],
+            ),
         }
     }
 
-    fn text(self) -> &'static str {
-        match self {
-            File::Layers => include_str!("../cuda/layers.cu"),
-            File::Attention => include_str!("../cuda/attention.cu"),
-            File::Store => include_str!("../cuda/store.cu"),
-        }
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.parts().0
     }
 
     /// Its kernels, in the order in which [`crate::driver::Driver::compile`] gives them.
     pub fn kernels(self) -> &'static [&'static str] {
-        match self {
-            File::Layers => {
-                &["embed", "rms_norm", "rotate", "swiglu", "gather", "scatter_add", "noise", "best"]
-            }
-            File::Attention => &["attend_held", "attend_step", "join"],
-            File::Store => &["merge", "retain", "settle", "keep", "pack", "restore"],
-        }
+        self.parts().3
     }
 }
 
@@ -83,10 +112,9 @@ impl Source {
             text.push_str(EMULATED);
         }
         text.push_str(COMMON);
-        if self.file != File::Layers {
-            text.push_str(SCHEME);
-        }
-        text.push_str(self.file.text());
+        let (_, includes, own, _) = self.file.parts();
+        includes.iter().for_each(|include| text.push_str(include));
+        text.push_str(own);
         text
     }
 }

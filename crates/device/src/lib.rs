@@ -11,7 +11,9 @@ mod device;
 pub mod driver;
 mod emulated;
 mod error;
+mod held;
 pub mod kernels;
+mod latents;
 mod libraries;
 mod method;
 mod ops;
@@ -19,6 +21,8 @@ mod params;
 mod part;
 mod pool;
 mod step;
+mod step_latents;
+mod table;
 
 pub use cache::DeviceCache;
 pub use device::Device;

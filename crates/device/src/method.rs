@@ -1,14 +1,18 @@
 //! What a method stores, as the kernels have to know it.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use minicache_core::settings::{
     Axis, Granularity, KeySpace, ModelShape, Retention, RetentionRule, StoreType,
 };
-use minicache_core::{BlockLayout, CacheSpec, Scheme, Store};
+use minicache_core::{BlockLayout, CacheSpec, Resources, Scheme, Store, StoreCount};
 
+use crate::device::Device;
 use crate::driver::Act;
+use crate::held::Held;
 use crate::kernels::{File, Source};
+use crate::latents::LatentMethod;
 use crate::{Error, Result};
 
 /// Threads of a block of the kernels of caches: eight warps.
@@ -19,6 +23,9 @@ pub(crate) const TILE: usize = 256;
 
 /// Tokens of a block of those that wait, and of kept ones.
 pub(crate) const RECENT: usize = 16;
+
+/// The host's lines, to which blocks are rounded up.
+pub(crate) const LINE: usize = 64;
 
 /// Tokens of a page of magnitudes.
 pub(crate) const PAGE: usize = 256;
@@ -44,6 +51,13 @@ enum Kind {
         along: bool,
         residual: usize,
     },
+    /// Latents, and exact tokens before and after them.
+    Latents {
+        sinks: usize,
+        residual: usize,
+        block_bytes: usize,
+        sink_tokens: usize,
+    },
 }
 
 /// Where a layer finds its states on one side.
@@ -59,11 +73,14 @@ pub(crate) struct Place {
 }
 
 /// One side of a cache.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Side {
     kind: Kind,
     /// The host's.
     block: BlockLayout,
+    /// What an empty side counts, and a store of the kept tokens of a layer and column.
+    pub(crate) held: Held,
+    pub(crate) kept_count: StoreCount,
     /// Type of what waits and of what is kept exact.
     exact: StoreType,
     magnitude: StoreType,
@@ -92,7 +109,7 @@ pub(crate) struct Merging {
 }
 
 /// A method on those of a model's layers that are on one device.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub(crate) struct Method {
     pub(crate) shape: ModelShape,
     /// Those on the device.
@@ -102,6 +119,10 @@ pub(crate) struct Method {
     pub(crate) act: Act,
     /// Whether attention within a step is computed in f32 throughout.
     pub(crate) precise: bool,
+    /// What a method of latents has beside it.
+    pub(crate) latents: Option<Arc<LatentMethod>>,
+    /// What it was made of.
+    spec: CacheSpec,
 }
 
 impl Side {
@@ -111,7 +132,19 @@ impl Side {
     }
 
     pub(crate) fn is_packed(&self) -> bool {
-        matches!(self.kind, Kind::Codes { .. })
+        matches!(self.kind, Kind::Codes { .. } | Kind::Latents { .. })
+    }
+
+    /// How many of the first `len` tokens are apart from blocks, so that their indices count from the next.
+    pub(crate) fn sinks(&self) -> usize {
+        if let Kind::Latents { sinks, .. } = self.kind { sinks } else { 0 }
+    }
+
+    /// Tokens of a block of sinks, and bytes of it.
+    pub(crate) fn sink_block(&self) -> (usize, usize) {
+        let Kind::Latents { sink_tokens, .. } = self.kind else { return (1, 0) };
+        let head = (self.head_dim * sink_tokens * self.exact.bytes()).next_multiple_of(LINE);
+        (sink_tokens, self.stores * self.kv_heads * head)
     }
 
     /// How many of `len` tokens are in blocks.
@@ -120,13 +153,16 @@ impl Side {
             Kind::Floats(_) => len,
             Kind::Codes { residual, run, along: true, .. } => len.saturating_sub(residual) / run * run,
             Kind::Codes { residual, .. } => len.saturating_sub(residual),
+            Kind::Latents { sinks, residual, .. } => len.saturating_sub(sinks + residual),
         }
     }
 
-    /// Bytes of a block of all stores, and of the scales in it.
-    pub(crate) fn block_bytes(&self) -> (usize, usize) {
-        let heads = self.stores * self.kv_heads;
-        (heads * self.block.head_bytes, heads * self.block.scale_bytes)
+    /// Bytes of a block of all stores.
+    pub(crate) fn block_bytes(&self) -> usize {
+        match self.kind {
+            Kind::Latents { block_bytes, .. } => block_bytes,
+            _ => self.stores * self.kv_heads * self.block.head_bytes,
+        }
     }
 
     fn exact_bytes(&self) -> usize {
@@ -155,6 +191,7 @@ impl Side {
             Kind::Codes { bits, run, along, residual } => {
                 (2, bits as i64, run as i64, along, residual as i64)
             }
+            Kind::Latents { .. } => return Vec::new(),
         };
         let values = [
             kind,
@@ -198,23 +235,48 @@ impl Side {
 
 const NO_RULE: i32 = 3;
 
+impl Merging {
+    /// Whether distances decide which tokens are kept.
+    pub(crate) fn has_rule(&self) -> bool {
+        self.rule != NO_RULE
+    }
+}
+
+impl PartialEq for Method {
+    /// Whether kernels and maps of one serve the other, so that sequences of both can go through a step together.
+    fn eq(&self, other: &Self) -> bool {
+        let maps = |m: &Self| m.latents.as_ref().map(Arc::as_ptr);
+        (&self.spec, &self.shape, &self.layers) == (&other.spec, &other.shape, &other.layers)
+            && (self.act, self.precise) == (other.act, other.precise)
+            && maps(self) == maps(other)
+    }
+}
+
+fn refuse<T>(what: String) -> Result<T> {
+    Err(Error::Unsupported(format!("{what} has no kernels for a device")))
+}
+
 impl Method {
     /// What `spec` stores of the layers `layers` of a model of `shape`.
     ///
     /// # Errors
     /// Methods and settings that have no kernels, by name; a pair of which `layers` has one.
     pub(crate) fn new(
+        device: &Device,
         spec: &CacheSpec,
         shape: &ModelShape,
         layers: Range<usize>,
         arithmetic: Arithmetic,
+        resources: &Resources,
     ) -> Result<Self> {
-        let refuse = |what: String| Err(Error::Unsupported(format!("{what} has no kernels for a device")));
         if !shape.head_dim.is_multiple_of(8) || shape.head_dim > 256 {
             return refuse(format!("a head of {} numbers (multiples of 8 up to 256 have)", shape.head_dim));
         }
         if shape.group() > 8 {
             return refuse(format!("a KV head for {} query heads (up to 8 have)", shape.group()));
+        }
+        if let CacheSpec::Latent(_) = spec {
+            return Self::of_latents(device, spec, shape, layers, arithmetic, resources);
         }
         let none = Retention { rule: RetentionRule::MostDistinct, gamma: 0.0, joint: false };
         let (kind, t, retention) = match spec {
@@ -279,9 +341,14 @@ impl Method {
                 stores += 1;
             }
             let side = if keys { minicache_core::Side::Keys } else { minicache_core::Side::Values };
+            let store = Store::new(shape.kv_heads, shape.head_dim, scheme, side).with_waiting(spec.dtype());
+            let exact = if spec.dtype() == StoreType::F32 { Scheme::F32 } else { Scheme::F16 };
+            let kept = Store::new(shape.kv_heads / columns, shape.head_dim, exact, side).with_blocks(RECENT);
             sides.push(Side {
                 kind: kind_of,
-                block: Store::new(shape.kv_heads, shape.head_dim, scheme, side).block_layout(),
+                block: store.block_layout(),
+                held: Held::Stores(store.count()),
+                kept_count: kept.count(),
                 exact: spec.dtype(),
                 magnitude: pairing.magnitudes,
                 columns,
@@ -304,33 +371,110 @@ impl Method {
             joint: retention.joint,
             sinks: pairing.sinks,
         };
-        Ok(Self { shape: *shape, layers, sides, merging, act: arithmetic.act, precise: arithmetic.precise })
+        let Arithmetic { act, precise } = arithmetic;
+        Ok(Self { shape: *shape, layers, sides, merging, act, precise, latents: None, spec: spec.clone() })
+    }
+
+    /// Latents of a plan that `resources` have.
+    fn of_latents(
+        device: &Device,
+        spec: &CacheSpec,
+        shape: &ModelShape,
+        layers: Range<usize>,
+        arithmetic: Arithmetic,
+        resources: &Resources,
+    ) -> Result<Self> {
+        let message = "method = \"latent\" needs a calibrated basis of the model";
+        let plan = resources
+            .latent
+            .as_ref()
+            .ok_or_else(|| Error::Core(minicache_core::Error::Missing(message.into())))?;
+        if plan.spec().residual_bits.is_some() {
+            return refuse("a window of newest tokens in eight bits (residual_bits)".into());
+        }
+        let latents = device.latents(plan, &layers)?;
+        let count = layers.len();
+        let side = |side: usize| {
+            let groups = &latents.groups[side];
+            let held = crate::held::Latents::new(groups, latents.sinks, latents.residual);
+            let store = &groups[0].sets[0].store;
+            Side {
+                kind: Kind::Latents {
+                    sinks: latents.sinks,
+                    residual: latents.residual,
+                    block_bytes: latents.block_bytes[side],
+                    sink_tokens: groups[0].sink_tokens,
+                },
+                block: store.block_layout(),
+                held: Held::Latents(held),
+                kept_count: store.count(),
+                exact: latents.exact,
+                magnitude: latents.exact,
+                columns: 1,
+                places: Vec::new(),
+                stores: count,
+                pairs: 0,
+                has_magnitudes: false,
+                keeps: false,
+                kv_heads: shape.kv_heads,
+                head_dim: shape.head_dim,
+                keys: side == 0,
+            }
+        };
+        let sides = [0, 1].map(side);
+        let merging = Merging { kind: -1, t: 0.0, rule: NO_RULE, gamma: 0.0, joint: false, sinks: 0 };
+        let Arithmetic { act, precise } = arithmetic;
+        let (latents, spec) = (Some(latents), spec.clone());
+        Ok(Self { shape: *shape, layers, sides, merging, act, precise, latents, spec })
+    }
+
+    /// The files of its kernels.
+    pub(crate) fn files(&self) -> [File; 3] {
+        match self.latents {
+            None => [File::Attention, File::Prefill, File::Store],
+            Some(_) => [File::Latent, File::Prefill, File::LatentStore],
+        }
+    }
+
+    /// Numbers of a part of attention: largest score, sum, and what is weighed.
+    pub(crate) fn part_numbers(&self) -> usize {
+        2 + self.shape.head_dim + self.latents.as_ref().map_or(0, |latents| 1 + latents.ranks[1])
     }
 
     /// Blocks of attention that share a KV head, so that none has more query heads than registers have room for.
     pub(crate) fn passes(&self) -> usize {
         let group = self.shape.group();
+        if let Some(latents) = &self.latents {
+            return latents.passes;
+        }
         let most = if self.sides.iter().any(Side::is_packed) { 2 } else { 4 };
         (1..=group).find(|passes| group.is_multiple_of(*passes) && group / passes <= most).unwrap_or(group)
     }
 
     /// The kernels of caches.
     pub(crate) fn source(&self, file: File) -> Source {
+        let shape = &self.shape;
         let mut macros = vec![
-            ("DIM", self.shape.head_dim as i64),
-            ("KV_HEADS", self.shape.kv_heads as i64),
-            ("GROUP", self.shape.group() as i64),
+            ("DIM", shape.head_dim as i64),
+            ("KV_HEADS", shape.kv_heads as i64),
+            ("GROUP", shape.group() as i64),
             ("PASSES", self.passes() as i64),
             ("BFLOAT", i64::from(self.act == Act::Bf16)),
-            ("PRECISE", i64::from(self.precise)),
         ];
-        macros.extend(self.sides.iter().flat_map(Side::macros));
+        match (file, &self.latents) {
+            (File::Prefill, _) => {
+                macros.retain(|(name, _)| *name != "PASSES");
+                macros.push(("PRECISE", i64::from(self.precise)));
+                macros.push(("PART", self.part_numbers() as i64));
+            }
+            (_, Some(latents)) => macros.extend(latents.macros()),
+            (_, None) => macros.extend(self.sides.iter().flat_map(Side::macros)),
+        }
         Source { file, macros, threads: THREADS }
     }
 
-    /// First position that any layer's next query sees, whole tiles of attention.
-    pub(crate) fn first_needed(&self, len: usize) -> usize {
-        let first = self.layers.clone().map(|layer| self.shape.first_seen(layer, len)).min();
-        first.unwrap_or(0) / TILE * TILE
+    /// First position that any layer's query at position `len` sees.
+    pub(crate) fn first_seen(&self, len: usize) -> usize {
+        self.layers.clone().map(|layer| self.shape.first_seen(layer, len)).min().unwrap_or(0)
     }
 }

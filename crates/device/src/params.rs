@@ -75,6 +75,8 @@ params! {
         sequences: Address, rows: Address, a: Address, b: Address, shared: Address, sizes: Address, index: Address,
         side: i32, pair: i32, row_count: i32, pad: i32,
     }
+    /// `forget`
+    ForgetParams { sequence: Address, out: Address, side: i32, columns: i32, position: i32, how: i32, }
     /// `keep`
     KeepParams { sequences: Address, rows: Address, states: [Address; 2], stores: [i32; 2], }
     /// `pack`
@@ -86,7 +88,47 @@ params! {
     /// A row of a step: its sequence and its position; or a tile of rows of a prefill: its sequence and first row.
     RowEntry { sequence: i32, position: i32, }
     /// Tokens that are packed together.
-    TaskEntry { sequence: i32, first: i32, count: i32, pad: i32, }
+    TaskEntry { sequence: i32, first: i32, count: i32, row: i32, }
+    /// Components of latents that share a scale.
+    #[derive(Default)]
+    SectionEntry {
+        first: i32, size: i32, bits: i32, codes: i32, alike: i32, trellis: i32, unit: f32, middle: f32,
+    }
+    /// Components of latents of values that lie side by side.
+    StripEntry { section: i32, first: i32, width: i32, codes: i32, }
+    /// KV heads of a group of layers that share latents.
+    SetEntry {
+        mean: Address, encode: Address, restore: Address, sections: Address, strips: Address,
+        rank: i32, section_count: i32, strip_count: i32, at: i32, scales_at: i32, layers: i32, head: i32, heads: i32,
+    }
+    /// `map_queries`
+    MapParams { q: Address, out: Address, sets: Address, layer: i32, scale: f32, }
+    /// `attend_latents`
+    LatentParams {
+        q: Address, sequences: Address, rows: Address, parts: Address, sets: [Address; 2], phases: Address, levels: Address,
+        layer: i32, splits: i32, length: i32, window: i32, softcap: f32, pad: i32,
+    }
+    /// `join_latents`
+    JoinLatentsParams {
+        parts: Address, q: Address, k: Address, v: Address, sequences: Address, rows: Address, out: Address, low: Address,
+        sets: Address, layer: i32, splits: i32, scale: f32, softcap: f32,
+    }
+    /// `keep_exact`
+    KeepExactParams { sequences: Address, rows: Address, states: [Address; 2], layer: i32, pad: i32, }
+    /// `encode`
+    EncodeParams {
+        sequences: Address, tasks: Address, states: Address, sets: Address, phases: Address, out: Address,
+        side: i32, rows: i32, latents: i32, layer: i32,
+    }
+    /// `write_latents`
+    WriteLatentsParams {
+        sequences: Address, tasks: Address, sets: Address, z: Address, levels: Address, side: i32, latents: i32,
+    }
+    /// `restore_latents`
+    RestoreLatentsParams {
+        sequence: Address, out: [Address; 2], sets: [Address; 2], phases: Address, levels: Address,
+        layers: [i32; 2], layer: i32, first: i32,
+    }
 }
 
 /// Runs a kernel on `grid` blocks.

@@ -3,12 +3,15 @@
 
 use std::sync::Arc;
 
-use minicache_core::Footprint;
+use minicache_core::{DECIDED, Footprint, GONE, StoreCount};
 
 use crate::device::Device;
-use crate::driver::{Address, bytes_of, bytes_of_mut};
+use crate::driver::{Address, Memory, bytes_of, bytes_of_mut};
+use crate::held::Held;
 use crate::method::{Method, PAGE, RECENT, Side};
+use crate::params::{ForgetParams, SequenceEntry, launch};
 use crate::pool::Piece;
+use crate::table::Table;
 use crate::{Error, Result};
 
 /// The tables of a sequence, as kernels have them: by side.
@@ -19,6 +22,7 @@ pub(crate) struct Tables {
     pub(crate) recent: [Address; 2],
     pub(crate) magnitudes: [Address; 2],
     pub(crate) kept: [Address; 2],
+    pub(crate) sinks: [Address; 2],
 }
 
 /// What is kept exact of one column of one pair, as kernels have it.
@@ -30,95 +34,44 @@ pub(crate) struct KeptHead {
     least: f32,
     most: f32,
     least_kept: f32,
+    settled: i32,
+    from: i32,
 }
-// SAFETY: 24 bytes of numbers, without padding.
+// SAFETY: 32 bytes of numbers, without padding.
 unsafe impl crate::driver::Plain for KeptHead {}
 
-/// A table of pieces, here and on the device.
-#[derive(Debug, Default)]
-struct Table {
-    pieces: Vec<Option<Arc<Piece>>>,
-    memory: Option<Piece>,
-    /// Entries that the device's copy has room for.
-    room: usize,
-    /// Entries that have been given back.
-    dropped: usize,
+impl KeptHead {
+    /// Of no tokens.
+    const NONE: Self =
+        Self { blocks: 0, count: 0, least: 3e38, most: -3e38, least_kept: 3e38, settled: 0, from: 0 };
 }
 
-impl Table {
-    fn address(&self) -> Address {
-        self.memory.as_ref().map_or(0, Piece::address)
+/// What becomes of tokens that `forget` is told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+enum Forgotten {
+    LeftBehind,
+    TakenBack,
+}
+
+/// What is kept of one column, as the host counts it: a store of each layer, and the list of positions.
+#[derive(Debug, Clone)]
+struct KeptCount {
+    store: StoreCount,
+    positions: Vec<u32>,
+}
+
+impl KeptCount {
+    /// Of `count` tokens in all, no fewer than so far.
+    fn reach(&mut self, count: usize) {
+        for _ in self.store.len()..count {
+            self.store.push(1);
+            self.positions.push(0);
+        }
     }
 
     fn bytes(&self) -> usize {
-        self.pieces.iter().flatten().map(|p| p.bytes()).sum()
-    }
-
-    /// The table of a fork: the same pieces.
-    fn fork(&self, device: &Device) -> Result<Self> {
-        let mut table = Self { pieces: self.pieces.clone(), dropped: self.dropped, ..Self::default() };
-        if self.room > 0 {
-            table.make_room(device, self.room)?;
-        }
-        Ok(table)
-    }
-
-    fn make_room(&mut self, device: &Device, entries: usize) -> Result<()> {
-        if entries > self.room {
-            let room = entries.next_power_of_two().max(16);
-            self.memory = Some(device.pool.take(room * size_of::<Address>())?);
-            self.room = room;
-            self.upload(device, 0)?;
-        }
-        Ok(())
-    }
-
-    fn upload(&self, device: &Device, from: usize) -> Result<()> {
-        let entries: Vec<Address> =
-            self.pieces[from..].iter().map(|p| p.as_ref().map_or(0, |p| p.address())).collect();
-        if entries.is_empty() {
-            return Ok(());
-        }
-        device.driver.upload(self.address() + (from * size_of::<Address>()) as Address, bytes_of(&entries))
-    }
-
-    /// Makes the entries `range` writable pieces of `bytes`: new ones where there are none, copies of shared ones.
-    fn writable(&mut self, device: &Device, range: std::ops::Range<usize>, bytes: usize) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        if self.pieces.len() < range.end {
-            self.pieces.resize(range.end, None);
-        }
-        let mut changed = None;
-        for i in range.clone() {
-            let piece = match &self.pieces[i] {
-                Some(piece) if Arc::strong_count(piece) == 1 => continue,
-                Some(shared) => {
-                    let own = device.pool.take(bytes)?;
-                    device.driver.copy(own.address(), shared.address(), bytes)?;
-                    own
-                }
-                None => device.pool.take(bytes)?,
-            };
-            self.pieces[i] = Some(Arc::new(piece));
-            changed = changed.or(Some(i));
-        }
-        let had = self.room;
-        self.make_room(device, range.end)?;
-        match changed {
-            Some(first) if had == self.room => self.upload(device, first),
-            _ => Ok(()),
-        }
-    }
-
-    /// Gives back the entries before `end`. The kernels do not look at them any more.
-    fn drop_before(&mut self, end: usize) {
-        let end = end.min(self.pieces.len());
-        for piece in self.pieces.iter_mut().take(end).skip(self.dropped) {
-            *piece = None;
-        }
-        self.dropped = self.dropped.max(end);
+        2 * self.store.bytes().total() + self.positions.capacity() * size_of::<u32>()
     }
 }
 
@@ -132,6 +85,8 @@ struct KeptSide {
     counts: Vec<usize>,
     /// Tokens since then.
     since: usize,
+    /// By column, of no more tokens than are kept.
+    held: Vec<KeptCount>,
 }
 
 impl KeptSide {
@@ -146,12 +101,27 @@ impl KeptSide {
 }
 
 /// One side of a sequence.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct SideTables {
     blocks: Table,
     recent: Table,
     magnitudes: Table,
     kept: KeptSide,
+    sinks: Table,
+    held: Held,
+}
+
+impl SideTables {
+    fn new(side: &Side) -> Self {
+        Self {
+            blocks: Table::default(),
+            recent: Table::default(),
+            magnitudes: Table::default(),
+            kept: KeptSide::default(),
+            sinks: Table::default(),
+            held: side.held.clone(),
+        }
+    }
 }
 
 /// The part of a sequence's cache that is on one device.
@@ -163,23 +133,27 @@ pub struct PartCache {
     pub(crate) len: usize,
     /// Tokens of the step in progress.
     pub(crate) step: usize,
+    /// Whether a step has ended since it was new or a fork.
+    stepped: bool,
 }
 
 impl PartCache {
     pub(crate) fn new(device: &Arc<Device>, method: &Arc<Method>) -> Result<Self> {
-        let mut sides: [SideTables; 2] = Default::default();
+        let mut sides = [0, 1].map(|side: usize| SideTables::new(&method.sides[side]));
         for (tables, side) in sides.iter_mut().zip(&method.sides) {
             if side.keeps {
                 let count = side.pairs * side.columns;
-                let none = KeptHead { blocks: 0, count: 0, least: 3e38, most: -3e38, least_kept: 3e38 };
                 let heads = device.pool.take(count * size_of::<KeptHead>())?;
-                device.driver.upload(heads.address(), bytes_of(&vec![none; count]))?;
+                device.driver.upload(heads.address(), bytes_of(&vec![KeptHead::NONE; count]))?;
                 tables.kept.heads = Some(heads);
                 tables.kept.tables.resize_with(count, Table::default);
                 tables.kept.counts = vec![0; count];
+                let none = KeptCount { store: side.kept_count.clone(), positions: Vec::new() };
+                tables.kept.held = vec![none; count];
             }
         }
-        Ok(Self { device: device.clone(), method: method.clone(), sides, len: 0, step: 0 })
+        let (device, method) = (device.clone(), method.clone());
+        Ok(Self { device, method, sides, len: 0, step: 0, stepped: false })
     }
 
     pub(crate) fn method(&self) -> &Arc<Method> {
@@ -198,6 +172,7 @@ impl PartCache {
             recent: of(|s| s.recent.address()),
             magnitudes: of(|s| s.magnitudes.address()),
             kept: of(|s| s.kept.heads.as_ref().map_or(0, Piece::address)),
+            sinks: of(|s| s.sinks.address()),
         }
     }
 
@@ -213,16 +188,26 @@ impl PartCache {
         }
         let (device, method, len) = (self.device.clone(), self.method.clone(), self.len);
         let end = len + tokens;
+        if let Some(latents) = &method.latents {
+            latents.reach(end)?;
+        }
         for (index, side) in method.sides.iter().enumerate() {
             let tables = &mut self.sides[index];
             let (before, after) = (side.packed(len), side.packed(end));
             if after > before {
                 let blocks = before / side.slots()..after.div_ceil(side.slots());
-                tables.blocks.writable(&device, blocks, side.block_bytes().0)?;
+                tables.blocks.writable(&device, blocks, side.block_bytes())?;
             }
-            if side.is_packed() && end > after {
-                let recent = after.max(len) / RECENT..end.div_ceil(RECENT);
+            // What is not in blocks counts from the first that is no sink.
+            let sinks = side.sinks();
+            let (from, to) = (len.saturating_sub(sinks), end.saturating_sub(sinks));
+            if side.is_packed() && to > after {
+                let recent = after.max(from) / RECENT..to.div_ceil(RECENT);
                 tables.recent.writable(&device, recent, side.recent_bytes())?;
+            }
+            if len < sinks {
+                let (tokens, bytes) = side.sink_block();
+                tables.sinks.writable(&device, len / tokens..end.min(sinks).div_ceil(tokens), bytes)?;
             }
             if side.has_magnitudes {
                 let pages = len / PAGE..end.div_ceil(PAGE);
@@ -259,8 +244,7 @@ impl PartCache {
     /// What a side's columns keep now.
     fn kept_heads(&self, side: usize) -> Result<Vec<KeptHead>> {
         let kept = &self.sides[side].kept;
-        let none = KeptHead { blocks: 0, count: 0, least: 0.0, most: 0.0, least_kept: 0.0 };
-        let mut heads = vec![none; kept.tables.len()];
+        let mut heads = vec![KeptHead::NONE; kept.tables.len()];
         if let Some(piece) = &kept.heads {
             self.device.driver.download(piece.address(), bytes_of_mut(&mut heads))?;
         }
@@ -299,22 +283,148 @@ impl PartCache {
     }
 
     /// Ends a step: its tokens count as cached, and what nobody needs any more is given back.
-    pub(crate) fn end(&mut self) {
-        self.len += std::mem::take(&mut self.step);
-        let needed = self.method.first_needed(self.len);
-        for (tables, side) in self.sides.iter_mut().zip(&self.method.sides) {
-            tables.recent.drop_before(side.packed(self.len) / RECENT);
-            tables.blocks.drop_before(needed / side.slots());
-            tables.magnitudes.drop_before(needed / PAGE);
+    ///
+    /// # Errors
+    /// Of the device.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        let tokens = std::mem::take(&mut self.step);
+        self.len += tokens;
+        self.stepped |= tokens > 0;
+        let first = self.method.first_seen(self.len);
+        for index in 0..2 {
+            let tables = &mut self.sides[index];
+            let before = tables.held.start();
+            tables.held.push(tokens);
+            tables.held.drop_before(first);
+            let start = tables.held.start();
+            let [blocks, recent, sinks] = tables.held.blocks();
+            tables.blocks.drop_before(blocks.start);
+            tables.recent.drop_before(recent.start);
+            tables.sinks.drop_before(sinks.start);
+            tables.magnitudes.drop_before(start / PAGE);
+            if start > before && tables.kept.heads.is_some() {
+                self.leave_behind(index, start)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Gives back what is kept of a side before a position.
+    fn leave_behind(&mut self, side: usize, position: usize) -> Result<()> {
+        let heads = self.kept_heads(side)?;
+        let gone = self.forget(side, position, Forgotten::LeftBehind)?;
+        let kept = &mut self.sides[side].kept;
+        for (column, (head, gone)) in heads.iter().zip(gone).enumerate() {
+            let held = &mut kept.held[column];
+            held.reach(head.count as usize);
+            held.store.drop_before(gone);
+            held.positions.drain(..gone - head.from as usize);
+            kept.tables[column].drop_before(held.store.blocks()[0].start);
+        }
+        Ok(())
+    }
+
+    /// Has the device forget kept tokens of a side before or after a position; gives the first index from there on, by
+    /// column.
+    fn forget(&self, side: usize, position: usize, how: Forgotten) -> Result<Vec<usize>> {
+        let columns = self.sides[side].kept.tables.len();
+        let kernels = self.device.kernels(&self.method)?;
+        let entry = SequenceEntry { tables: self.tables(), len: self.len as i32, first: 0, rows: 0, pad: 0 };
+        let sequence = Memory::of(&self.device.driver, bytes_of(&[entry]))?;
+        let out = Memory::new(&self.device.driver, columns * size_of::<i32>())?;
+        let params = ForgetParams {
+            sequence: sequence.address(),
+            out: out.address(),
+            side: side as i32,
+            columns: columns as i32,
+            position: position as i32,
+            how: how as i32,
+        };
+        // SAFETY: the sequence has so many columns on this side, and `out` a number for each.
+        unsafe { launch(&*self.device.driver, kernels.of("forget")?, [1, 1, 1], &params)? };
+        let mut found = vec![0i32; columns];
+        self.device.driver.download(out.address(), bytes_of_mut(&mut found))?;
+        Ok(found.into_iter().map(|at| at as usize).collect())
+    }
+
+    /// Why it cannot be as if it had never had more than the first `len` tokens, if it cannot: the host's reason.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub(crate) fn cannot_truncate(&self, len: usize) -> Result<Option<&'static str>> {
+        if len > 0 && self.sides.iter().any(|side| side.held.start() > self.method.first_seen(len)) {
+            return Ok(Some(GONE));
+        }
+        if let Some(reason) = self.sides.iter().find_map(|side| side.held.can_truncate(len).err()) {
+            return Ok(Some(reason));
+        }
+        let ranked = len.saturating_sub(self.method.merging.sinks);
+        for side in 0..2 {
+            if ranked == 0 || !self.method.merging.has_rule() || self.sides[side].kept.heads.is_none() {
+                continue;
+            }
+            if self.kept_heads(side)?.iter().any(|head| ranked < head.settled as usize) {
+                return Ok(Some(DECIDED));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Forgets the tokens from `len` on; [`PartCache::cannot_truncate`] has said that it can.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub(crate) fn truncate(&mut self, len: usize) -> Result<()> {
+        for side in 0..2 {
+            if self.sides[side].kept.heads.is_some() {
+                self.take_back(side, len)?;
+            }
+            let tables = &mut self.sides[side];
+            tables.held.truncate(len);
+            let [blocks, recent, sinks] = tables.held.blocks();
+            tables.blocks.truncate(blocks.end);
+            tables.recent.truncate(recent.end);
+            tables.sinks.truncate(sinks.end);
+            tables.magnitudes.truncate(len.div_ceil(PAGE));
+        }
+        (self.len, self.step) = (len, 0);
+        Ok(())
+    }
+
+    /// Gives back what is kept of a side from position `len` on.
+    fn take_back(&mut self, side: usize, len: usize) -> Result<()> {
+        let before = self.kept_heads(side)?;
+        let left = match len {
+            0 => vec![0; before.len()],
+            _ => self.forget(side, len, Forgotten::TakenBack)?,
+        };
+        let kept = &mut self.sides[side].kept;
+        for (column, (head, left)) in before.iter().zip(&left).enumerate() {
+            let held = &mut kept.held[column];
+            held.reach(head.count as usize);
+            held.store.truncate(*left);
+            held.positions.truncate(left.saturating_sub(head.from as usize));
+            kept.tables[column].truncate(held.store.blocks()[0].end);
+        }
+        if len == 0
+            && let Some(heads) = &kept.heads
+        {
+            let none: Vec<KeptHead> =
+                kept.tables.iter().map(|t| KeptHead { blocks: t.address(), ..KeptHead::NONE }).collect();
+            self.device.driver.upload(heads.address(), bytes_of(&none))?;
+        }
+        (kept.counts, kept.since) = (left, 0);
+        Ok(())
     }
 
     pub(crate) fn try_fork(&self) -> Result<Self> {
-        let mut sides: [SideTables; 2] = Default::default();
-        for (to, from) in sides.iter_mut().zip(&self.sides) {
+        let mut sides = [0, 1].map(|side: usize| SideTables::new(&self.method.sides[side]));
+        for (index, (to, from)) in sides.iter_mut().zip(&self.sides).enumerate() {
             to.blocks = from.blocks.fork(&self.device)?;
             to.recent = from.recent.fork(&self.device)?;
+            to.sinks = from.sinks.fork(&self.device)?;
             to.magnitudes = from.magnitudes.fork(&self.device)?;
+            to.held = from.held.clone();
             (to.kept.counts, to.kept.since) = (from.kept.counts.clone(), from.kept.since);
             to.kept.tables = from.kept.tables.iter().map(|t| t.fork(&self.device)).collect::<Result<_>>()?;
             if let Some(heads) = &from.kept.heads {
@@ -325,28 +435,52 @@ impl PartCache {
                     self.device.driver.upload(at, bytes_of(&[table.address()]))?;
                 }
                 to.kept.heads = Some(own);
+                to.kept.held = self.kept_counts(index).clone();
             }
         }
-        Ok(Self { device: self.device.clone(), method: self.method.clone(), sides, len: self.len, step: 0 })
+        let (device, method) = (self.device.clone(), self.method.clone());
+        Ok(Self { device, method, sides, len: self.len, step: 0, stepped: false })
     }
 
+    /// What a side's columns keep now, counted; as far as is known, where the device does not answer.
+    fn kept_counts(&self, side: usize) -> Vec<KeptCount> {
+        let kept = &self.sides[side].kept;
+        let mut held = kept.held.clone();
+        match self.kept_heads(side) {
+            Ok(heads) => held.iter_mut().zip(heads).for_each(|(held, head)| held.reach(head.count as usize)),
+            Err(_) => held.iter_mut().zip(&kept.counts).for_each(|(held, count)| held.reach(*count)),
+        }
+        held
+    }
+
+    /// Adds what the host counts for the same tokens: blocks in the same pages, with what finds them.
     pub(crate) fn count(&self, total: &mut Footprint) {
-        for (tables, side) in self.sides.iter().zip(&self.method.sides) {
-            Self::count_side(tables, side, total);
+        for (index, side) in self.method.sides.iter().enumerate() {
+            // The host keeps rows in which a step's states of the shallower layers wait for the deepest one's; here they are
+            // in the working memory of a step.
+            let waiting = if self.stepped { self.method.shape.kv_dim() * size_of::<f32>() } else { 0 };
+            match &self.sides[index].held {
+                Held::Latents(latents) => latents.count(waiting, total),
+                Held::Stores(count) => {
+                    let (bytes, pairs) = (count.bytes(), side.pairs);
+                    total.directions += pairs * bytes.codes;
+                    total.states += (side.stores - pairs) * bytes.codes;
+                    total.scales += side.stores * bytes.scales;
+                    total.residual += side.stores * bytes.residual + pairs * waiting;
+                }
+            }
+            let pages = self.sides[index].magnitudes.pieces.iter().flatten().count();
+            total.magnitudes += pages * side.page_bytes();
+            total.retained += self.kept_counts(index).iter().map(KeptCount::bytes).sum::<usize>();
         }
     }
 
-    fn count_side(tables: &SideTables, side: &Side, total: &mut Footprint) {
-        let (block, scales) = side.block_bytes();
-        let count = tables.blocks.pieces.iter().flatten().count();
-        // A block has the stores of merged pairs first, then those of single layers.
-        let merged = |bytes: usize| bytes * side.pairs / side.stores.max(1);
-        let codes = count * (block - scales);
-        total.directions += merged(codes);
-        total.states += codes - merged(codes);
-        total.scales += count * scales;
-        total.residual += tables.recent.bytes();
-        total.magnitudes += tables.magnitudes.bytes();
-        total.retained += tables.kept.tables.iter().map(Table::bytes).sum::<usize>();
+    /// Bytes of its pieces of memory.
+    pub(crate) fn allocated(&self) -> usize {
+        let sides = self.sides.iter();
+        let tables = sides
+            .flat_map(|s| [&s.blocks, &s.recent, &s.magnitudes, &s.sinks].into_iter().chain(&s.kept.tables));
+        let heads = self.sides.iter().flat_map(|s| &s.kept.heads).map(Piece::bytes).sum::<usize>();
+        heads + tables.map(Table::bytes).sum::<usize>()
     }
 }

@@ -25,12 +25,16 @@ const LEAST_SPLIT: usize = TILE;
 #[derive(Debug)]
 pub struct Workspace {
     tables: Memory,
-    parts: Memory,
+    pub(crate) parts: Memory,
     shared: [Memory; 2],
     sizes: [Memory; 2],
     distances: [Memory; 2],
     apart: [Memory; 2],
     index: [Memory; 2],
+    /// Queries mapped to latents, states of a group's layers, and their latents.
+    pub(crate) mapped: Memory,
+    pub(crate) group: [Memory; 2],
+    pub(crate) latents: [Memory; 2],
 }
 
 impl Workspace {
@@ -49,6 +53,9 @@ impl Workspace {
             distances: two()?,
             apart: two()?,
             index: two()?,
+            mapped: one()?,
+            group: two()?,
+            latents: two()?,
         })
     }
 }
@@ -67,21 +74,23 @@ pub struct DeviceStates {
 
 /// A step of sequences of one method, in order, one after the other in its rows.
 pub struct GroupStep<'a> {
-    device: Arc<Device>,
-    method: Arc<Method>,
-    kernels: Kernels,
+    pub(crate) device: Arc<Device>,
+    pub(crate) method: Arc<Method>,
+    pub(crate) kernels: Kernels,
     caches: Vec<&'a mut PartCache>,
-    rows: usize,
+    pub(crate) rows: usize,
     /// New tokens of each sequence.
     tokens: Vec<usize>,
-    sequences: Address,
-    row_entries: Address,
+    pub(crate) sequences: Address,
+    pub(crate) row_entries: Address,
     tiles: (Address, usize),
-    tasks: [(Address, usize); 2],
+    pub(crate) tasks: [(Address, usize); 2],
+    /// Tokens of all tasks.
+    pub(crate) packed: [usize; 2],
     /// Parts of the held tokens, and tokens of a part; none held: 0 parts.
-    splits: usize,
-    length: usize,
-    room: &'a mut Workspace,
+    pub(crate) splits: usize,
+    pub(crate) length: usize,
+    pub(crate) room: &'a mut Workspace,
 }
 
 impl<'a> GroupStep<'a> {
@@ -100,7 +109,7 @@ impl<'a> GroupStep<'a> {
         let kernels = device.kernels(&method)?;
         let shape = method.shape;
         let (mut sequences, mut rows, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
-        let mut tasks: [Vec<TaskEntry>; 2] = Default::default();
+        let (mut tasks, mut packed): ([Vec<TaskEntry>; 2], _) = (Default::default(), [0; 2]);
         let square = if shape.head_dim <= 128 { 64 } else { 32 } / if method.precise { 2 } else { 1 };
         for (index, (cache, tokens)) in caches.iter().enumerate() {
             let (sequence, len, first) = (index as i32, cache.len(), rows.len());
@@ -116,17 +125,27 @@ impl<'a> GroupStep<'a> {
                 let starts = (0..*tokens).step_by(square);
                 tiles.extend(starts.map(|first| RowEntry { sequence, position: first as i32 }));
             }
-            for (tasks, side) in tasks.iter_mut().zip(&method.sides).filter(|(_, side)| side.is_packed()) {
+            let sides = tasks.iter_mut().zip(&mut packed).zip(&method.sides);
+            for ((tasks, packed), side) in sides.filter(|(_, side)| side.is_packed()) {
                 let (mut at, end) = (side.packed(len), side.packed(len + tokens));
                 while at < end {
                     let count = (side.slots() - at % side.slots()).min(end - at);
-                    tasks.push(TaskEntry { sequence, first: at as i32, count: count as i32, pad: 0 });
+                    let row = *packed as i32;
+                    tasks.push(TaskEntry { sequence, first: at as i32, count: count as i32, row });
+                    *packed += count;
                     at += count;
                 }
             }
         }
-        let seen =
-            |layer| caches.iter().map(move |(c, _)| c.len() - shape.first_seen(layer, c.len()) / TILE * TILE);
+        // Sinks are read beside what else is held.
+        let sinks = method.sides[0].sinks();
+        let seen = |layer| {
+            caches.iter().map(move |(c, _)| {
+                let (len, first) = (c.len(), shape.first_seen(layer, c.len()));
+                let tokens = len.saturating_sub(sinks) - first.saturating_sub(sinks) / TILE * TILE;
+                if len > 0 { tokens.max(1) } else { 0 }
+            })
+        };
         let held = method.layers.clone().flat_map(seen).max().unwrap_or(0);
         // Enough blocks to keep the device busy; a step of many rows has them anyway.
         let blocks = (rows.len() * shape.kv_heads * method.passes()).max(1);
@@ -151,7 +170,7 @@ impl<'a> GroupStep<'a> {
         ];
         let base = room.tables.reserve(bytes.len())?;
         device.driver.upload(base, &bytes)?;
-        let part = (shape.head_dim + 2) * size_of::<f32>();
+        let part = method.part_numbers() * size_of::<f32>();
         room.parts.reserve(rows.len() * shape.heads * (splits + 1) * part)?;
         let width = shape.kv_dim() * size_of::<f32>();
         if method.merging.kind >= 0 {
@@ -164,7 +183,9 @@ impl<'a> GroupStep<'a> {
                 room.index[i].reserve(numbers * size_of::<i32>())?;
             }
         }
+        method.reserve_latents(room, rows.len(), packed)?;
         Ok(Self {
+            packed,
             device: device.clone(),
             kernels,
             tokens: caches.iter().map(|(_, tokens)| *tokens).collect(),
@@ -186,8 +207,9 @@ impl<'a> GroupStep<'a> {
         self.method.sides[0].stores
     }
 
-    fn launch<T: Plain>(&self, kernel: &crate::driver::Kernel, grid: [usize; 3], params: &T) -> Result<()> {
-        // SAFETY: the methods below give each kernel its structure, with addresses of this step's memory, which `begin`
+    pub(crate) fn launch<T: Plain>(&self, kernel: &str, grid: [usize; 3], params: &T) -> Result<()> {
+        let kernel = self.kernels.of(kernel)?;
+        // SAFETY: the methods of a step give each kernel its structure, with addresses of this step's memory, which `begin`
         // made as large as the kernels need for these rows.
         unsafe { launch(&*self.device.driver, kernel, grid.map(|n| n as u32), params) }
     }
@@ -202,7 +224,9 @@ impl<'a> GroupStep<'a> {
         let window = shape.window_of(layer).unwrap_or(0) as i32;
         let (scale, softcap) = (shape.scale, shape.softcap.unwrap_or(0.0));
         let (parts, splits) = (self.room.parts.address(), self.splits as i32);
-        if self.splits > 0 {
+        if self.method.latents.is_some() {
+            self.attend_latents(layer, states)?;
+        } else if self.splits > 0 {
             let params = HeldParams {
                 q: states.q,
                 sequences: self.sequences,
@@ -217,7 +241,7 @@ impl<'a> GroupStep<'a> {
                 pad: 0,
             };
             let heads = shape.kv_heads * self.method.passes();
-            self.launch(&self.kernels.attend_held, [self.rows * self.splits, heads, 1], &params)?;
+            self.launch("attend_held", [self.rows * self.splits, heads, 1], &params)?;
         }
         if self.tiles.1 > 0 {
             let params = StepParams {
@@ -232,7 +256,10 @@ impl<'a> GroupStep<'a> {
                 scale,
                 softcap,
             };
-            self.launch(&self.kernels.attend_step, [self.tiles.1, shape.heads, 1], &params)?;
+            self.launch("attend_step", [self.tiles.1, shape.heads, 1], &params)?;
+        }
+        if self.method.latents.is_some() {
+            return self.join_latents(layer, states, out);
         }
         let params = JoinParams {
             parts,
@@ -248,7 +275,7 @@ impl<'a> GroupStep<'a> {
             softcap,
             pad: 0,
         };
-        self.launch(&self.kernels.join, [self.rows, shape.heads, 1], &params)
+        self.launch("join", [self.rows, shape.heads, 1], &params)
     }
 
     /// Stores a layer's states; `shallower` are those of the layer before, which a pair needs.
@@ -256,6 +283,9 @@ impl<'a> GroupStep<'a> {
     /// # Errors
     /// Of the device, no memory for what is kept exact.
     pub fn store(&mut self, layer: usize, states: DeviceStates, shallower: DeviceStates) -> Result<()> {
+        if self.method.latents.is_some() {
+            return self.store_latents(layer, states);
+        }
         let places = [0, 1].map(|side: usize| self.method.sides[side].places[layer]);
         let own = [states.k, states.v];
         // What goes into each side's store: nothing yet, of the first layer of a pair.
@@ -285,10 +315,10 @@ impl<'a> GroupStep<'a> {
                     side: side as i32,
                     store: stores[side],
                 };
-                self.launch(&self.kernels.pack, [count, self.method.shape.kv_heads, 1], &params)?;
+                self.launch("pack", [count, self.method.shape.kv_heads, 1], &params)?;
             }
         }
-        self.launch(&self.kernels.keep, [self.rows, 2, 1], &params)
+        self.launch("keep", [self.rows, 2, 1], &params)
     }
 
     /// Merges the sides of a pair that are complete, and keeps apart what the rule says.
@@ -314,7 +344,7 @@ impl<'a> GroupStep<'a> {
                 pad: 0,
                 t: merging.t,
             };
-            self.launch(&self.kernels.merge, [self.rows, columns, 1], &params)?;
+            self.launch("merge", [self.rows, columns, 1], &params)?;
         }
         let keeps = [0, 1].map(|side: usize| merged[side] && method.sides[side].keeps);
         let index = [0, 1].map(|side| if keeps[side] { self.room.index[side].address() } else { 0 });
@@ -333,7 +363,7 @@ impl<'a> GroupStep<'a> {
                 pad: 0,
             };
             let columns = method.sides[0].columns.max(method.sides[1].columns);
-            self.launch(&self.kernels.retain, [self.caches.len(), columns, 1], &params)?;
+            self.launch("retain", [self.caches.len(), columns, 1], &params)?;
             // Single tokens have had their room made.
             let long = self.caches.iter_mut().zip(&self.tokens).filter(|(_, tokens)| **tokens > 1);
             for (cache, _) in long {
@@ -359,7 +389,7 @@ impl<'a> GroupStep<'a> {
                 row_count: rows,
                 pad: 0,
             };
-            self.launch(&self.kernels.settle, [self.rows, method.sides[side].columns, 1], &params)?;
+            self.launch("settle", [self.rows, method.sides[side].columns, 1], &params)?;
         }
         Ok(())
     }

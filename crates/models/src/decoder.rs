@@ -78,6 +78,18 @@ impl Decoder {
         }
     }
 
+    /// Bytes that caches may still take on the GPUs that the layers are on, less a share of them for the work of a step;
+    /// `None` of a model on the host.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn free_memory(&self) -> Result<Option<u64>> {
+        match &self.body {
+            Body::Host(_) => Ok(None),
+            Body::Gpu(body) => body.free_memory().map(Some),
+        }
+    }
+
     /// An empty cache of `spec` where attention is computed: on the GPU that the layers are on, if the method has kernels
     /// there, else on the host.
     ///
@@ -85,7 +97,7 @@ impl Decoder {
     /// As [`minicache_core::build`]; no memory on the device.
     pub fn cache(&self, spec: &CacheSpec, resources: &Resources) -> Result<Box<dyn KvCache>> {
         if let Body::Gpu(body) = &self.body
-            && let Some(cache) = body.cache(spec, &self.shape)?
+            && let Some(cache) = body.cache(spec, &self.shape, resources)?
         {
             return Ok(Box::new(cache));
         }

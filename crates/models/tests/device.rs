@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::DType;
 use minicache_config::WeightMode;
 use minicache_core::{CacheSpec, Resources, Sequence};
+use minicache_device::check::resources;
 use minicache_device::driver::Driver;
 use minicache_device::{Device, Emulated};
 use minicache_models::{Decoder, LoadOptions, LogitsFor, ModelConfig, Safetensors, Step, Target};
@@ -39,7 +40,9 @@ fn load(family: &str, weights: WeightMode, devices: Vec<Target>) -> Decoder {
 }
 
 fn sequence(decoder: &Decoder, spec: &CacheSpec, planned: usize) -> Sequence {
-    let resources = Resources { rotary: Some(decoder.rotary(planned)), latent: None };
+    let rotary = decoder.rotary(planned);
+    let latent = resources(spec, decoder.shape(), Some(rotary.clone())).unwrap().latent;
+    let resources = Resources { rotary: Some(rotary), latent };
     decoder.sequence(decoder.cache(spec, &resources).unwrap(), planned)
 }
 
@@ -106,6 +109,10 @@ fn caches_and_those_without_kernels_beside_them() {
         ["rank_one", "h2o"],
         ["{ method = \"xkv\", rank_k = 6, rank_v = 9 }", "full"],
         ["{ method = \"mean\", merge = \"values\" }", "fp8"],
+        [
+            "{ method = \"latent\", activation_bits = 24, residual = 9, k = { group = 2, heads = \"all\" }, v = { group = 2 } }",
+            "{ method = \"latent\", activation_bits = 24, k = { rate = 3.0 }, v = { rate = 2.0, trellis = true } }",
+        ],
     ] {
         compare("llama3", vec![emulated(0, 1 << 28)], specs);
     }

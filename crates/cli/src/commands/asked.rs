@@ -37,7 +37,7 @@ pub(crate) struct Asked {
     #[arg(long, default_value = "default", value_name = "P")]
     profile: String,
     /// Memory that the caches of a throughput experiment may take together, such as 8GiB: a cache stops at the batch
-    /// size that does not fit.
+    /// size that does not fit. On a GPU what the model leaves free, where not given.
     #[arg(long, value_name = "SIZE")]
     memory_budget: Option<String>,
     /// Folder for results.

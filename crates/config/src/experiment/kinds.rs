@@ -109,7 +109,8 @@ pub struct Bench {
     pub context: Vec<usize>,
     /// Decode steps that are timed for each batch size (throughput).
     pub steps: usize,
-    /// Bytes that caches may take together; a method stops where it would not fit (throughput).
+    /// Bytes that caches may take together; a method stops where it would not fit (throughput). Absent: no limit on the
+    /// host, on a GPU what the model leaves free.
     pub memory_budget: Option<u64>,
     /// Mean cosine between adjacent layers of synthetic states (memory, overhead).
     pub similarity: f64,

@@ -34,11 +34,11 @@ pub(super) struct Coded {
 impl Coded {
     pub(super) fn new<T>(plan: &Plan<T>, side: Side, spec: &Latent, shape: &ModelShape) -> Self {
         let exact = crate::methods::exact(spec.dtype);
-        let store = |side| Store::new(shape.kv_heads, shape.head_dim, exact, side);
         // A handful of tokens: laid out token by token, because a block of keys takes 16.
-        let sinks = store(Side::Values).with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
+        let sinks = Store::new(shape.kv_heads, shape.head_dim, exact, Side::Values)
+            .with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
         let recent: Box<dyn Lane> = match spec.residual_bits {
-            None => Plain::boxed(store(side).with_blocks(LANES)),
+            None => Plain::boxed(exact_recent(side, spec, shape)),
             Some(_) => Box::new(Scaled::new(shape, spec.magnitudes, side).with_blocks(LANES)),
         };
         let precision = Precision::of(spec.activation_bits, spec.magnitudes);
@@ -206,6 +206,12 @@ impl Coded {
         let recent = (b < len).then(|| self.recent[layer].segment(b - a..len - a).later(a));
         sinks.into_iter().chain([latents(from..b.max(from), from - a)]).chain(recent).collect()
     }
+}
+
+/// An empty store for a layer's newest tokens, where they are exact.
+pub(super) fn exact_recent(side: Side, spec: &Latent, shape: &ModelShape) -> Store {
+    let exact = crate::methods::exact(spec.dtype);
+    Store::new(shape.kv_heads, shape.head_dim, exact, side).with_blocks(LANES)
 }
 
 /// Appends the latents of `tokens` tokens to each store: `encode(index, z)` adds them to zeros.

@@ -97,6 +97,19 @@ impl ValueTransform {
         self.restore.add_sums(member, 0..self.rank(), w, Sums { y: out, stride: self.head_dim });
     }
 
+    /// The mean, what encodes and what restores, see [`super::LatentSet`].
+    pub(super) fn matrices(&self) -> [Vec<f32>; 3] {
+        let (n, rank, dim) = (self.mean.len(), self.rank(), self.head_dim);
+        let (mut encode, mut restore) = (vec![0.0; n * rank], vec![0.0; n * rank]);
+        for (i, row) in encode.chunks_exact_mut(rank.max(1)).enumerate() {
+            self.encode.read(0, i, row);
+        }
+        for (i, row) in restore.chunks_exact_mut(dim).enumerate() {
+            self.restore.read(i / rank, i % rank, row);
+        }
+        [self.mean.clone(), encode, restore]
+    }
+
     /// What it is made of, for a check sum.
     pub(super) fn numbers(&self) -> impl Iterator<Item = Vec<f32>> {
         let row = |i: usize| {
@@ -258,6 +271,27 @@ impl KeyTransform {
             out[j] += u[0] * z[0] - u[1] * z[1];
             out[j + half] += u[0] * z[1] + u[1] * z[0];
         }
+    }
+
+    /// The mean, what encodes and what maps queries, see [`super::LatentSet`].
+    pub(super) fn matrices(&self) -> [Vec<f32>; 3] {
+        let (members, rank, dim) = (self.span.members(), self.rank(), self.head_dim);
+        let (half, n) = (dim / 2, members * dim);
+        let (mut encode, mut queries) = (vec![0.0; n * rank], vec![0.0; n * rank]);
+        for (i, row) in encode.chunks_exact_mut(rank.max(1)).enumerate() {
+            let (member, number) = (i / dim, i % dim);
+            let maps = self.member(&self.encode, member).chunks_exact(2);
+            for ((z, u), _) in
+                row.chunks_exact_mut(2).zip(maps).zip(&self.frequencies).filter(|(_, j)| **j == number % half)
+            {
+                (z[0], z[1]) = if number < half { (u[0], -u[1]) } else { (u[1], u[0]) };
+            }
+            self.turn(row, false);
+        }
+        for (i, row) in queries.chunks_exact_mut(rank.max(1)).enumerate() {
+            self.queries.read(i / dim, i % dim, row);
+        }
+        [self.mean.clone(), encode, queries]
     }
 
     /// What it is made of, for a check sum.

@@ -108,7 +108,7 @@ pub(super) struct Section {
     pub(super) channels: Range<usize>,
     pub(super) bits: u8,
     /// First byte of its codes.
-    codes: usize,
+    pub(super) codes: usize,
 }
 
 /// A part of a head's codes that one kernel call covers.

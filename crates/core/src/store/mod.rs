@@ -1,5 +1,6 @@
 //! The packed store: one side (keys or values) of one layer, of a pair's shared directions, or of a group's latents.
 
+mod count;
 mod grid;
 mod layout;
 pub(crate) mod lloyd;
@@ -7,6 +8,7 @@ pub(crate) mod normal;
 mod pack;
 mod pages;
 mod scores;
+mod sections;
 mod sums;
 pub(crate) mod trellis;
 mod weigh;
@@ -23,9 +25,11 @@ use crate::archive::{Archive, damaged};
 use crate::settings::{Axis, StoreType};
 use half::f16;
 
+pub use self::count::StoreCount;
 use self::grid::decode;
 use self::layout::{CodeBlock, FloatBlock, Scaling};
 use self::pages::Pages;
+pub use self::sections::{CodeLayout, SectionLayout};
 use self::trellis::Levels;
 use crate::kernels::f8::F8;
 use crate::kernels::{Float, LANES, Line, Precision, view};
@@ -256,7 +260,7 @@ impl Store {
     /// The same empty store with floats allocated for `tokens` tokens at a time, a multiple of 16 for keys, instead of
     /// 32: for few tokens.
     #[must_use]
-    pub(crate) fn with_blocks(mut self, tokens: usize) -> Self {
+    pub fn with_blocks(mut self, tokens: usize) -> Self {
         debug_assert!(self.is_empty() && tokens > 0);
         let slots = if self.side == Side::Keys { tokens.next_multiple_of(LANES) } else { tokens };
         let block = FloatBlock { side: self.side, dim: self.dim, slots };
@@ -338,17 +342,7 @@ impl Store {
     /// # Errors
     /// Why not.
     pub fn can_truncate(&self, len: usize) -> std::result::Result<(), &'static str> {
-        // No more must be packed than would be of so few; a group along tokens cannot lose some of them.
-        let possible = match self.scheme {
-            Scheme::Quant { residual, axis: Axis::Token, .. } => {
-                self.packed.min(len) <= len.saturating_sub(residual)
-            }
-            Scheme::Quant { residual, group, axis: Axis::Channel, .. } => {
-                len == 0 || self.packed <= len.saturating_sub(residual) / group * group
-            }
-            Scheme::F32 | Scheme::F16 | Scheme::F8 | Scheme::Sections => true,
-        };
-        if possible { Ok(()) } else { Err("newer tokens have been quantised already") }
+        can_truncate(self.scheme, self.packed, len)
     }
 
     /// Forgets the tokens from `len` on; [`Store::can_truncate`] says whether what is left is what it was.
@@ -366,11 +360,7 @@ impl Store {
             let lines = self.pages.block_mut(self.packed / tokens);
             lines.chunks_exact_mut(block.head_lines()).for_each(|head| block.clear_scales(head, left));
         }
-        self.recent.truncate(if self.packed == self.len {
-            self.packed / RECENT
-        } else {
-            self.len.div_ceil(RECENT)
-        });
+        self.recent.truncate(waiting_blocks(self.packed, self.len));
     }
 
     /// One vector as attention sees it: `out` is `(dim)`.
@@ -450,6 +440,24 @@ impl Store {
             "tokens {range:?} asked for, {held:?} held"
         );
     }
+}
+
+/// See [`Store::can_truncate`].
+fn can_truncate(scheme: Scheme, packed: usize, len: usize) -> std::result::Result<(), &'static str> {
+    // No more must be packed than would be of so few; a group along tokens cannot lose some of them.
+    let possible = match scheme {
+        Scheme::Quant { residual, axis: Axis::Token, .. } => packed.min(len) <= len.saturating_sub(residual),
+        Scheme::Quant { residual, group, axis: Axis::Channel, .. } => {
+            len == 0 || packed <= len.saturating_sub(residual) / group * group
+        }
+        Scheme::F32 | Scheme::F16 | Scheme::F8 | Scheme::Sections => true,
+    };
+    if possible { Ok(()) } else { Err("newer tokens have been quantised already") }
+}
+
+/// Blocks of tokens that wait after those before `len` were all that came, dropped ones included.
+fn waiting_blocks(packed: usize, len: usize) -> usize {
+    if packed == len { packed / RECENT } else { len.div_ceil(RECENT) }
 }
 
 /// Lines of a block of tokens that wait, all heads together.

@@ -14,6 +14,68 @@ const MAX_BLOCKS: usize = 8;
 /// The same where the blocks of a page are worked on together.
 const MAX_JOINT_BLOCKS: usize = 16;
 
+/// An `Arc` allocates two counters, padded to the lines' alignment, before the lines.
+const COUNTERS: usize =
+    if Line::BYTES > 2 * size_of::<usize>() { Line::BYTES } else { 2 * size_of::<usize>() };
+
+/// What [`Pages`] take, without their blocks. The list is one, with entries of the same size, so that it grows as theirs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PageCount {
+    block_bytes: usize,
+    page_log: u32,
+    dropped: usize,
+    blocks: usize,
+    list: VecDeque<[usize; 2]>,
+}
+
+impl PageCount {
+    /// As [`Pages::push`].
+    pub(super) fn push(&mut self) {
+        if self.blocks.is_multiple_of(1 << self.page_log) {
+            self.list.push_back([0; 2]);
+        }
+        self.blocks += 1;
+    }
+
+    /// As [`Pages::first`].
+    pub(super) fn first(&self) -> usize {
+        (self.dropped << self.page_log).min(self.blocks)
+    }
+
+    /// As [`Pages::drop_before`].
+    pub(super) fn drop_before(&mut self, block: usize) {
+        while self.dropped < block.min(self.blocks) >> self.page_log {
+            self.list.pop_front();
+            self.dropped += 1;
+        }
+    }
+
+    /// As [`Pages::truncate`].
+    pub(super) fn truncate(&mut self, blocks: usize) {
+        if blocks >= self.blocks {
+            return;
+        }
+        self.list.truncate(blocks.div_ceil(1 << self.page_log).saturating_sub(self.dropped));
+        if blocks == 0 {
+            self.dropped = 0;
+        }
+        self.blocks = blocks;
+    }
+
+    /// As [`Pages::held`].
+    pub(super) fn held(&self) -> usize {
+        self.blocks - self.first()
+    }
+
+    /// As [`Pages::bytes`].
+    pub(super) fn bytes(&self) -> usize {
+        let lists = self.list.capacity() * size_of::<[usize; 2]>();
+        self.held() * self.block_bytes + self.list.len() * COUNTERS + lists
+    }
+}
+
+const _: () = assert!(size_of::<[usize; 2]>() == size_of::<Arc<[Line]>>(), "an entry of the list");
+
 /// A growing row of equal blocks. A clone shares the pages; whoever writes to a shared page copies that page. A page
 /// holds exactly the blocks it has (it is copied when a block joins it), so nothing is allocated in advance.
 #[derive(Clone)]
@@ -130,10 +192,14 @@ impl Pages {
 
     /// Bytes allocated: pages with their counters, and the list of pages.
     pub(super) fn bytes(&self) -> usize {
-        // An `Arc` allocates two counters, padded to the lines' alignment, and the lines.
-        let counters = Line::BYTES.max(2 * size_of::<usize>());
-        let pages: usize = self.pages.iter().map(|lines| counters + size_of_val(&lines[..])).sum();
+        let pages: usize = self.pages.iter().map(|lines| COUNTERS + size_of_val(&lines[..])).sum();
         pages + self.pages.capacity() * size_of::<Arc<[Line]>>()
+    }
+
+    /// The count of such pages, of which there are none yet.
+    pub(super) fn count(&self) -> PageCount {
+        let (block_bytes, page_log) = (self.block_lines * Line::BYTES, self.page_log);
+        PageCount { block_bytes, page_log, dropped: 0, blocks: 0, list: VecDeque::new() }
     }
 
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {

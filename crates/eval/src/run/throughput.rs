@@ -62,36 +62,45 @@ pub(crate) fn run(
     let mut rows: Vec<Vec<Row>> = vec![Vec::new(); cells.len()];
     // A cache that did not fit with fewer sequences will not with more.
     let mut fits = vec![true; cells.len()];
+    let budget = match bench.memory_budget {
+        Some(bytes) => Some(bytes),
+        None => model.decoder.free_memory()?,
+    };
+    // Side by side, so that what slows the machine down for a while slows all of them; but for those that would share a
+    // card's memory, of which each is to have the whole.
+    let together = if model.decoder.free_memory()?.is_some() { 1 } else { cells.len().max(1) };
     for workload in &workloads {
-        let mut lanes = Vec::new();
-        for (index, planned) in cells.iter().enumerate().filter(|(i, _)| fits[*i]) {
-            stop.check()?;
-            let lane = Lane::new(model, planned, workload, &states, bench.memory_budget)?;
-            lanes.push((index, lane));
-        }
-        for _ in 0..WARM_UP {
-            for (_, lane) in &mut lanes {
-                stop.check()?;
-                lane.step(false)?;
-                progress.add(workload.running.len());
-            }
-        }
-        for round in 0..ROUNDS {
-            let steps = bench.steps * (round + 1) / ROUNDS - bench.steps * round / ROUNDS;
-            for (_, lane) in &mut lanes {
-                for _ in 0..steps {
-                    stop.check()?;
-                    lane.step(true)?;
-                    progress.add(workload.running.len());
-                }
-            }
-        }
         let batch = workload.running.len();
         let mut done: Vec<Row> = vec![stopped(batch); cells.len()];
-        for (index, lane) in lanes {
-            fits[index] = !lane.over;
-            if !lane.over {
-                done[index] = lane.row(batch);
+        let open: Vec<usize> = (0..cells.len()).filter(|i| fits[*i]).collect();
+        for open in open.chunks(together) {
+            let mut lanes = Vec::new();
+            for &index in open {
+                stop.check()?;
+                lanes.push((index, Lane::new(model, cells[index], workload, &states, budget)?));
+            }
+            for _ in 0..WARM_UP {
+                for (_, lane) in &mut lanes {
+                    stop.check()?;
+                    lane.step(false)?;
+                    progress.add(batch);
+                }
+            }
+            for round in 0..ROUNDS {
+                let steps = bench.steps * (round + 1) / ROUNDS - bench.steps * round / ROUNDS;
+                for (_, lane) in &mut lanes {
+                    for _ in 0..steps {
+                        stop.check()?;
+                        lane.step(true)?;
+                        progress.add(batch);
+                    }
+                }
+            }
+            for (index, lane) in lanes {
+                fits[index] = !lane.over;
+                if !lane.over {
+                    done[index] = lane.row(batch);
+                }
             }
         }
         rows.iter_mut().zip(done).for_each(|(rows, row)| rows.push(row));

@@ -8,7 +8,7 @@ mod weights;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use minicache_core::{Batch, CacheSpec, ModelShape, States};
+use minicache_core::{Batch, CacheSpec, ModelShape, Resources, States};
 use minicache_device::driver::{Acts, Address, Memory};
 use minicache_device::{
     Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, Rotation, Workspace,
@@ -23,6 +23,9 @@ use crate::{Error, ModelConfig, Result};
 use runs::{Run, runs};
 pub(crate) use weights::Weights;
 use weights::{Layer, Linear, Matrix, Mlp, SwiGlu, as_bytes};
+
+/// Percent of a device's memory that are left for the work of steps.
+const WORK: u64 = 8;
 
 /// Rows that go through the feed-forward block at a time.
 const MLP_ROWS: usize = 2048;
@@ -202,11 +205,30 @@ impl Body {
         bytes
     }
 
+    /// See [`super::Decoder::free_memory`]. Of several devices the fullest is full first.
+    pub(crate) fn free_memory(&self) -> Result<u64> {
+        let mut least = u64::MAX;
+        let layers: usize = self.parts.iter().map(|part| part.layers.len()).sum();
+        for part in &self.parts {
+            let pool = &part.device.pool;
+            let (free, total) = part.device.driver.memory()?;
+            let free = free + (pool.reserved() - pool.held()) as u64;
+            let share = free.saturating_sub(total * WORK / 100) / part.layers.len() as u64;
+            least = least.min(share.saturating_mul(layers as u64));
+        }
+        Ok(least)
+    }
+
     /// An empty cache on the devices; `None` of methods without kernels, with the reason on stderr once.
-    pub(crate) fn cache(&self, spec: &CacheSpec, shape: &ModelShape) -> Result<Option<DeviceCache>> {
+    pub(crate) fn cache(
+        &self,
+        spec: &CacheSpec,
+        shape: &ModelShape,
+        resources: &Resources,
+    ) -> Result<Option<DeviceCache>> {
         let parts: Vec<_> =
             self.parts.iter().map(|part| (part.device.clone(), part.layers.clone())).collect();
-        match DeviceCache::new(&parts, spec, shape, self.arithmetic) {
+        match DeviceCache::new(&parts, spec, shape, self.arithmetic, resources) {
             Ok(cache) => Ok(Some(cache)),
             Err(minicache_device::Error::Unsupported(reason)) => {
                 static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -308,7 +330,7 @@ impl Body {
         }
         for run in runs {
             match run {
-                Run::Device { caches, .. } => caches.into_iter().for_each(|(cache, _)| cache.end()),
+                Run::Device { caches, .. } => caches.into_iter().try_for_each(|(cache, _)| cache.end())?,
                 Run::Host { batch, .. } => batch.finish()?,
             }
         }

@@ -1,28 +1,39 @@
 //! Checks of a device: its caches against the host's, and how fast it reads them.
 
+mod basis;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use half::f16;
-use minicache_core::{CacheSpec, KvCache, ModelShape, Resources, build};
+use minicache_core::{CacheSpec, KvCache, ModelShape, build};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::driver::{Act, Acts, Memory, bytes_of};
-use crate::kernels::{File, Source};
+pub use self::basis::resources;
+use crate::driver::{Act, Acts, Memory, bytes_of, bytes_of_mut};
+use crate::kernels::Source;
 use crate::method::Method;
 use crate::ops::Ops;
 use crate::{Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Result, Workspace};
 
 /// What [`compare`] found: the largest differences, relative to the largest number.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     /// Of attention's outputs.
     pub outputs: f32,
     /// Of the states that attention sees.
     pub states: f32,
-    /// Bytes of the cache on the device over those on the host.
+    /// The share of these states that differ by more than a thousandth. Sums behind codes are rounded otherwise, and so a
+    /// number that lies between two codes may become the other one.
+    pub apart: f32,
+    /// Bytes of the cache on the device over those on the host; 1 if they are equal to the byte, part by part. Forks may
+    /// differ by half a percent, see [`compare`].
     pub bytes: f64,
+    /// Bytes of the device's memory over those.
+    pub allocated: f64,
+    /// The first truncation that one side could do and the other could not, or for another reason.
+    pub truncation: Option<String>,
 }
 
 /// A sequence on both sides.
@@ -37,41 +48,84 @@ impl Both {
     }
 }
 
-/// Takes sequences with caches of `spec` through a long prefill, ragged steps, a fork and single tokens, on random states,
-/// on `device` and on the host.
+/// Takes sequences with caches of `spec` through a long prefill, ragged steps, a fork, single tokens and truncations, on
+/// random states, on `device` and on the host. `precise`: computed there as in f32, else outputs are halves.
 ///
 /// # Errors
 /// A method without kernels, errors of the device.
-pub fn compare(device: &Arc<Device>, spec: &CacheSpec, shape: &ModelShape) -> Result<Comparison> {
-    let arithmetic = Arithmetic { act: Act::F16, precise: false };
+pub fn compare(
+    device: &Arc<Device>,
+    spec: &CacheSpec,
+    shape: &ModelShape,
+    precise: bool,
+) -> Result<Comparison> {
+    let made = resources(spec, shape, None)?;
+    let arithmetic = Arithmetic { act: Act::F16, precise };
     let new = || -> Result<Both> {
-        let host = build(spec, shape, &Resources::default())?;
+        let host = build(spec, shape, &made)?;
         let parts = [(device.clone(), 0..shape.layers)];
-        Ok(Both { host, device: DeviceCache::new(&parts, spec, shape, arithmetic)? })
+        Ok(Both { host, device: DeviceCache::new(&parts, spec, shape, arithmetic, &made)? })
     };
     let mut room = Workspace::new(device)?;
     let (mut a, mut b) = (new()?, new()?);
-    let (mut outputs, mut states, mut seed) = (0f32, 0f32, 0);
+    let (mut outputs, mut states, mut seed) = (0f32, States::default(), 0u64);
     let mut run = |all: &mut [(&mut Both, usize)]| -> Result<()> {
         seed += 1;
         outputs = outputs.max(step(device, &mut room, all, shape, seed)?);
         Ok(())
     };
     run(&mut [(&mut a, 75)])?;
-    states = states.max(restored(&a, shape)?);
+    states.compare(&a, shape)?;
     run(&mut [(&mut a, 1), (&mut b, 33)])?;
+    let first = weighed(&a);
     let mut c = a.fork()?;
     // Beyond a tile of attention, and more than one part of the positions.
-    run(&mut [(&mut a, 220), (&mut b, 1), (&mut c, 1)])?;
+    run(&mut [(&mut a, 220), (&mut b, 150), (&mut c, 1)])?;
     for _ in 0..20 {
         run(&mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)])?;
     }
     for both in [&a, &b, &c] {
-        states = states.max(restored(both, shape)?);
+        states.compare(both, shape)?;
     }
-    let bytes = a.device.footprint().total() as f64 / a.host.footprint().total() as f64;
-    Ok(Comparison { outputs, states, bytes })
+    // Of forks, which of them has a list of kept positions to itself depends on who was the first to keep another.
+    let (mut bytes, mut truncation) = (first, None);
+    for (both, slack) in [(&a, 5e-3), (&c, 5e-3), (&b, 0.0)] {
+        let ratio = weighed(both);
+        if (ratio - 1.0).abs() > slack {
+            bytes = ratio;
+        }
+    }
+    let allocated = a.device.allocated() as f64 / a.host.footprint().total() as f64;
+    for len in TRUNCATED.into_iter().map(|back| a.host.len() - back).chain([40, 0]) {
+        let mut both = a.fork()?;
+        let done = [both.host.truncate(len), both.device.truncate(len)].map(|d| d.map_err(|e| e.to_string()));
+        if done[0] != done[1] {
+            truncation.get_or_insert(format!(
+                "to {len} tokens: {:?} on the host, {:?} on the device",
+                done[0], done[1]
+            ));
+        } else if done[0].is_ok() {
+            for tokens in [1, 30, 1] {
+                seed += 1;
+                let found = step(device, &mut room, &mut [(&mut both, tokens)], shape, seed)?;
+                outputs = outputs.max(found);
+            }
+            states.compare(&both, shape)?;
+        }
+    }
+    let (states, apart) = (states.largest, states.apart as f32 / states.all.max(1) as f32);
+    Ok(Comparison { outputs, states, apart, bytes, allocated, truncation })
 }
+
+/// Bytes of the device's cache over those of the host's: 1 if all parts are equal, and only then.
+fn weighed(both: &Both) -> f64 {
+    let (host, device) = (both.host.footprint(), both.device.footprint());
+    let ratio = device.total() as f64 / host.total() as f64;
+    if ratio == 1.0 && host != device { f64::INFINITY } else { ratio }
+}
+
+/// How many tokens are taken back.
+const TRUNCATED: [usize; 4] = [1, 3, 19, 100];
 
 /// States of a layer: like those of the layer before, so that merging has something to share, some of them not.
 fn noise(rng: &mut ChaCha8Rng, n: usize, before: &[f32]) -> Vec<f32> {
@@ -115,7 +169,9 @@ fn step(
         both.host.finish_step()?;
         both.device.begin(*n)?;
     }
-    let out = Memory::new(&device.driver, rows * q_dim * 2)?;
+    let out = Memory::new(&device.driver, rows * q_dim * 4)?;
+    let precise = all[0].0.device.parts_mut()[0].method().precise;
+    let low = if precise { out.address() + (rows * q_dim * 2) as u64 } else { 0 };
     let (mut worst, mut largest) = (0f32, 0f32);
     {
         let caches = all.iter_mut().map(|(both, n)| (&mut both.device.parts_mut()[0], *n)).collect();
@@ -128,18 +184,20 @@ fn step(
             let now = [memory(q)?, memory(k)?, memory(v)?];
             let of =
                 |m: &[Memory; 3]| DeviceStates { q: m[0].address(), k: m[1].address(), v: m[2].address() };
-            group.attend(layer, of(&now), Acts { high: out.address(), low: 0 })?;
+            group.attend(layer, of(&now), Acts { high: out.address(), low })?;
             group.store(layer, of(&now), of(before.as_ref().unwrap_or(&now)))?;
-            let mut got = vec![0u8; rows * q_dim * 2];
-            device.driver.download(out.address(), &mut got)?;
-            for (got, want) in got.as_chunks().0.iter().zip(wanted) {
-                worst = worst.max(difference(f16::from_le_bytes(*got).to_f32(), *want));
+            let mut got = vec![0u16; rows * q_dim * 2];
+            device.driver.download(out.address(), bytes_of_mut(&mut got))?;
+            let (high, low) = got.split_at(rows * q_dim);
+            for ((high, low), want) in high.iter().zip(low).zip(wanted) {
+                let left = if precise { f16::from_bits(*low).to_f32() } else { 0.0 };
+                worst = worst.max(difference(f16::from_bits(*high).to_f32() + left, *want));
                 largest = largest.max(want.abs());
             }
             before = Some(now);
         }
     }
-    all.iter_mut().for_each(|(both, _)| both.device.end());
+    all.iter_mut().try_for_each(|(both, _)| both.device.end())?;
     Ok(worst / largest)
 }
 
@@ -149,18 +207,30 @@ fn difference(a: f32, b: f32) -> f32 {
     if d.is_nan() { f32::INFINITY } else { d }
 }
 
-/// The largest difference of restored states.
-fn restored(both: &Both, shape: &ModelShape) -> Result<f32> {
-    let mut all = 0f32;
-    for layer in 0..shape.layers {
-        let (want, got) = (both.host.restored(layer)?, both.device.restored(layer)?);
-        for (want, got) in [(want.keys, got.keys), (want.values, got.values)] {
-            let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
-            let worst = want.iter().zip(&got).map(|(a, b)| difference(*a, *b)).fold(0.0, f32::max);
-            all = all.max(if want.len() == got.len() { worst / largest } else { f32::INFINITY });
+/// How restored states differ.
+#[derive(Debug, Default)]
+struct States {
+    largest: f32,
+    apart: usize,
+    all: usize,
+}
+
+impl States {
+    /// Adds those of a sequence.
+    fn compare(&mut self, both: &Both, shape: &ModelShape) -> Result<()> {
+        for layer in 0..shape.layers {
+            let (want, got) = (both.host.restored(layer)?, both.device.restored(layer)?);
+            for (want, got) in [(want.keys, got.keys), (want.values, got.values)] {
+                let top = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let differences = want.iter().zip(&got).map(|(a, b)| difference(*a, *b) / top);
+                let worst = differences.clone().fold(0.0, f32::max);
+                self.largest = self.largest.max(if want.len() == got.len() { worst } else { f32::INFINITY });
+                self.apart += differences.filter(|d| *d > 1e-3).count();
+                self.all += want.len();
+            }
         }
+        Ok(())
     }
-    Ok(all)
 }
 
 /// Bytes per second that a copy on the device reads and writes.
@@ -202,6 +272,7 @@ pub fn time_attention(
     batch: usize,
     context: usize,
 ) -> Result<Reading> {
+    let made = resources(spec, shape, None)?;
     let arithmetic = Arithmetic { act: Act::F16, precise: false };
     let ops = Ops::new(device, Act::F16)?;
     let mut room = Workspace::new(device)?;
@@ -229,7 +300,7 @@ pub fn time_attention(
     let parts = [(device.clone(), 0..shape.layers)];
     let mut caches = Vec::new();
     for _ in 0..batch {
-        let mut cache = DeviceCache::new(&parts, spec, shape, arithmetic)?;
+        let mut cache = DeviceCache::new(&parts, spec, shape, arithmetic, &made)?;
         let mut left = context;
         while left > 0 {
             let tokens = left.min(chunk);
@@ -239,7 +310,7 @@ pub fn time_attention(
                 group.store(layer, of(layer), of(layer + 1))?;
             }
             drop(group);
-            cache.end();
+            cache.end()?;
             left -= tokens;
         }
         caches.push(cache);
@@ -270,8 +341,8 @@ pub fn time_attention(
 /// Every file of kernels in every specialisation that caches of `specs` have in models of `shapes`.
 ///
 /// # Errors
-/// A method without kernels.
-pub fn sources(specs: &[&str], shapes: &[ModelShape]) -> Result<Vec<Source>> {
+/// A method without kernels; no memory on `device`, to which latents' maps go.
+pub fn sources(device: &Device, specs: &[&str], shapes: &[ModelShape]) -> Result<Vec<Source>> {
     let mut all = Vec::new();
     for act in [Act::F16, Act::Bf16] {
         all.push(crate::ops::source(act));
@@ -279,8 +350,9 @@ pub fn sources(specs: &[&str], shapes: &[ModelShape]) -> Result<Vec<Source>> {
     for (spec, shape) in specs.iter().flat_map(|spec| shapes.iter().map(move |shape| (spec, shape))) {
         let spec = CacheSpec::parse(spec).map_err(minicache_core::Error::from)?;
         let arithmetic = Arithmetic { act: Act::F16, precise: false };
-        let method = Method::new(&spec, shape, 0..shape.layers, arithmetic)?;
-        all.extend([File::Attention, File::Store].map(|file| method.source(file)));
+        let made = resources(&spec, shape, None)?;
+        let method = Method::new(device, &spec, shape, 0..shape.layers, arithmetic, &made)?;
+        all.extend(method.files().map(|file| method.source(file)));
     }
     let mut seen = std::collections::HashSet::new();
     all.retain(|source| seen.insert(source.clone()));
