@@ -28,9 +28,9 @@ impl Scaled {
         Self { states, scales: Magnitudes::new(shape.kv_heads, scale) }
     }
 
-    /// The same with blocks of `tokens` tokens, see [`Store::with_blocks`].
-    pub(crate) fn with_blocks(self, tokens: usize) -> Self {
-        Self { states: self.states.with_blocks(tokens), ..self }
+    /// The same for a window, see [`Store::as_window`].
+    pub(crate) fn as_window(self) -> Self {
+        Self { states: self.states.as_window(), ..self }
     }
 }
 

@@ -67,7 +67,7 @@ const SPECS: [&str; 26] = [
 const LATENTS: [&str; 4] = [
     "{ method = \"latent\", k = { group = 4, bits = 4 }, v = { group = 4, bits = 3 } }",
     "{ method = \"latent\", k = { group = 4, rate = 2.0 }, v = { group = 4, rate = 3.0 }, residual = 32 }",
-    "{ method = \"latent\", k = { group = 4, rate = 2.0 }, residual = 32, residual_bits = 8 }",
+    "{ method = \"latent\", residual = 32, k = { group = 4, rate = 2.0 }, v = { residual_bits = 8 } }",
     "{ method = \"latent\", k = { group = 4, bits = 16 }, v = { group = 4, axis = \"channel\", bits = 2 } }",
 ];
 

@@ -389,7 +389,7 @@ impl Method {
             .latent
             .as_ref()
             .ok_or_else(|| Error::Core(minicache_core::Error::Missing(message.into())))?;
-        if plan.spec().residual_bits.is_some() {
+        if [&plan.spec().k, &plan.spec().v].iter().any(|side| side.residual_bits.is_some()) {
             return refuse("a window of newest tokens in eight bits (residual_bits)".into());
         }
         let latents = device.latents(plan, &layers)?;

@@ -106,7 +106,7 @@ fn group(
     grouping: Grouping,
     context: usize,
 ) -> Result<Footprint> {
-    let settings = if side == Side::Keys { &spec.k } else { &spec.v };
+    let settings = spec.side(side);
     let sets = coded(spec, settings, side, grouping, shape)?.into_iter().map(|(span, coding)| Set {
         heads: span.head..span.head + span.heads,
         transform: (),

@@ -7,7 +7,6 @@ use crate::methods::Latent;
 use crate::settings::ModelShape;
 
 use super::plan::{Plan, Set};
-use crate::kernels::LANES;
 use crate::lane::Lane;
 use crate::plain::Plain;
 use crate::scaled::Scaled;
@@ -37,9 +36,9 @@ impl Coded {
         // A handful of tokens: laid out token by token, because a block of keys takes 16.
         let sinks = Store::new(shape.kv_heads, shape.head_dim, exact, Side::Values)
             .with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
-        let recent: Box<dyn Lane> = match spec.residual_bits {
+        let recent: Box<dyn Lane> = match spec.side(side).residual_bits {
             None => Plain::boxed(exact_recent(side, spec, shape)),
-            Some(_) => Box::new(Scaled::new(shape, spec.magnitudes, side).with_blocks(LANES)),
+            Some(_) => Box::new(Scaled::new(shape, spec.magnitudes, side).as_window()),
         };
         let precision = Precision::of(spec.activation_bits, spec.magnitudes);
         let latents = |s: &Set<T>| s.coding.store(side).with_precision(precision).with_waiting(spec.dtype);
@@ -211,7 +210,7 @@ impl Coded {
 /// An empty store for a layer's newest tokens, where they are exact.
 pub(super) fn exact_recent(side: Side, spec: &Latent, shape: &ModelShape) -> Store {
     let exact = crate::methods::exact(spec.dtype);
-    Store::new(shape.kv_heads, shape.head_dim, exact, side).with_blocks(LANES)
+    Store::new(shape.kv_heads, shape.head_dim, exact, side).as_window()
 }
 
 /// Appends the latents of `tokens` tokens to each store: `encode(index, z)` adds them to zeros.

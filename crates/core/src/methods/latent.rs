@@ -6,7 +6,8 @@ use crate::cache::KvCache;
 use crate::latent::{LatentCache, account};
 use crate::layered::Plan;
 use crate::settings::bounds::{MOST_RATIO, MOST_TOKENS, check_activation_bits, check_number};
-use crate::settings::{Calibration, Checked, Group, LatentSide, ModelShape, SettingError, StoreType};
+use crate::settings::{Calibration, Checked, Group, LatentSide, ModelShape, StoreType};
+use crate::store::Side;
 use crate::{Error, Footprint, Resources, Result};
 
 /// Cross-layer latents in a calibrated basis.
@@ -25,9 +26,6 @@ pub struct Latent {
     pub sinks: usize,
     /// Newest tokens kept exact.
     pub residual: usize,
-    /// Bits of their numbers: 8 keeps them as `fp8` does, in half the room; absent: the storage type's.
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
-    pub residual_bits: Option<u8>,
     /// Keys.
     pub k: LatentSide,
     /// Values.
@@ -48,7 +46,6 @@ impl Default for Latent {
             activation_bits: None,
             sinks: 4,
             residual: 0,
-            residual_bits: None,
             k: LatentSide::default(),
             v: LatentSide::default(),
             calibration: Calibration::default(),
@@ -61,6 +58,11 @@ impl Default for Latent {
 impl Latent {
     pub(super) const ABOUT: &'static str =
         "cross-layer latents in a calibrated basis; attention works on the coefficients";
+
+    /// The settings of one side.
+    pub(crate) fn side(&self, side: Side) -> &LatentSide {
+        if side == Side::Keys { &self.k } else { &self.v }
+    }
 
     fn is_auto(&self) -> bool {
         [self.k.group, self.v.group].contains(&Group::Auto)
@@ -76,9 +78,6 @@ impl Method for Latent {
     fn validate(&self) -> Checked {
         for (key, tokens) in [("sinks", self.sinks), ("residual", self.residual)] {
             check_number(key, tokens, 0..=MOST_TOKENS)?;
-        }
-        if let Some(bits) = self.residual_bits.filter(|&bits| bits != 8) {
-            return Err(SettingError::new("residual_bits", format!("must be 8 or absent, not {bits}")));
         }
         check_activation_bits(self.activation_bits)?;
         check_number("budget_ratio", self.budget_ratio, 1.0..=MOST_RATIO)?;

@@ -110,6 +110,10 @@ pub struct LatentSide {
     /// written and read.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "std::ops::Not::not"))]
     pub trellis: bool,
+    /// Bits of the newest tokens' numbers: 8 keeps them as `fp8` does, in half the room; absent: the storage type's. Keys of
+    /// some models have channels so large that three bits of mantissa are too few for them.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub residual_bits: Option<u8>,
     /// Quantisation group along the latent (per token) or along tokens (per channel).
     pub quant_group: usize,
     /// Axis of the quantisation group.
@@ -125,6 +129,7 @@ impl Default for LatentSide {
             rate: None,
             bits: 4,
             trellis: false,
+            residual_bits: None,
             quant_group: 32,
             axis: Axis::Token,
         }
@@ -142,6 +147,9 @@ impl LatentSide {
         self.rank.validate("rank")?;
         if self.trellis && self.rate.is_none() {
             return Err(SettingError::new("trellis", "needs a rate, by which bits are allocated"));
+        }
+        if let Some(bits) = self.residual_bits.filter(|&bits| bits != 8) {
+            return Err(SettingError::new("residual_bits", format!("must be 8 or absent, not {bits}")));
         }
         if self.rate.is_some_and(|r| !(r > 0.0 && r <= 8.0)) {
             return Err(SettingError::new("rate", "must be above 0 and at most 8 bits"));

@@ -275,6 +275,14 @@ impl Store {
         self
     }
 
+    /// The same empty store for a window of the newest tokens: floats of 16 of them in a page of their own, which goes as
+    /// soon as these have left.
+    #[must_use]
+    pub(crate) fn as_window(self) -> Self {
+        let store = self.with_blocks(LANES);
+        Self { pages: Pages::single(store.pages.block_lines()), ..store }
+    }
+
     /// How the tokens that wait are laid out.
     fn waiting(&self) -> FloatBlock {
         FloatBlock { side: self.side, dim: self.dim, slots: RECENT }

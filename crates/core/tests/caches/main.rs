@@ -462,7 +462,7 @@ const LATENTS: [&str; 8] = [
     "{ method = \"latent\", k = { rate = 2.0 }, v = { rate = 1.5 }, magnitudes = \"f32\" }",
     "{ method = \"latent\", k = { rate = 3.0 }, v = { rate = 3.0 }, residual = 33, sinks = 10 }",
     "{ method = \"latent\", k = { rate = 2.0, trellis = true }, v = { rate = 1.2, trellis = true }, residual = 5 }",
-    "{ method = \"latent\", k = { rate = 3.0 }, v = { rate = 2.0 }, residual = 20, residual_bits = 8 }",
+    "{ method = \"latent\", residual = 20, k = { rate = 3.0, residual_bits = 8 }, v = { rate = 2.0, residual_bits = 8 } }",
 ];
 
 #[test]
