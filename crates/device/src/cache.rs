@@ -138,7 +138,10 @@ impl DeviceCache {
         let device = part.device.clone();
         let memory = |x: &[f32]| Memory::of(&device.driver, bytes_of(x));
         let now = [memory(states.k)?, memory(states.v)?];
-        let of = |m: &[Memory; 2]| DeviceStates { q: 0, k: m[0].address(), v: m[1].address() };
+        // Methods that drop tokens look at the queries, where there are any.
+        let queries = if states.q.is_empty() { None } else { Some(memory(states.q)?) };
+        let q = queries.as_ref().map_or(0, Memory::address);
+        let of = |m: &[Memory; 2]| DeviceStates { q, k: m[0].address(), v: m[1].address() };
         let mut room = Workspace::new(&device)?;
         let mut group = GroupStep::new(&device, vec![(part, tokens)], &mut room)?;
         group.store(layer, of(&now), of(last.as_ref().unwrap_or(&now)))?;
@@ -207,6 +210,9 @@ impl KvCache for DeviceCache {
                     *part = PartCache::new(&part.device, &part.method).map_err(core_error)?;
                 }
                 Ok(())
+            }
+            _ if self.method().evicting.is_some() => {
+                Err(minicache_core::Error::Truncate { len, reason: "it drops tokens for good" })
             }
             _ => Err(minicache_core::Error::Truncate {
                 len,

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::driver::{Act, Acts, Memory, bytes_of};
-use crate::kernels::{File, Source};
+use crate::kernels::Source;
 use crate::method::Method;
 use crate::ops::Ops;
 use crate::{Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Result, Workspace};
@@ -154,6 +154,9 @@ fn restored(both: &Both, shape: &ModelShape) -> Result<f32> {
     let mut all = 0f32;
     for layer in 0..shape.layers {
         let (want, got) = (both.host.restored(layer)?, both.device.restored(layer)?);
+        if want.positions != got.positions {
+            return Ok(f32::INFINITY);
+        }
         for (want, got) in [(want.keys, got.keys), (want.values, got.values)] {
             let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
             let worst = want.iter().zip(&got).map(|(a, b)| difference(*a, *b)).fold(0.0, f32::max);
@@ -280,7 +283,7 @@ pub fn sources(specs: &[&str], shapes: &[ModelShape]) -> Result<Vec<Source>> {
         let spec = CacheSpec::parse(spec).map_err(minicache_core::Error::from)?;
         let arithmetic = Arithmetic { act: Act::F16, precise: false };
         let method = Method::new(&spec, shape, 0..shape.layers, arithmetic)?;
-        all.extend([File::Attention, File::Store].map(|file| method.source(file)));
+        all.extend(method.files().iter().map(|file| method.source(*file)));
     }
     let mut seen = std::collections::HashSet::new();
     all.retain(|source| seen.insert(source.clone()));

@@ -65,12 +65,28 @@ impl Device {
             keep: next(1)?,
             pack: next(1)?,
             restore: next(1)?,
+            evicting: match method.evicting {
+                Some(_) => Some(self.slot_kernels(method)?),
+                None => None,
+            },
         })
+    }
+
+    fn slot_kernels(&self, method: &Method) -> Result<SlotKernels> {
+        let mut all = self.driver.compile(&method.source(File::Slots))?;
+        all.extend(self.driver.compile(&method.source(File::Evict))?);
+        let all = <[Kernel; 5]>::try_from(all);
+        let [attend_slots, weigh, receive, keep_slots, move_slots] =
+            all.map_err(|_| Error::Missing("a kernel is missing".into()))?;
+        Ok(SlotKernels { attend_slots, weigh, receive, keep_slots, move_slots })
     }
 
     /// See [`minicache_core::KvCache::restored`].
     pub(crate) fn restored(&self, cache: &PartCache, layer: usize) -> Result<Restored> {
         let method = cache.method();
+        if method.evicting.is_some() {
+            return cache.restored_slots(layer);
+        }
         let shape = &method.shape;
         let positions = shape.first_seen(layer, cache.len())..cache.len();
         let numbers = positions.len() * shape.kv_dim();
@@ -108,4 +124,16 @@ pub(crate) struct Kernels {
     pub(crate) keep: Kernel,
     pub(crate) pack: Kernel,
     pub(crate) restore: Kernel,
+    /// Of methods that drop tokens.
+    pub(crate) evicting: Option<SlotKernels>,
+}
+
+/// The kernels of caches of methods that drop tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct SlotKernels {
+    pub(crate) attend_slots: Kernel,
+    pub(crate) weigh: Kernel,
+    pub(crate) receive: Kernel,
+    pub(crate) keep_slots: Kernel,
+    pub(crate) move_slots: Kernel,
 }

@@ -12,6 +12,7 @@ use crate::{Error, Result};
 const COMMON: &str = include_str!("../cuda/common.h");
 const EMULATED: &str = include_str!("../cuda/emulated.h");
 const SCHEME: &str = include_str!("../cuda/scheme.h");
+const SLOTS: &str = include_str!("../cuda/slots.h");
 
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,11 +23,15 @@ pub enum File {
     Attention,
     /// Merging, keeping, packing.
     Store,
+    /// Attention over what methods that drop tokens hold.
+    Slots,
+    /// What these drop.
+    Evict,
 }
 
 impl File {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Layers, Self::Attention, Self::Store];
+    pub const ALL: [Self; 5] = [Self::Layers, Self::Attention, Self::Store, Self::Slots, Self::Evict];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -34,6 +39,8 @@ impl File {
             File::Layers => "layers.cu",
             File::Attention => "attention.cu",
             File::Store => "store.cu",
+            File::Slots => "slots.cu",
+            File::Evict => "evict.cu",
         }
     }
 
@@ -42,6 +49,8 @@ impl File {
             File::Layers => include_str!("../cuda/layers.cu"),
             File::Attention => include_str!("../cuda/attention.cu"),
             File::Store => include_str!("../cuda/store.cu"),
+            File::Slots => include_str!("../cuda/slots.cu"),
+            File::Evict => include_str!("../cuda/evict.cu"),
         }
     }
 
@@ -53,6 +62,8 @@ impl File {
             }
             File::Attention => &["attend_held", "attend_step", "join"],
             File::Store => &["merge", "retain", "settle", "keep", "pack", "restore"],
+            File::Slots => &["attend_slots", "weigh", "receive"],
+            File::Evict => &["keep_slots", "move_slots"],
         }
     }
 }
@@ -85,6 +96,9 @@ impl Source {
         text.push_str(COMMON);
         if self.file != File::Layers {
             text.push_str(SCHEME);
+        }
+        if matches!(self.file, File::Slots | File::Evict) {
+            text.push_str(SLOTS);
         }
         text.push_str(self.file.text());
         text

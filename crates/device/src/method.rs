@@ -8,6 +8,7 @@ use minicache_core::settings::{
 use minicache_core::{BlockLayout, CacheSpec, Scheme, Store};
 
 use crate::driver::Act;
+use crate::evicting::Evicting;
 use crate::kernels::{File, Source};
 use crate::{Error, Result};
 
@@ -99,6 +100,8 @@ pub(crate) struct Method {
     pub(crate) layers: Range<usize>,
     pub(crate) sides: [Side; 2],
     pub(crate) merging: Merging,
+    /// What it drops; its states then lie in slots, and the sides only say their type.
+    pub(crate) evicting: Option<Evicting>,
     pub(crate) act: Act,
     /// Whether attention within a step is computed in f32 throughout.
     pub(crate) precise: bool,
@@ -217,12 +220,14 @@ impl Method {
             return refuse(format!("a KV head for {} query heads (up to 8 have)", shape.group()));
         }
         let none = Retention { rule: RetentionRule::MostDistinct, gamma: 0.0, joint: false };
+        let evicting = Evicting::of(spec);
         let (kind, t, retention) = match spec {
             CacheSpec::Full(_) | CacheSpec::Rtn(_) | CacheSpec::Kivi(_) => (-1, 0.0, None),
             CacheSpec::MiniCache(s) => (0, s.t, Some(&s.retention)),
             CacheSpec::Mean(_) => (1, 0.0, None),
             CacheSpec::MaxNorm(_) => (2, 0.0, None),
             CacheSpec::RankOne(s) => (3, 0.0, Some(&s.retention)),
+            _ if evicting.is_some() => (-1, 0.0, None),
             other => return refuse(format!("the method `{}`", other.name())),
         };
         let pairing = spec.pairing().unwrap_or_default();
@@ -304,7 +309,21 @@ impl Method {
             joint: retention.joint,
             sinks: pairing.sinks,
         };
-        Ok(Self { shape: *shape, layers, sides, merging, act: arithmetic.act, precise: arithmetic.precise })
+        let Arithmetic { act, precise } = arithmetic;
+        Ok(Self { shape: *shape, layers, sides, merging, evicting, act, precise })
+    }
+
+    /// The type of states that are not codes.
+    pub(crate) fn exact(&self) -> StoreType {
+        self.sides[0].exact
+    }
+
+    /// The files of kernels that it needs.
+    pub(crate) fn files(&self) -> &'static [File] {
+        match self.evicting {
+            Some(_) => &[File::Attention, File::Store, File::Slots, File::Evict],
+            None => &[File::Attention, File::Store],
+        }
     }
 
     /// Blocks of attention that share a KV head, so that none has more query heads than registers have room for.

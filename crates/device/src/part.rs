@@ -1,6 +1,8 @@
 //! The part of a sequence's cache that is on one device: tables of pieces of memory that the kernels read, and what the
 //! host has to know to hand them out: lengths. Forks share pieces until one of them writes.
 
+mod slots;
+
 use std::sync::Arc;
 
 use minicache_core::Footprint;
@@ -10,6 +12,7 @@ use crate::driver::{Address, bytes_of, bytes_of_mut};
 use crate::method::{Method, PAGE, RECENT, Side};
 use crate::pool::Piece;
 use crate::{Error, Result};
+use slots::Slots;
 
 /// The tables of a sequence, as kernels have them: by side.
 #[derive(Debug, Clone, Copy, Default)]
@@ -160,6 +163,8 @@ pub struct PartCache {
     pub(crate) device: Arc<Device>,
     pub(crate) method: Arc<Method>,
     sides: [SideTables; 2],
+    /// In place of `sides`, of methods that drop tokens.
+    slots: Option<Slots>,
     pub(crate) len: usize,
     /// Tokens of the step in progress.
     pub(crate) step: usize,
@@ -179,7 +184,12 @@ impl PartCache {
                 tables.kept.counts = vec![0; count];
             }
         }
-        Ok(Self { device: device.clone(), method: method.clone(), sides, len: 0, step: 0 })
+        let slots = method.evicting.as_ref().map(|_| Slots::new(device, method)).transpose()?;
+        Ok(Self { device: device.clone(), method: method.clone(), sides, slots, len: 0, step: 0 })
+    }
+
+    pub(crate) fn slots(&self) -> Option<&Slots> {
+        self.slots.as_ref()
     }
 
     pub(crate) fn method(&self) -> &Arc<Method> {
@@ -192,6 +202,10 @@ impl PartCache {
     }
 
     pub(crate) fn tables(&self) -> Tables {
+        if let Some(slots) = &self.slots {
+            let (blocks, counts) = slots.addresses();
+            return Tables { blocks, kept: [counts, 0], ..Tables::default() };
+        }
         let of = |table: fn(&SideTables) -> Address| [table(&self.sides[0]), table(&self.sides[1])];
         Tables {
             blocks: of(|s| s.blocks.address()),
@@ -212,6 +226,11 @@ impl PartCache {
             ));
         }
         let (device, method, len) = (self.device.clone(), self.method.clone(), self.len);
+        if let (Some(slots), Some(evicting)) = (&mut self.slots, &method.evicting) {
+            slots.begin(&device, &method, evicting, (len, tokens))?;
+            self.step = tokens;
+            return Ok(());
+        }
         let end = len + tokens;
         for (index, side) in method.sides.iter().enumerate() {
             let tables = &mut self.sides[index];
@@ -301,6 +320,9 @@ impl PartCache {
     /// Ends a step: its tokens count as cached, and what nobody needs any more is given back.
     pub(crate) fn end(&mut self) {
         self.len += std::mem::take(&mut self.step);
+        if let Some(slots) = &mut self.slots {
+            return slots.end();
+        }
         let needed = self.method.first_needed(self.len);
         for (tables, side) in self.sides.iter_mut().zip(&self.method.sides) {
             tables.recent.drop_before(side.packed(self.len) / RECENT);
@@ -327,10 +349,15 @@ impl PartCache {
                 to.kept.heads = Some(own);
             }
         }
-        Ok(Self { device: self.device.clone(), method: self.method.clone(), sides, len: self.len, step: 0 })
+        let slots = self.slots.as_ref().map(|slots| slots.fork(&self.device)).transpose()?;
+        let (device, method) = (self.device.clone(), self.method.clone());
+        Ok(Self { device, method, sides, slots, len: self.len, step: 0 })
     }
 
     pub(crate) fn count(&self, total: &mut Footprint) {
+        if let (Some(slots), Some(evicting)) = (&self.slots, &self.method.evicting) {
+            return slots.count(&self.method, evicting, total);
+        }
         for (tables, side) in self.sides.iter().zip(&self.method.sides) {
             Self::count_side(tables, side, total);
         }

@@ -1,5 +1,7 @@
 //! A step of a group of sequences whose caches are of one method: tables are uploaded once, then each layer attends and stores with a few launches for all of them.
 
+mod evict;
+
 use std::sync::Arc;
 
 use crate::Result;
@@ -11,6 +13,7 @@ use crate::params::{
     SettleParams, StepParams, TaskEntry, launch,
 };
 use crate::part::PartCache;
+use evict::{EvictRoom, EvictStep};
 
 /// Blocks of attention that a multiprocessor is given at least, if there is so much to read.
 const BLOCKS_EACH: usize = 9;
@@ -31,6 +34,7 @@ pub struct Workspace {
     distances: [Memory; 2],
     apart: [Memory; 2],
     index: [Memory; 2],
+    evict: EvictRoom,
 }
 
 impl Workspace {
@@ -49,6 +53,7 @@ impl Workspace {
             distances: two()?,
             apart: two()?,
             index: two()?,
+            evict: EvictRoom::new(device)?,
         })
     }
 }
@@ -81,6 +86,7 @@ pub struct GroupStep<'a> {
     /// Parts of the held tokens, and tokens of a part; none held: 0 parts.
     splits: usize,
     length: usize,
+    evicting: Option<EvictStep>,
     room: &'a mut Workspace,
 }
 
@@ -128,6 +134,8 @@ impl<'a> GroupStep<'a> {
         let seen =
             |layer| caches.iter().map(move |(c, _)| c.len() - shape.first_seen(layer, c.len()) / TILE * TILE);
         let held = method.layers.clone().flat_map(seen).max().unwrap_or(0);
+        let evicting = EvictStep::new(device, &method, &caches, &mut room.evict)?;
+        let held = evicting.as_ref().map_or(held, |step| step.held);
         // Enough blocks to keep the device busy; a step of many rows has them anyway.
         let blocks = (rows.len() * shape.kv_heads * method.passes()).max(1);
         let wanted = (device.driver.processors() * BLOCKS_EACH).div_ceil(blocks);
@@ -176,6 +184,7 @@ impl<'a> GroupStep<'a> {
             tasks: [(base + at[3], tasks[0].len()), (base + at[4], tasks[1].len())],
             splits,
             length,
+            evicting,
             room,
             method,
         })
@@ -202,7 +211,9 @@ impl<'a> GroupStep<'a> {
         let window = shape.window_of(layer).unwrap_or(0) as i32;
         let (scale, softcap) = (shape.scale, shape.softcap.unwrap_or(0.0));
         let (parts, splits) = (self.room.parts.address(), self.splits as i32);
-        if self.splits > 0 {
+        if let Some(step) = &self.evicting {
+            self.attend_slots(step, layer, states.q)?;
+        } else if self.splits > 0 {
             let params = HeldParams {
                 q: states.q,
                 sequences: self.sequences,
@@ -256,6 +267,9 @@ impl<'a> GroupStep<'a> {
     /// # Errors
     /// Of the device, no memory for what is kept exact.
     pub fn store(&mut self, layer: usize, states: DeviceStates, shallower: DeviceStates) -> Result<()> {
+        if let Some(step) = &self.evicting {
+            return self.evict(step, layer, states);
+        }
         let places = [0, 1].map(|side: usize| self.method.sides[side].places[layer]);
         let own = [states.k, states.v];
         // What goes into each side's store: nothing yet, of the first layer of a pair.

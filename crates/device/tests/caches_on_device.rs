@@ -2,6 +2,9 @@
 //! store.
 #![allow(clippy::unwrap_used)]
 
+#[path = "caches_on_device/evicting.rs"]
+mod evicting;
+
 use std::sync::Arc;
 
 use minicache_core::settings::ModelShape;
@@ -116,7 +119,7 @@ fn states_of_the_host_are_carried_over() {
 #[test]
 fn what_has_no_kernels_says_so() {
     let device = device();
-    for (spec, part) in [("h2o", "`h2o`"), ("{ method = \"minicache\", residual = 8 }", "residual")] {
+    for (spec, part) in [("fp8", "`fp8`"), ("{ method = \"minicache\", residual = 8 }", "residual")] {
         let spec = CacheSpec::parse(spec).unwrap();
         let message = on(&device, &spec, &SMALL).unwrap_err().to_string();
         assert!(message.contains(part) && message.ends_with("has no kernels for a device"), "{message}");
