@@ -103,7 +103,10 @@ fn caches_and_those_without_kernels_beside_them() {
             "{ method = \"minicache\", start_layer = 0 }",
             "{ method = \"minicache\", start_layer = 0, quant = { bits = 8 } }",
         ],
-        ["rank_one", "h2o"],
+        ["rank_one", "expected_attention"],
+        ["sinks", "{ method = \"sinks\", sinks = 2, recent = 11 }"],
+        ["h2o", "{ method = \"h2o\", recent = 9, heavy = 20 }"],
+        ["snapkv", "{ method = \"snapkv\", kept = 30, window = 7, kernel = 3 }"],
         ["{ method = \"mean\", merge = \"values\" }", "fp8"],
     ] {
         compare("llama3", vec![emulated(0, 1 << 28)], specs);

@@ -45,7 +45,7 @@ enum Part {
 }
 
 /// What is compared with the host, and within what.
-const COMPARED: [&str; 16] = [
+const COMPARED: [&str; 20] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "kivi-2",
@@ -62,6 +62,10 @@ const COMPARED: [&str; 16] = [
     "{ method = \"minicache\", granularity = \"head\", start_layer = 0, sinks = 3 }",
     "{ method = \"minicache\", retention = { rule = \"top_fraction\", gamma = 0.2, joint = true } }",
     "rank_one",
+    "sinks",
+    "h2o",
+    "{ method = \"h2o\", dtype = \"f32\" }",
+    "snapkv",
 ];
 
 /// Largest difference of outputs and of states, relative to the largest.
