@@ -163,7 +163,7 @@ KERNEL(keep_slots, KeepParams) {
     float *received = (float*)p.received + at, *ranked = (float*)p.ranked + at;
     int *sources = (int*)p.sources + at, *movers = (int*)p.movers + at;
 
-    const bool counted = p.q && ranking.counted < s.rows;
+    const bool counted = ranking.expected || (p.q && ranking.counted < s.rows);
     if (counted && p.saved && s.rows == 1) receive_alone(p, s, sequence, kv, count, received);
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += THREADS) {

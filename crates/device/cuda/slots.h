@@ -19,7 +19,7 @@ struct Ranking {
     int most;      // how many of them stay
     int counted;   // first row whose attention counts; as many as there are rows: none does
     int offset;    // where its candidates (slots, then rows) begin in working memory
-    int pad;
+    int expected;  // whether scores are those of `expect`
 };
 
 // The slots of a KV head.

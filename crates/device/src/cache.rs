@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Restored, States};
+use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Restored, Rotary, States};
 
 use crate::device::Device;
 use crate::driver::{Act, Acts, Address, Memory, bytes_of, bytes_of_mut};
@@ -42,6 +42,14 @@ impl DeviceCache {
             PartCache::new(device, &Arc::new(Method::new(spec, shape, layers.clone(), arithmetic)?))
         };
         Ok(Self { parts: devices.iter().map(part).collect::<Result<_>>()?, last: None, arithmetic })
+    }
+
+    /// The same cache, still empty, of a sequence with this rotary embedding: `expected_attention` takes queries back to
+    /// what they were before it.
+    #[must_use]
+    pub fn with_rotary(mut self, rotary: Option<Arc<dyn Rotary>>) -> Self {
+        self.parts.iter_mut().for_each(|part| part.rotary.0.clone_from(&rotary));
+        self
     }
 
     /// Its parts, one for each device.
@@ -207,7 +215,9 @@ impl KvCache for DeviceCache {
             _ if len == self.len() => Ok(()),
             0 => {
                 for part in &mut self.parts {
+                    let rotary = part.rotary.clone();
                     *part = PartCache::new(&part.device, &part.method).map_err(core_error)?;
+                    part.rotary = rotary;
                 }
                 Ok(())
             }

@@ -78,7 +78,17 @@ impl Device {
         let all = <[Kernel; 5]>::try_from(all);
         let [attend_slots, weigh, receive, keep_slots, move_slots] =
             all.map_err(|_| Error::Missing("a kernel is missing".into()))?;
-        Ok(SlotKernels { attend_slots, weigh, receive, keep_slots, move_slots })
+        let expecting = match method.files().contains(&File::Expect) {
+            true => Some(self.expect_kernels(method)?),
+            false => None,
+        };
+        Ok(SlotKernels { attend_slots, weigh, receive, keep_slots, move_slots, expecting })
+    }
+
+    fn expect_kernels(&self, method: &Method) -> Result<ExpectKernels> {
+        let all = <[Kernel; 4]>::try_from(self.driver.compile(&method.source(File::Expect))?);
+        let [mean, spread, logits, expect] = all.map_err(|_| Error::Missing("a kernel is missing".into()))?;
+        Ok(ExpectKernels { mean, spread, logits, expect })
     }
 
     /// See [`minicache_core::KvCache::restored`].
@@ -136,4 +146,14 @@ pub(crate) struct SlotKernels {
     pub(crate) receive: Kernel,
     pub(crate) keep_slots: Kernel,
     pub(crate) move_slots: Kernel,
+    pub(crate) expecting: Option<ExpectKernels>,
+}
+
+/// The kernels that say what queries to come are expected to look at.
+#[derive(Debug, Clone)]
+pub(crate) struct ExpectKernels {
+    pub(crate) mean: Kernel,
+    pub(crate) spread: Kernel,
+    pub(crate) logits: Kernel,
+    pub(crate) expect: Kernel,
 }

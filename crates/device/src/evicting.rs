@@ -16,6 +16,8 @@ pub(crate) enum Evicting {
     H2o { recent: Budget, heavy: Budget },
     /// Of the prompt its last tokens and those that these look at most; everything later.
     SnapKv { kept: Budget, window: usize, kernel: usize },
+    /// Of the prompt the first tokens and those that queries to come are expected to look at most; everything later.
+    Expected { kept: Budget, sinks: usize, future: usize },
 }
 
 /// What a step drops: of the tokens at `ranked`, all but the `most` with the highest score, which is the attention
@@ -28,14 +30,22 @@ pub(crate) struct Ranking {
 }
 
 impl Evicting {
-    /// What `spec` drops; `None` of methods that keep every token, and of those without kernels.
+    /// What `spec` drops; `None` of methods that keep every token.
     pub(crate) fn of(spec: &CacheSpec) -> Option<Self> {
         match spec {
             CacheSpec::Sinks(s) => Some(Self::Sinks { sinks: s.sinks, recent: s.recent }),
             CacheSpec::H2o(s) => Some(Self::H2o { recent: s.recent, heavy: s.heavy }),
             CacheSpec::SnapKv(s) => Some(Self::SnapKv { kept: s.kept, window: s.window, kernel: s.kernel }),
+            CacheSpec::ExpectedAttention(s) => {
+                Some(Self::Expected { kept: s.kept, sinks: s.sinks, future: s.future })
+            }
             _ => None,
         }
+    }
+
+    /// Whether a step of `tokens` tokens after `len` is a prompt of which tokens go by what is expected of them.
+    pub(crate) fn expects(&self, len: usize, tokens: usize) -> bool {
+        matches!(*self, Self::Expected { kept, sinks, .. } if len == 0 && tokens > kept.resolve(tokens).max(sinks))
     }
 
     /// Whether the attention received is kept beside the tokens and goes on from step to step.
@@ -74,7 +84,10 @@ impl Evicting {
                 most: kept.resolve(seen).saturating_sub(window),
                 counted: tokens.saturating_sub(window)..tokens,
             },
-            Self::SnapKv { .. } => none,
+            Self::Expected { kept, sinks, .. } if self.expects(len, tokens) => {
+                Ranking { ranked: sinks..seen, most: kept.resolve(seen).saturating_sub(sinks), ..none }
+            }
+            Self::SnapKv { .. } | Self::Expected { .. } => none,
         }
     }
 
@@ -130,6 +143,7 @@ mod tests {
             "{ method = \"h2o\", recent = 0.3, heavy = 0.33 }",
             "snapkv",
             "{ method = \"snapkv\", kept = 20, window = 8, kernel = 3 }",
+            "expected_attention",
         ];
         for (text, window) in methods.iter().flat_map(|m| [(m, None), (m, Some(25))]) {
             let spec = Evicting::of(&CacheSpec::parse(text).unwrap()).unwrap();

@@ -27,11 +27,14 @@ pub enum File {
     Slots,
     /// What these drop.
     Evict,
+    /// What queries to come are expected to look at.
+    Expect,
 }
 
 impl File {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Layers, Self::Attention, Self::Store, Self::Slots, Self::Evict];
+    pub const ALL: [Self; 6] =
+        [Self::Layers, Self::Attention, Self::Store, Self::Slots, Self::Evict, Self::Expect];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -41,6 +44,7 @@ impl File {
             File::Store => "store.cu",
             File::Slots => "slots.cu",
             File::Evict => "evict.cu",
+            File::Expect => "expect.cu",
         }
     }
 
@@ -51,6 +55,7 @@ impl File {
             File::Store => include_str!("../cuda/store.cu"),
             File::Slots => include_str!("../cuda/slots.cu"),
             File::Evict => include_str!("../cuda/evict.cu"),
+            File::Expect => include_str!("../cuda/expect.cu"),
         }
     }
 
@@ -64,6 +69,7 @@ impl File {
             File::Store => &["merge", "retain", "settle", "keep", "pack", "restore"],
             File::Slots => &["attend_slots", "weigh", "receive"],
             File::Evict => &["keep_slots", "move_slots"],
+            File::Expect => &["expect_mean", "expect_spread", "expect_logits", "expect"],
         }
     }
 }
@@ -97,7 +103,7 @@ impl Source {
         if self.file != File::Layers {
             text.push_str(SCHEME);
         }
-        if matches!(self.file, File::Slots | File::Evict) {
+        if matches!(self.file, File::Slots | File::Evict | File::Expect) {
             text.push_str(SLOTS);
         }
         text.push_str(self.file.text());

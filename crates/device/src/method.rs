@@ -321,6 +321,9 @@ impl Method {
     /// The files of kernels that it needs.
     pub(crate) fn files(&self) -> &'static [File] {
         match self.evicting {
+            Some(Evicting::Expected { .. }) => {
+                &[File::Attention, File::Store, File::Slots, File::Evict, File::Expect]
+            }
             Some(_) => &[File::Attention, File::Store, File::Slots, File::Evict],
             None => &[File::Attention, File::Store],
         }

@@ -100,8 +100,14 @@ params! {
         received: Address, ranked: Address, sources: Address, movers: Address, kept: Address, place: SlotPlace,
         window: i32, total: i32, stride: i32, saved: i32, kernel: i32, scale: f32, softcap: f32, pad: i32,
     }
+    /// `expect_mean`, `expect_spread`, `expect_logits` and `expect`
+    ExpectParams {
+        q: Address, k: Address, v: Address, sequences: Address, rankings: Address, prompts: Address,
+        angles: Address, averages: Address, means: Address, spreads: Address, logits: Address, received: Address,
+        sinks: i32, rotary: i32, total: i32, scale: f32,
+    }
     /// What a sequence drops in a step.
-    RankingEntry { from: i32, to: i32, most: i32, counted: i32, offset: i32, pad: i32, }
+    RankingEntry { from: i32, to: i32, most: i32, counted: i32, offset: i32, expected: i32, }
     /// A sequence of a step.
     SequenceEntry { tables: Tables, len: i32, first: i32, rows: i32, pad: i32, }
     /// A row of a step: its sequence and its position; or a tile of rows of a prefill: its sequence and first row.

@@ -1,6 +1,7 @@
 //! The part of a sequence's cache that is on one device: tables of pieces of memory that the kernels read, and what the
 //! host has to know to hand them out: lengths. Forks share pieces until one of them writes.
 
+mod rotary;
 mod slots;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use crate::driver::{Address, bytes_of, bytes_of_mut};
 use crate::method::{Method, PAGE, RECENT, Side};
 use crate::pool::Piece;
 use crate::{Error, Result};
+use rotary::SequenceRotary;
 use slots::Slots;
 
 /// The tables of a sequence, as kernels have them: by side.
@@ -165,6 +167,7 @@ pub struct PartCache {
     sides: [SideTables; 2],
     /// In place of `sides`, of methods that drop tokens.
     slots: Option<Slots>,
+    pub(crate) rotary: SequenceRotary,
     pub(crate) len: usize,
     /// Tokens of the step in progress.
     pub(crate) step: usize,
@@ -185,7 +188,8 @@ impl PartCache {
             }
         }
         let slots = method.evicting.as_ref().map(|_| Slots::new(device, method)).transpose()?;
-        Ok(Self { device: device.clone(), method: method.clone(), sides, slots, len: 0, step: 0 })
+        let (device, method, rotary) = (device.clone(), method.clone(), SequenceRotary::default());
+        Ok(Self { device, method, sides, slots, rotary, len: 0, step: 0 })
     }
 
     pub(crate) fn slots(&self) -> Option<&Slots> {
@@ -350,8 +354,8 @@ impl PartCache {
             }
         }
         let slots = self.slots.as_ref().map(|slots| slots.fork(&self.device)).transpose()?;
-        let (device, method) = (self.device.clone(), self.method.clone());
-        Ok(Self { device, method, sides, slots, len: self.len, step: 0 })
+        let (device, method, rotary) = (self.device.clone(), self.method.clone(), self.rotary.clone());
+        Ok(Self { device, method, sides, slots, rotary, len: self.len, step: 0 })
     }
 
     pub(crate) fn count(&self, total: &mut Footprint) {

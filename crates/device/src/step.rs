@@ -1,6 +1,7 @@
 //! A step of a group of sequences whose caches are of one method: tables are uploaded once, then each layer attends and stores with a few launches for all of them.
 
 mod evict;
+mod expect;
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ mod evicting;
 use std::sync::Arc;
 
 use minicache_core::settings::ModelShape;
-use minicache_core::{CacheSpec, KvCache, Resources, States, build};
+use minicache_core::{CacheSpec, KvCache, Resources, Rotary, States, build};
 use minicache_device::check::compare;
 use minicache_device::driver::{Act, Driver};
 use minicache_device::{Arithmetic, Device, DeviceCache, Emulated, Result};

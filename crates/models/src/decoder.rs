@@ -87,7 +87,7 @@ impl Decoder {
         if let Body::Gpu(body) = &self.body
             && let Some(cache) = body.cache(spec, &self.shape)?
         {
-            return Ok(Box::new(cache));
+            return Ok(Box::new(cache.with_rotary(resources.rotary.clone())));
         }
         Ok(minicache_core::build(spec, &self.shape, resources)?)
     }

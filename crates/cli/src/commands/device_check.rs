@@ -45,7 +45,7 @@ enum Part {
 }
 
 /// What is compared with the host, and within what.
-const COMPARED: [&str; 20] = [
+const COMPARED: [&str; 21] = [
     "full",
     "{ method = \"full\", dtype = \"f32\" }",
     "kivi-2",
@@ -66,6 +66,7 @@ const COMPARED: [&str; 20] = [
     "h2o",
     "{ method = \"h2o\", dtype = \"f32\" }",
     "snapkv",
+    "expected_attention",
 ];
 
 /// Largest difference of outputs and of states, relative to the largest.

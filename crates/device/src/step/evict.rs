@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use super::expect::{ExpectRoom, ExpectStep};
 use super::{DeviceStates, GroupStep};
 use crate::Result;
 use crate::device::Device;
@@ -25,6 +26,7 @@ pub(super) struct EvictRoom {
     sources: Memory,
     movers: Memory,
     kept: Memory,
+    pub(super) expect: ExpectRoom,
 }
 
 impl EvictRoom {
@@ -39,6 +41,7 @@ impl EvictRoom {
             sources: one()?,
             movers: one()?,
             kept: one()?,
+            expect: ExpectRoom::new(device)?,
         })
     }
 }
@@ -62,6 +65,7 @@ pub(super) struct EvictStep {
     long: bool,
     /// The layer whose scores of single rows are in working memory.
     scored: Cell<Option<usize>>,
+    expect: Option<ExpectStep>,
 }
 
 impl EvictStep {
@@ -87,8 +91,10 @@ impl EvictStep {
             after: 0,
             long: false,
             scored: Cell::new(None),
+            expect: None,
         };
-        let (mut rankings, mut rows, mut tiles) = (Vec::new(), 0, [Vec::new(), Vec::new()]);
+        let (mut rankings, mut offsets) = (Vec::new(), Vec::new());
+        let (mut rows, mut tiles) = (0, [Vec::new(), Vec::new()]);
         for (index, (cache, tokens)) in caches.iter().enumerate() {
             let (slots, tokens) = (cache.slots(), *tokens);
             let ranking = evicting.ranking(cache.len(), tokens);
@@ -98,8 +104,9 @@ impl EvictStep {
                 most: ranking.most as i32,
                 counted: ranking.counted.start as i32,
                 offset: step.total as i32,
-                pad: 0,
+                expected: i32::from(evicting.expects(cache.len(), tokens)),
             });
+            offsets.push(step.total);
             let starts = (ranking.counted.start / square * square..ranking.counted.end).step_by(square);
             let starts = starts.filter(|_| !ranking.counted.is_empty());
             tiles[usize::from(tokens == 1)]
@@ -130,6 +137,7 @@ impl EvictStep {
             memory.reserve(shape.kv_heads * step.total * size_of::<f32>())?;
         }
         room.kept.reserve(heads * 2 * size_of::<i32>())?;
+        step.expect = ExpectStep::new(device, method, caches, (&offsets, step.total), &mut room.expect)?;
         Ok(Some(step))
     }
 }
@@ -204,6 +212,9 @@ impl GroupStep<'_> {
             self.launch(&kernels.weigh, [tiles, shape.heads, 1], &params)?;
             let grid = [step.most.div_ceil(square), shape.kv_heads, self.caches.len()];
             self.launch(&kernels.receive, grid, &params)?;
+        }
+        if let Some(expect) = &step.expect {
+            self.expect(expect, step.rankings, (room.received.address(), step.total), states)?;
         }
         let params = KeepSlotsParams {
             q: states.q,
