@@ -35,7 +35,8 @@ pub struct Workspace {
     distances: [Memory; 2],
     apart: [Memory; 2],
     index: [Memory; 2],
-    evict: EvictRoom,
+    /// Of methods that drop tokens, from their first step on.
+    evict: Option<Box<EvictRoom>>,
 }
 
 impl Workspace {
@@ -54,7 +55,7 @@ impl Workspace {
             distances: two()?,
             apart: two()?,
             index: two()?,
-            evict: EvictRoom::new(device)?,
+            evict: None,
         })
     }
 }

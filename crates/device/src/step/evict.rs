@@ -26,11 +26,11 @@ pub(super) struct EvictRoom {
     sources: Memory,
     movers: Memory,
     kept: Memory,
-    pub(super) expect: ExpectRoom,
+    pub(super) expect: Option<ExpectRoom>,
 }
 
 impl EvictRoom {
-    pub(super) fn new(device: &Device) -> Result<Self> {
+    fn new(device: &Device) -> Result<Self> {
         let one = || Memory::new(&device.driver, 256);
         Ok(Self {
             rankings: one()?,
@@ -41,7 +41,7 @@ impl EvictRoom {
             sources: one()?,
             movers: one()?,
             kept: one()?,
-            expect: ExpectRoom::new(device)?,
+            expect: None,
         })
     }
 }
@@ -74,9 +74,13 @@ impl EvictStep {
         device: &Device,
         method: &Method,
         caches: &[(&mut PartCache, usize)],
-        room: &mut EvictRoom,
+        room: &mut Option<Box<EvictRoom>>,
     ) -> Result<Option<Self>> {
         let Some(evicting) = &method.evicting else { return Ok(None) };
+        let room = match room {
+            Some(room) => room,
+            none => none.insert(Box::new(EvictRoom::new(device)?)),
+        };
         let shape = &method.shape;
         let square = if shape.head_dim <= 128 { 32 } else { 16 };
         let mut step = Self {
@@ -158,9 +162,9 @@ impl GroupStep<'_> {
         if self.splits == 0 {
             return Ok(());
         }
-        let Some(kernels) = &self.kernels.evicting else { return Ok(()) };
+        let (Some(kernels), Some(room)) = (&self.kernels.evicting, &self.room.evict) else { return Ok(()) };
         let shape = &self.method.shape;
-        let scores = if step.evicting.ranks_single_rows() { self.room.evict.scores.address() } else { 0 };
+        let scores = if step.evicting.ranks_single_rows() { room.scores.address() } else { 0 };
         let params = SlotsParams {
             q,
             sequences: self.sequences,
@@ -185,9 +189,8 @@ impl GroupStep<'_> {
 
     /// Takes a layer's new tokens and drops what the method says.
     pub(super) fn evict(&self, step: &EvictStep, layer: usize, states: DeviceStates) -> Result<()> {
-        let Some(kernels) = &self.kernels.evicting else { return Ok(()) };
-        let shape = &self.method.shape;
-        let (room, place) = (&self.room.evict, self.slot_place(step, layer));
+        let (Some(kernels), Some(room)) = (&self.kernels.evicting, &self.room.evict) else { return Ok(()) };
+        let (shape, place) = (&self.method.shape, self.slot_place(step, layer));
         let saved = step.scored.get() == Some(layer);
         let (window, softcap) = (shape.window_of(layer).unwrap_or(0) as i32, shape.softcap.unwrap_or(0.0));
         let tiles = if saved { step.long_tiles } else { step.all_tiles };

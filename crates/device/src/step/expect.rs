@@ -25,7 +25,7 @@ pub(super) struct ExpectRoom {
 }
 
 impl ExpectRoom {
-    pub(super) fn new(device: &Device) -> Result<Self> {
+    fn new(device: &Device) -> Result<Self> {
         let one = || Memory::new(&device.driver, 256);
         Ok(Self { angles: one()?, means: one()?, spreads: one()?, logits: one()? })
     }
@@ -52,7 +52,7 @@ impl ExpectStep {
         method: &Method,
         caches: &[(&mut PartCache, usize)],
         (offsets, total): (&[usize], usize),
-        room: &mut ExpectRoom,
+        room: &mut Option<ExpectRoom>,
     ) -> Result<Option<Self>> {
         let Some(Evicting::Expected { sinks, future, .. }) = method.evicting else { return Ok(None) };
         let expecting = |(cache, tokens): &(&mut PartCache, usize)| {
@@ -61,6 +61,10 @@ impl ExpectStep {
         let prompts: Vec<i32> =
             (0..caches.len()).filter(|&i| expecting(&caches[i])).map(|i| i as i32).collect();
         let Some(&first) = prompts.first() else { return Ok(None) };
+        let room = match room {
+            Some(room) => room,
+            none => none.insert(ExpectRoom::new(device)?),
+        };
         // Sequences of one model rotate as many numbers.
         let rotary = caches[first as usize].0.rotary.dim();
         let mut angles = vec![0f32; total * rotary];
@@ -111,10 +115,10 @@ impl GroupStep<'_> {
         (received, total): (Address, usize),
         states: DeviceStates,
     ) -> Result<()> {
-        let Some(kernels) = self.kernels.evicting.as_ref().and_then(|k| k.expecting.as_ref()) else {
-            return Ok(());
-        };
-        let (shape, room) = (&self.method.shape, &self.room.evict.expect);
+        let kernels = self.kernels.evicting.as_ref().and_then(|k| k.expecting.as_ref());
+        let room = self.room.evict.as_ref().and_then(|room| room.expect.as_ref());
+        let (Some(kernels), Some(room)) = (kernels, room) else { return Ok(()) };
+        let shape = &self.method.shape;
         let params = ExpectParams {
             q: states.q,
             k: states.k,
