@@ -32,6 +32,7 @@ fn check(spec: &str, shape: &ModelShape) {
     let spec = CacheSpec::parse(spec).unwrap();
     let found = compare(&device(), &spec, shape).unwrap();
     let what = format!("{spec:?} with heads of {}: {found:?}", shape.head_dim);
+    eprintln!("{what}");
     assert!(found.outputs < 2e-3 && found.states < 2e-3, "{what}");
 }
 

@@ -114,6 +114,17 @@ fn caches_and_those_without_kernels_beside_them() {
     }
 }
 
+/// A model with a sliding window, whose heads then hold different numbers of tokens.
+#[test]
+fn tokens_dropped_under_a_sliding_window() {
+    compare(
+        "mistral-sliding",
+        vec![emulated(0, 1 << 28)],
+        ["{ method = \"h2o\", recent = 4, heavy = 6 }"; 2],
+    );
+    compare("mistral-sliding", vec![emulated(0, 1 << 28)], ["sinks", "snapkv"]);
+}
+
 #[test]
 fn the_likeliest_tokens_are_those_of_the_logits() {
     let decoder = load("llama3", WeightMode::F32, vec![emulated(0, 1 << 28)]);
@@ -139,6 +150,7 @@ fn layers_on_two_devices() {
         );
         compare(family, two(), ["{ method = \"minicache\", start_layer = 0 }", "kivi-4"]);
     }
+    compare("llama-tied", two(), ["h2o", "expected_attention"]);
     let decoder = load("llama3", WeightMode::F32, two());
     let apart = CacheSpec::parse("{ method = \"minicache\", start_layer = 1 }").unwrap();
     assert!(sequence(&decoder, &apart, 9).cache_mut().as_any_mut().is_none(), "a pair on two devices");
