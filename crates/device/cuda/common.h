@@ -150,3 +150,30 @@ DEVICE T block_sum(T x) {
     for (int i = 0; i < THREADS / WARP; i++) sum += parts[i];
     return sum;
 }
+
+// How many threads of the block before this one have the bit, after `seen` earlier ones; `seen` grows by all that have it.
+DEVICE int rank(bool bit, int* seen) {
+    const u32 ballot = __ballot_sync(ALL, bit);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    SHARED int ones[THREADS / WARP];
+    __syncthreads();
+    if (lane == 0) ones[warp] = __popc(ballot);
+    __syncthreads();
+    int at = *seen + __popc(ballot & ((1u << lane) - 1));
+    for (int w = 0; w < THREADS / WARP; w++) {
+        if (w < warp) at += ones[w];
+        *seen += ones[w];
+    }
+    return at;
+}
+
+// The least of each thread's numbers.
+DEVICE float block_least(float x) {
+    SHARED float parts[THREADS / WARP];
+    x = -warp_max(-x);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
+    __syncthreads();
+    for (int i = 0; i < THREADS / WARP; i++) x = fminf(x, parts[i]);
+    return x;
+}

@@ -93,33 +93,6 @@ struct RetainParams {
     float gamma[2];
 };
 
-// How many threads of the block before this one have the bit, after `seen` earlier ones; `seen` grows by all that have it.
-DEVICE int rank(bool bit, int* seen) {
-    const u32 ballot = __ballot_sync(ALL, bit);
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    SHARED int ones[WARPS];
-    __syncthreads();
-    if (lane == 0) ones[warp] = __popc(ballot);
-    __syncthreads();
-    int at = *seen + __popc(ballot & ((1u << lane) - 1));
-    for (int w = 0; w < WARPS; w++) {
-        if (w < warp) at += ones[w];
-        *seen += ones[w];
-    }
-    return at;
-}
-
-// The least of each thread's numbers.
-DEVICE float block_least(float x) {
-    SHARED float parts[WARPS];
-    x = -warp_max(-x);
-    __syncthreads();
-    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
-    __syncthreads();
-    for (int i = 0; i < WARPS; i++) x = fminf(x, parts[i]);
-    return x;
-}
-
 #define UNMARKED (-1)
 #define MARKED 0
 

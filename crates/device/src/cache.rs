@@ -44,7 +44,10 @@ impl DeviceCache {
         spec.validate_for(shape).map_err(|e| Error::Core(e.under("cache").into()))?;
         let part = |(device, layers): &(Arc<Device>, Range<usize>)| {
             let method = Method::new(device, spec, shape, layers.clone(), arithmetic, resources)?;
-            PartCache::new(device, &Arc::new(method))
+            let mut part = PartCache::new(device, &Arc::new(method))?;
+            // `expected_attention` takes queries back to what they were before it.
+            part.rotary.0.clone_from(&resources.rotary);
+            Ok(part)
         };
         Ok(Self {
             parts: devices.iter().map(part).collect::<Result<_>>()?,
@@ -52,6 +55,11 @@ impl DeviceCache {
             rooms: Vec::new(),
             arithmetic,
         })
+    }
+
+    /// Whether its method drops tokens.
+    pub(crate) fn drops_tokens(&self) -> bool {
+        self.method().evicting.is_some()
     }
 
     /// Its parts, one for each device.
@@ -181,7 +189,10 @@ impl DeviceCache {
         let device = part.device.clone();
         let memory = |x: &[f32]| Memory::of(&device.driver, bytes_of(x));
         let now = [memory(states.k)?, memory(states.v)?];
-        let of = |m: &[Memory; 2]| DeviceStates { q: 0, k: m[0].address(), v: m[1].address() };
+        // Methods that drop tokens look at the queries, where there are any.
+        let queries = if states.q.is_empty() { None } else { Some(memory(states.q)?) };
+        let q = queries.as_ref().map_or(0, Memory::address);
+        let of = |m: &[Memory; 2]| DeviceStates { q, k: m[0].address(), v: m[1].address() };
         let mut group = GroupStep::new(&device, vec![(part, tokens)], room)?;
         group.store(layer, of(&now), of(last.as_ref().unwrap_or(&now)))?;
         // The states are given back with the next layer's.

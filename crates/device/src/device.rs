@@ -51,7 +51,7 @@ impl Device {
     pub(crate) fn kernels(&self, method: &Method) -> Result<Kernels> {
         let mut all = Vec::new();
         for file in method.files() {
-            let kernels = self.driver.compile(&method.source(file))?;
+            let kernels = self.driver.compile(&method.source(*file))?;
             all.extend(file.kernels().iter().copied().zip(kernels));
         }
         Ok(Kernels(all))
@@ -60,6 +60,9 @@ impl Device {
     /// See [`minicache_core::KvCache::restored`].
     pub(crate) fn restored(&self, cache: &PartCache, layer: usize) -> Result<Restored> {
         let method = cache.method();
+        if method.evicting.is_some() {
+            return cache.restored_slots(layer);
+        }
         let shape = &method.shape;
         let positions = shape.first_seen(layer, cache.len())..cache.len();
         let numbers = positions.len() * shape.kv_dim();

@@ -15,6 +15,7 @@ const TABLES: &str = include_str!("../cuda/tables.h");
 const SCHEME: &str = include_str!("../cuda/scheme.h");
 const WEIGH: &str = include_str!("../cuda/weigh.h");
 const LATENT: &str = include_str!("../cuda/latent.h");
+const SLOTS: &str = include_str!("../cuda/slots.h");
 
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,12 +32,27 @@ pub enum File {
     Latent,
     /// Encoding of latents.
     LatentStore,
+    /// Attention over what methods that drop tokens hold.
+    Slots,
+    /// What these drop.
+    Evict,
+    /// What queries to come are expected to look at.
+    Expect,
 }
 
 impl File {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Layers, Self::Attention, Self::Prefill, Self::Store, Self::Latent, Self::LatentStore];
+    pub const ALL: [Self; 9] = [
+        Self::Layers,
+        Self::Attention,
+        Self::Prefill,
+        Self::Store,
+        Self::Latent,
+        Self::LatentStore,
+        Self::Slots,
+        Self::Evict,
+        Self::Expect,
+    ];
 
     /// Its name, what it includes, its text, and its kernels.
     fn parts(self) -> (&'static str, &'static [&'static str], &'static str, &'static [&'static str]) {
@@ -71,6 +87,24 @@ impl File {
                 &[TABLES, LATENT],
                 include_str!("../cuda/latent_store.cu"),
                 &["keep_exact", "encode", "write_latents", "restore_latents"],
+            ),
+            File::Slots => (
+                "slots.cu",
+                &[TABLES, SCHEME, SLOTS],
+                include_str!("../cuda/slots.cu"),
+                &["attend_slots", "weigh", "receive"],
+            ),
+            File::Evict => (
+                "evict.cu",
+                &[TABLES, SCHEME, SLOTS],
+                include_str!("../cuda/evict.cu"),
+                &["keep_slots", "move_slots"],
+            ),
+            File::Expect => (
+                "expect.cu",
+                &[TABLES, SCHEME, SLOTS],
+                include_str!("../cuda/expect.cu"),
+                &["expect_mean", "expect_spread", "expect_logits", "expect"],
             ),
         }
     }

@@ -11,6 +11,7 @@ mod device;
 pub mod driver;
 mod emulated;
 mod error;
+mod evicting;
 mod held;
 pub mod kernels;
 mod latents;

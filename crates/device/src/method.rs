@@ -10,6 +10,7 @@ use minicache_core::{BlockLayout, CacheSpec, Resources, Scheme, Store, StoreCoun
 
 use crate::device::Device;
 use crate::driver::Act;
+use crate::evicting::Evicting;
 use crate::held::Held;
 use crate::kernels::{File, Source};
 use crate::latents::LatentMethod;
@@ -116,6 +117,8 @@ pub(crate) struct Method {
     pub(crate) layers: Range<usize>,
     pub(crate) sides: [Side; 2],
     pub(crate) merging: Merging,
+    /// What it drops; its states then lie in slots, and the sides only say their type.
+    pub(crate) evicting: Option<Evicting>,
     pub(crate) act: Act,
     /// Whether attention within a step is computed in f32 throughout.
     pub(crate) precise: bool,
@@ -279,12 +282,14 @@ impl Method {
             return Self::of_latents(device, spec, shape, layers, arithmetic, resources);
         }
         let none = Retention { rule: RetentionRule::MostDistinct, gamma: 0.0, joint: false };
+        let evicting = Evicting::of(spec);
         let (kind, t, retention) = match spec {
             CacheSpec::Full(_) | CacheSpec::Rtn(_) | CacheSpec::Kivi(_) => (-1, 0.0, None),
             CacheSpec::MiniCache(s) => (0, s.t, Some(&s.retention)),
             CacheSpec::Mean(_) => (1, 0.0, None),
             CacheSpec::MaxNorm(_) => (2, 0.0, None),
             CacheSpec::RankOne(s) => (3, 0.0, Some(&s.retention)),
+            _ if evicting.is_some() => (-1, 0.0, None),
             other => return refuse(format!("the method `{}`", other.name())),
         };
         let pairing = spec.pairing().unwrap_or_default();
@@ -372,7 +377,8 @@ impl Method {
             sinks: pairing.sinks,
         };
         let Arithmetic { act, precise } = arithmetic;
-        Ok(Self { shape: *shape, layers, sides, merging, act, precise, latents: None, spec: spec.clone() })
+        let (latents, spec) = (None, spec.clone());
+        Ok(Self { shape: *shape, layers, sides, merging, evicting, act, precise, latents, spec })
     }
 
     /// Latents of a plan that `resources` have.
@@ -425,14 +431,23 @@ impl Method {
         let merging = Merging { kind: -1, t: 0.0, rule: NO_RULE, gamma: 0.0, joint: false, sinks: 0 };
         let Arithmetic { act, precise } = arithmetic;
         let (latents, spec) = (Some(latents), spec.clone());
-        Ok(Self { shape: *shape, layers, sides, merging, act, precise, latents, spec })
+        Ok(Self { shape: *shape, layers, sides, merging, evicting: None, act, precise, latents, spec })
+    }
+
+    /// The type of states that are not codes.
+    pub(crate) fn exact(&self) -> StoreType {
+        self.sides[0].exact
     }
 
     /// The files of its kernels.
-    pub(crate) fn files(&self) -> [File; 3] {
-        match self.latents {
-            None => [File::Attention, File::Prefill, File::Store],
-            Some(_) => [File::Latent, File::Prefill, File::LatentStore],
+    pub(crate) fn files(&self) -> &'static [File] {
+        match (&self.latents, &self.evicting) {
+            (Some(_), _) => &[File::Latent, File::Prefill, File::LatentStore],
+            (None, None) => &[File::Attention, File::Prefill, File::Store],
+            (None, Some(Evicting::Expected { .. })) => {
+                &[File::Attention, File::Prefill, File::Slots, File::Evict, File::Expect]
+            }
+            (None, Some(_)) => &[File::Attention, File::Prefill, File::Slots, File::Evict],
         }
     }
 

@@ -83,6 +83,33 @@ params! {
     PackParams { sequences: Address, tasks: Address, states: Address, side: i32, store: i32, }
     /// `restore`
     RestoreParams { sequence: Address, out: [Address; 2], places: [Place; 2], first: i32, pad: i32, }
+    /// Where a layer's slots are.
+    SlotPlace { table: i32, layer: i32, counts: i32, remembers: i32, }
+    /// `attend_slots`
+    SlotsParams {
+        q: Address, sequences: Address, rows: Address, parts: Address, scores: Address, place: SlotPlace,
+        splits: i32, length: i32, window: i32, stride: i32, scale: f32, softcap: f32,
+    }
+    /// `weigh` and `receive`
+    ReceiveParams {
+        q: Address, k: Address, sequences: Address, rankings: Address, tiles: Address, sums: Address,
+        received: Address, place: SlotPlace,
+        window: i32, total: i32, saved: i32, scale: f32, softcap: f32, pad: i32,
+    }
+    /// `keep_slots` and `move_slots`
+    KeepSlotsParams {
+        q: Address, k: Address, v: Address, sequences: Address, rankings: Address, scores: Address,
+        received: Address, ranked: Address, sources: Address, movers: Address, kept: Address, place: SlotPlace,
+        window: i32, total: i32, stride: i32, saved: i32, kernel: i32, scale: f32, softcap: f32, pad: i32,
+    }
+    /// `expect_mean`, `expect_spread`, `expect_logits` and `expect`
+    ExpectParams {
+        q: Address, k: Address, v: Address, sequences: Address, rankings: Address, prompts: Address,
+        angles: Address, averages: Address, means: Address, spreads: Address, logits: Address, received: Address,
+        sinks: i32, rotary: i32, total: i32, scale: f32,
+    }
+    /// What a sequence drops in a step.
+    RankingEntry { from: i32, to: i32, most: i32, counted: i32, offset: i32, expected: i32, }
     /// A sequence of a step.
     SequenceEntry { tables: Tables, len: i32, first: i32, rows: i32, pad: i32, }
     /// A row of a step: its sequence and its position; or a tile of rows of a prefill: its sequence and first row.

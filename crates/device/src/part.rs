@@ -1,6 +1,9 @@
 //! The part of a sequence's cache that is on one device: tables of pieces of memory that the kernels read, and what the
 //! host has to know to hand them out: lengths. Forks share pieces until one of them writes.
 
+mod rotary;
+mod slots;
+
 use std::sync::Arc;
 
 use minicache_core::{DECIDED, Footprint, GONE, StoreCount};
@@ -13,6 +16,8 @@ use crate::params::{ForgetParams, SequenceEntry, launch};
 use crate::pool::Piece;
 use crate::table::Table;
 use crate::{Error, Result};
+use rotary::SequenceRotary;
+use slots::Slots;
 
 /// The tables of a sequence, as kernels have them: by side.
 #[derive(Debug, Clone, Copy, Default)]
@@ -130,6 +135,9 @@ pub struct PartCache {
     pub(crate) device: Arc<Device>,
     pub(crate) method: Arc<Method>,
     sides: [SideTables; 2],
+    /// In place of `sides`, of methods that drop tokens.
+    slots: Option<Slots>,
+    pub(crate) rotary: SequenceRotary,
     pub(crate) len: usize,
     /// Tokens of the step in progress.
     pub(crate) step: usize,
@@ -152,8 +160,13 @@ impl PartCache {
                 tables.kept.held = vec![none; count];
             }
         }
-        let (device, method) = (device.clone(), method.clone());
-        Ok(Self { device, method, sides, len: 0, step: 0, stepped: false })
+        let slots = method.evicting.as_ref().map(|_| Slots::new(device, method)).transpose()?;
+        let (device, method, rotary) = (device.clone(), method.clone(), SequenceRotary::default());
+        Ok(Self { device, method, sides, slots, rotary, len: 0, step: 0, stepped: false })
+    }
+
+    pub(crate) fn slots(&self) -> Option<&Slots> {
+        self.slots.as_ref()
     }
 
     pub(crate) fn method(&self) -> &Arc<Method> {
@@ -166,6 +179,10 @@ impl PartCache {
     }
 
     pub(crate) fn tables(&self) -> Tables {
+        if let Some(slots) = &self.slots {
+            let (blocks, counts) = slots.addresses();
+            return Tables { blocks, kept: [counts, 0], ..Tables::default() };
+        }
         let of = |table: fn(&SideTables) -> Address| [table(&self.sides[0]), table(&self.sides[1])];
         Tables {
             blocks: of(|s| s.blocks.address()),
@@ -187,6 +204,11 @@ impl PartCache {
             ));
         }
         let (device, method, len) = (self.device.clone(), self.method.clone(), self.len);
+        if let (Some(slots), Some(evicting)) = (&mut self.slots, &method.evicting) {
+            slots.begin(&device, &method, evicting, (len, tokens))?;
+            self.step = tokens;
+            return Ok(());
+        }
         let end = len + tokens;
         if let Some(latents) = &method.latents {
             latents.reach(end)?;
@@ -290,6 +312,10 @@ impl PartCache {
         let tokens = std::mem::take(&mut self.step);
         self.len += tokens;
         self.stepped |= tokens > 0;
+        if let Some(slots) = &mut self.slots {
+            slots.end();
+            return Ok(());
+        }
         let first = self.method.first_seen(self.len);
         for index in 0..2 {
             let tables = &mut self.sides[index];
@@ -352,6 +378,9 @@ impl PartCache {
     /// # Errors
     /// Of the device.
     pub(crate) fn cannot_truncate(&self, len: usize) -> Result<Option<&'static str>> {
+        if self.slots.is_some() {
+            return Ok((len > 0).then_some("it drops tokens for good"));
+        }
         if len > 0 && self.sides.iter().any(|side| side.held.start() > self.method.first_seen(len)) {
             return Ok(Some(GONE));
         }
@@ -375,6 +404,9 @@ impl PartCache {
     /// # Errors
     /// Of the device.
     pub(crate) fn truncate(&mut self, len: usize) -> Result<()> {
+        if self.slots.is_some() {
+            self.slots = Some(Slots::new(&self.device, &self.method)?);
+        }
         for side in 0..2 {
             if self.sides[side].kept.heads.is_some() {
                 self.take_back(side, len)?;
@@ -438,8 +470,9 @@ impl PartCache {
                 to.kept.held = self.kept_counts(index).clone();
             }
         }
-        let (device, method) = (self.device.clone(), self.method.clone());
-        Ok(Self { device, method, sides, len: self.len, step: 0, stepped: false })
+        let slots = self.slots.as_ref().map(|slots| slots.fork(&self.device)).transpose()?;
+        let (device, method, rotary) = (self.device.clone(), self.method.clone(), self.rotary.clone());
+        Ok(Self { device, method, sides, slots, rotary, len: self.len, step: 0, stepped: false })
     }
 
     /// What a side's columns keep now, counted; as far as is known, where the device does not answer.
@@ -455,6 +488,9 @@ impl PartCache {
 
     /// Adds what the host counts for the same tokens: blocks in the same pages, with what finds them.
     pub(crate) fn count(&self, total: &mut Footprint) {
+        if let (Some(slots), Some(evicting)) = (&self.slots, &self.method.evicting) {
+            return slots.count(&self.method, evicting, total);
+        }
         for (index, side) in self.method.sides.iter().enumerate() {
             // The host keeps rows in which a step's states of the shallower layers wait for the deepest one's; here they are
             // in the working memory of a step.
@@ -480,6 +516,9 @@ impl PartCache {
         let sides = self.sides.iter();
         let tables = sides
             .flat_map(|s| [&s.blocks, &s.recent, &s.magnitudes, &s.sinks].into_iter().chain(&s.kept.tables));
+        if let Some(slots) = &self.slots {
+            return slots.allocated();
+        }
         let heads = self.sides.iter().flat_map(|s| &s.kept.heads).map(Piece::bytes).sum::<usize>();
         heads + tables.map(Table::bytes).sum::<usize>()
     }

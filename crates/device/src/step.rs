@@ -1,5 +1,8 @@
 //! A step of a group of sequences whose caches are of one method: tables are uploaded once, then each layer attends and stores with a few launches for all of them.
 
+mod evict;
+mod expect;
+
 use std::sync::Arc;
 
 use crate::Result;
@@ -11,6 +14,7 @@ use crate::params::{
     SettleParams, StepParams, TaskEntry, launch,
 };
 use crate::part::PartCache;
+use evict::{EvictRoom, EvictStep};
 
 /// Blocks of attention that a multiprocessor is given at least, if there is so much to read.
 const BLOCKS_EACH: usize = 9;
@@ -35,6 +39,8 @@ pub struct Workspace {
     pub(crate) mapped: Memory,
     pub(crate) group: [Memory; 2],
     pub(crate) latents: [Memory; 2],
+    /// Of methods that drop tokens, from their first step on.
+    evict: Option<Box<EvictRoom>>,
 }
 
 impl Workspace {
@@ -56,6 +62,7 @@ impl Workspace {
             mapped: one()?,
             group: two()?,
             latents: two()?,
+            evict: None,
         })
     }
 }
@@ -90,6 +97,7 @@ pub struct GroupStep<'a> {
     /// Parts of the held tokens, and tokens of a part; none held: 0 parts.
     pub(crate) splits: usize,
     pub(crate) length: usize,
+    evicting: Option<EvictStep>,
     pub(crate) room: &'a mut Workspace,
 }
 
@@ -147,6 +155,8 @@ impl<'a> GroupStep<'a> {
             })
         };
         let held = method.layers.clone().flat_map(seen).max().unwrap_or(0);
+        let evicting = EvictStep::new(device, &method, &caches, &mut room.evict)?;
+        let held = evicting.as_ref().map_or(held, |step| step.held);
         // Enough blocks to keep the device busy; a step of many rows has them anyway.
         let blocks = (rows.len() * shape.kv_heads * method.passes()).max(1);
         let wanted = (device.driver.processors() * BLOCKS_EACH).div_ceil(blocks);
@@ -197,6 +207,7 @@ impl<'a> GroupStep<'a> {
             tasks: [(base + at[3], tasks[0].len()), (base + at[4], tasks[1].len())],
             splits,
             length,
+            evicting,
             room,
             method,
         })
@@ -224,7 +235,9 @@ impl<'a> GroupStep<'a> {
         let window = shape.window_of(layer).unwrap_or(0) as i32;
         let (scale, softcap) = (shape.scale, shape.softcap.unwrap_or(0.0));
         let (parts, splits) = (self.room.parts.address(), self.splits as i32);
-        if self.method.latents.is_some() {
+        if let Some(step) = &self.evicting {
+            self.attend_slots(step, layer, states.q)?;
+        } else if self.method.latents.is_some() {
             self.attend_latents(layer, states)?;
         } else if self.splits > 0 {
             let params = HeldParams {
@@ -283,6 +296,9 @@ impl<'a> GroupStep<'a> {
     /// # Errors
     /// Of the device, no memory for what is kept exact.
     pub fn store(&mut self, layer: usize, states: DeviceStates, shallower: DeviceStates) -> Result<()> {
+        if let Some(step) = &self.evicting {
+            return self.evict(step, layer, states);
+        }
         if self.method.latents.is_some() {
             return self.store_latents(layer, states);
         }

@@ -2,10 +2,13 @@
 //! store.
 #![allow(clippy::unwrap_used)]
 
+#[path = "caches_on_device/evicting.rs"]
+mod evicting;
+
 use std::sync::Arc;
 
 use minicache_core::settings::ModelShape;
-use minicache_core::{CacheSpec, KvCache, Resources, build};
+use minicache_core::{CacheSpec, KvCache, Resources, Rotary, States, build};
 use minicache_device::check::compare;
 use minicache_device::driver::{Act, Driver};
 use minicache_device::{Arithmetic, Device, DeviceCache, Emulated, Result};
@@ -16,13 +19,17 @@ fn device() -> Arc<Device> {
 }
 
 fn on(device: &Arc<Device>, spec: &CacheSpec, shape: &ModelShape) -> Result<DeviceCache> {
-    DeviceCache::new(
-        &[(device.clone(), 0..shape.layers)],
-        spec,
-        shape,
-        Arithmetic { act: Act::F16, precise: false },
-        &Resources::default(),
-    )
+    with(device, spec, shape, &Resources::default())
+}
+
+fn with(
+    device: &Arc<Device>,
+    spec: &CacheSpec,
+    shape: &ModelShape,
+    resources: &Resources,
+) -> Result<DeviceCache> {
+    let parts = [(device.clone(), 0..shape.layers)];
+    DeviceCache::new(&parts, spec, shape, Arithmetic { act: Act::F16, precise: false }, resources)
 }
 
 /// Prefills, ragged steps and a fork with one method.
@@ -154,7 +161,7 @@ fn states_of_the_host_are_carried_over() {
 #[test]
 fn what_has_no_kernels_says_so() {
     let device = device();
-    for (spec, part) in [("h2o", "`h2o`"), ("{ method = \"minicache\", residual = 8 }", "residual")] {
+    for (spec, part) in [("fp8", "`fp8`"), ("{ method = \"minicache\", residual = 8 }", "residual")] {
         let spec = CacheSpec::parse(spec).unwrap();
         let message = on(&device, &spec, &SMALL).unwrap_err().to_string();
         assert!(message.contains(part) && message.ends_with("has no kernels for a device"), "{message}");

@@ -107,6 +107,10 @@ fn caches_and_those_without_kernels_beside_them() {
             "{ method = \"minicache\", start_layer = 0, quant = { bits = 8 } }",
         ],
         ["rank_one", "h2o"],
+        ["expected_attention", "{ method = \"expected_attention\", kept = 30, future = 40 }"],
+        ["sinks", "{ method = \"sinks\", sinks = 2, recent = 11 }"],
+        ["h2o", "{ method = \"h2o\", recent = 9, heavy = 20 }"],
+        ["snapkv", "{ method = \"snapkv\", kept = 30, window = 7, kernel = 3 }"],
         ["{ method = \"xkv\", rank_k = 6, rank_v = 9 }", "full"],
         ["{ method = \"mean\", merge = \"values\" }", "fp8"],
         [
@@ -116,6 +120,17 @@ fn caches_and_those_without_kernels_beside_them() {
     ] {
         compare("llama3", vec![emulated(0, 1 << 28)], specs);
     }
+}
+
+/// A model with a sliding window, whose heads then hold different numbers of tokens.
+#[test]
+fn tokens_dropped_under_a_sliding_window() {
+    compare(
+        "mistral-sliding",
+        vec![emulated(0, 1 << 28)],
+        ["{ method = \"h2o\", recent = 4, heavy = 6 }"; 2],
+    );
+    compare("mistral-sliding", vec![emulated(0, 1 << 28)], ["sinks", "snapkv"]);
 }
 
 #[test]
@@ -143,6 +158,7 @@ fn layers_on_two_devices() {
         );
         compare(family, two(), ["{ method = \"minicache\", start_layer = 0 }", "kivi-4"]);
     }
+    compare("llama-tied", two(), ["h2o", "expected_attention"]);
     let decoder = load("llama3", WeightMode::F32, two());
     let apart = CacheSpec::parse("{ method = \"minicache\", start_layer = 1 }").unwrap();
     assert!(sequence(&decoder, &apart, 9).cache_mut().as_any_mut().is_none(), "a pair on two devices");

@@ -30,6 +30,8 @@ pub struct Comparison {
     /// Bytes of the cache on the device over those on the host; 1 if they are equal to the byte, part by part. Forks may
     /// differ by half a percent, see [`compare`].
     pub bytes: f64,
+    /// The method drops tokens: room for those that stay grows otherwise than on the host, and bytes differ by it.
+    pub rooms: bool,
     /// Bytes of the device's memory over those.
     pub allocated: f64,
     /// The first truncation that one side could do and the other could not, or for another reason.
@@ -114,7 +116,8 @@ pub fn compare(
         }
     }
     let (states, apart) = (states.largest, states.apart as f32 / states.all.max(1) as f32);
-    Ok(Comparison { outputs, states, apart, bytes, allocated, truncation })
+    let rooms = a.device.drops_tokens();
+    Ok(Comparison { outputs, states, apart, bytes, rooms, allocated, truncation })
 }
 
 /// Bytes of the device's cache over those of the host's: 1 if all parts are equal, and only then.
@@ -220,6 +223,9 @@ impl States {
     fn compare(&mut self, both: &Both, shape: &ModelShape) -> Result<()> {
         for layer in 0..shape.layers {
             let (want, got) = (both.host.restored(layer)?, both.device.restored(layer)?);
+            if want.positions != got.positions {
+                self.largest = f32::INFINITY;
+            }
             for (want, got) in [(want.keys, got.keys), (want.values, got.values)] {
                 let top = want.iter().fold(0f32, |m, x| m.max(x.abs()));
                 let differences = want.iter().zip(&got).map(|(a, b)| difference(*a, *b) / top);
@@ -352,7 +358,7 @@ pub fn sources(device: &Device, specs: &[&str], shapes: &[ModelShape]) -> Result
         let arithmetic = Arithmetic { act: Act::F16, precise: false };
         let made = resources(&spec, shape, None)?;
         let method = Method::new(device, &spec, shape, 0..shape.layers, arithmetic, &made)?;
-        all.extend(method.files().map(|file| method.source(file)));
+        all.extend(method.files().iter().map(|file| method.source(*file)));
     }
     let mut seen = std::collections::HashSet::new();
     all.retain(|source| seen.insert(source.clone()));
