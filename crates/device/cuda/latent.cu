@@ -96,16 +96,17 @@ DEVICE void fast_sums(const u8* strip, int steps, int width, int unit, const uin
 template <int S>
 DEVICE void sums_of(const Section& section, const u8* strip, int number, int steps, int width, int vector, int quad,
                     const u8* levels, const uint2* fours, int stride, int (*low)[4], int (*high)[4]) {
+    constexpr int FORMS = Latents<S>::FORMS;
     const int unit = vector * (width / 4) + quad;
-    if (section.trellis || width % 4 != 0)
+    if ((FORMS & 1) && (section.trellis || width % 4 != 0))
         slow_sums<S>(section, strip, number, steps, width, vector, quad, levels + (section.bits - 1) * LEVELS, fours, stride, low, high);
-    else if (section.bits == 4)
-        fast_sums<4>(strip, steps, width, unit, fours, stride, low, high);
-    else if (section.bits == 2)
+    else if ((FORMS >> 2 & 1) && section.bits == 2)
         fast_sums<2>(strip, steps, width, unit, fours, stride, low, high);
-    else if (section.bits == 3)
+    else if ((FORMS >> 3 & 1) && section.bits == 3)
         fast_sums<3>(strip, steps, width, unit, fours, stride, low, high);
-    else
+    else if ((FORMS >> 4 & 1) && section.bits == 4)
+        fast_sums<4>(strip, steps, width, unit, fours, stride, low, high);
+    else if (FORMS >> 8 & 1)
         fast_sums<8>(strip, steps, width, unit, fours, stride, low, high);
 }
 
@@ -320,35 +321,44 @@ KERNEL_OF(2, attend_latents, LatentParams) {
                 uint2* mine = fours[warp];
                 // A lane has the digits of some fours of tokens.
                 constexpr int OWN = TILE_FOURS / WARP;
-                float scale[OWN][4], off[OWN][4], zero[G], top = 0.0f;
+                auto scales = [&](int at, float* scale, float* off) {
+                    *scale = *off = 0.0f;
+                    if (at < stop && at >= seen)
+                        scale_of<1>(latents_at<1>(tables.blocks[1], at, values), values, section, strip.section,
+                                    at % V::SLOTS, scale, off);
+                };
+                float zero[G], top = 0.0f;
 #pragma unroll
                 for (int g = 0; g < G; g++) zero[g] = 0.0f;
 #pragma unroll
-                for (int m = 0; m < OWN; m++)
-                    for (int i = 0; i < 4; i++) {
-                        const int at = tile + (m * WARP + lane) * 4 + i;
-                        scale[m][i] = off[m][i] = 0.0f;
-                        if (at < stop && at >= seen)
-                            scale_of<1>(latents_at<1>(tables.blocks[1], at, values), values, section, strip.section,
-                                        at % V::SLOTS, &scale[m][i], &off[m][i]);
-                        top = fmaxf(top, scale[m][i]);
-                    }
+                for (int i = 0; i < OWN * 4; i++) {
+                    float scale, off;
+                    scales(tile + (i / 4 * WARP + lane) * 4 + i % 4, &scale, &off);
+                    top = fmaxf(top, scale);
+                }
                 top = warp_max(top);
                 __syncwarp();
+                // Scales are read again, which is cheaper than to have registers for them.
 #pragma unroll
-                for (int g = 0; g < G; g++)
-                    for (int m = 0; m < OWN; m++) {
-                        const float units = units_of(top * largest[g]), step = step_of(top * largest[g]);
-                        float w[4];
-                        for (int i = 0; i < 4; i++) {
-                            const float x = scores[g][(m * WARP + lane) * 4 + i], part = x * scale[m][i];
-                            w[i] = part;
+                for (int m = 0; m < OWN; m++) {
+                    float w[G][4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const int t = (m * WARP + lane) * 4 + i;
+                        float scale, off;
+                        scales(tile + t, &scale, &off);
+#pragma unroll
+                        for (int g = 0; g < G; g++) {
+                            const float units = units_of(top * largest[g]), step = step_of(top * largest[g]);
+                            w[g][i] = scores[g][t] * scale;
                             // Of a section whose numbers are all the same, the zero is all there is.
-                            const float each = scale[m][i] > 0.0f ? off[m][i] / scale[m][i] : 0.0f;
-                            zero[g] += scale[m][i] > 0.0f ? rounded_weight(part, units) * step * each : x * off[m][i];
+                            zero[g] += scale > 0.0f ? rounded_weight(w[g][i], units) * step * (off / scale) : scores[g][t] * off;
                         }
-                        mine[g * TILE_FOURS + m * WARP + lane] = digits(w, units);
                     }
+#pragma unroll
+                    for (int g = 0; g < G; g++)
+                        mine[g * TILE_FOURS + m * WARP + lane] = digits(w[g], units_of(top * largest[g]));
+                }
                 __syncwarp();
                 int low[G][4], high[G][4];
 #pragma unroll

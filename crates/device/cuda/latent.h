@@ -4,13 +4,13 @@
 // that share latents); in a block of exact tokens one for each layer and KV head.
 
 // A side. KIND: how latents are held. CENTRED: scales are bytes, and zero is in the middle of the codes. RANK, SECTIONS: the
-// most of any set.
+// most of any set. FORMS: a bit for each number of bits that codes have, the lowest for those of a trellis or of odd strips.
 template <int S> struct Latents;
 template <> struct Latents<0> {
-    CONST KIND = K_KIND, CENTRED = K_CENTRED, SLOTS = K_SLOTS, RANK = K_RANK, SECTIONS = K_SECTIONS;
+    CONST KIND = K_KIND, CENTRED = K_CENTRED, SLOTS = K_SLOTS, RANK = K_RANK, SECTIONS = K_SECTIONS, FORMS = K_FORMS;
 };
 template <> struct Latents<1> {
-    CONST KIND = V_KIND, CENTRED = V_CENTRED, SLOTS = V_SLOTS, RANK = V_RANK, SECTIONS = V_SECTIONS;
+    CONST KIND = V_KIND, CENTRED = V_CENTRED, SLOTS = V_SLOTS, RANK = V_RANK, SECTIONS = V_SECTIONS, FORMS = V_FORMS;
 };
 
 // The largest number whose window is a byte of six bits: see `minicache_core::store`.

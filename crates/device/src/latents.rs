@@ -50,6 +50,8 @@ pub(crate) struct LatentMethod {
     sections: [usize; 2],
     kinds: [Scheme; 2],
     centred: [bool; 2],
+    /// Which ways to read codes kernels need, see `latent.h`.
+    forms: [i64; 2],
     pub(crate) passes: usize,
 }
 
@@ -96,7 +98,7 @@ impl LatentMethod {
         let mut sets: [Vec<SetEntry>; 2] = Default::default();
         let mut firsts: [Vec<usize>; 2] = Default::default();
         let (mut ranks, mut sections, mut block_bytes) = ([0; 2], [0; 2], [0; 2]);
-        let (mut kinds, mut centred) = ([Scheme::F16; 2], [false; 2]);
+        let (mut kinds, mut centred, mut forms) = ([Scheme::F16; 2], [false; 2], [0; 2]);
         let mut groups = [plan.groups(Side::Keys), plan.groups(Side::Values)];
         for (side, groups) in groups.iter_mut().enumerate() {
             groups.retain(|g| layers.contains(&g.layers.start) || layers.contains(&(g.layers.end - 1)));
@@ -112,6 +114,7 @@ impl LatentMethod {
                 for set in &mut group.sets {
                     let parts = Parts::new(set, side == 0, &mut levels)?;
                     (kinds[side], centred[side]) = (set.store.scheme(), parts.centred);
+                    forms[side] |= parts.forms();
                     ranks[side] = ranks[side].max(set.rank.next_multiple_of(LANES));
                     sections[side] = sections[side].max(parts.sections.len());
                     let of = [memory(&set.mean)?, memory(&set.encode)?, memory(&set.restore)?];
@@ -161,6 +164,7 @@ impl LatentMethod {
             sections,
             kinds,
             centred,
+            forms,
             passes,
         })
     }
@@ -168,8 +172,8 @@ impl LatentMethod {
     /// What the kernels are specialised to.
     pub(crate) fn macros(&self) -> Vec<(&'static str, i64)> {
         let names = [
-            ["K_KIND", "K_CENTRED", "K_SLOTS", "K_RANK", "K_SECTIONS"],
-            ["V_KIND", "V_CENTRED", "V_SLOTS", "V_RANK", "V_SECTIONS"],
+            ["K_KIND", "K_CENTRED", "K_SLOTS", "K_RANK", "K_SECTIONS", "K_FORMS"],
+            ["V_KIND", "V_CENTRED", "V_SLOTS", "V_RANK", "V_SECTIONS", "V_FORMS"],
         ];
         let mut macros = vec![
             ("SINKS", self.sinks as i64),
@@ -184,9 +188,10 @@ impl LatentMethod {
                 _ => 2,
             };
             let slots = self.groups[side][0].sets[0].store.block_layout().tokens;
-            let values =
-                [kind, usize::from(self.centred[side]), slots, self.ranks[side], self.sections[side].max(1)];
-            macros.extend(names.into_iter().zip(values.map(|v| v as i64)));
+            let (rank, sections) = (self.ranks[side], self.sections[side].max(1));
+            let values = [kind, usize::from(self.centred[side]), slots, rank, sections];
+            let values = values.map(|v| v as i64).into_iter().chain([self.forms[side]]);
+            macros.extend(names.into_iter().zip(values));
         }
         macros
     }
@@ -270,6 +275,13 @@ struct Parts {
 }
 
 impl Parts {
+    /// A bit for each number of bits, the lowest for what is read slowly.
+    fn forms(&self) -> i64 {
+        let odd = self.strips.iter().any(|strip| strip.width % 4 != 0);
+        let of = |section: &SectionEntry| if section.trellis != 0 { 1 } else { 1 << section.bits };
+        self.sections.iter().map(of).fold(i64::from(odd), |all, form| all | form)
+    }
+
     fn new(set: &LatentSet, keys: bool, levels: &mut [u8]) -> Result<Self> {
         let tokens = set.store.block_layout().tokens;
         let layout = match set.store.scheme() {
