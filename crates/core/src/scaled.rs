@@ -28,9 +28,9 @@ impl Scaled {
         Self { states, scales: Magnitudes::new(shape.kv_heads, scale) }
     }
 
-    /// The same for a window, see [`Store::as_window`].
-    pub(crate) fn as_window(self) -> Self {
-        Self { states: self.states.as_window(), ..self }
+    /// The same for a window, see [`Store::for_window`].
+    pub(crate) fn for_window(self) -> Self {
+        Self { states: self.states.for_window(), ..self }
     }
 }
 

@@ -38,7 +38,7 @@ impl Coded {
             .with_blocks(spec.sinks.clamp(1, SINK_BLOCK));
         let recent: Box<dyn Lane> = match spec.side(side).residual_bits {
             None => Plain::boxed(exact_recent(side, spec, shape)),
-            Some(_) => Box::new(Scaled::new(shape, spec.magnitudes, side).as_window()),
+            Some(_) => Box::new(Scaled::new(shape, spec.magnitudes, side).for_window()),
         };
         let precision = Precision::of(spec.activation_bits, spec.magnitudes);
         let latents = |s: &Set<T>| s.coding.store(side).with_precision(precision).with_waiting(spec.dtype);
@@ -210,7 +210,7 @@ impl Coded {
 /// An empty store for a layer's newest tokens, where they are exact.
 pub(super) fn exact_recent(side: Side, spec: &Latent, shape: &ModelShape) -> Store {
     let exact = crate::methods::exact(spec.dtype);
-    Store::new(shape.kv_heads, shape.head_dim, exact, side).as_window()
+    Store::new(shape.kv_heads, shape.head_dim, exact, side).for_window()
 }
 
 /// Appends the latents of `tokens` tokens to each store: `encode(index, z)` adds them to zeros.

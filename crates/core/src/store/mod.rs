@@ -278,7 +278,7 @@ impl Store {
     /// The same empty store for a window of the newest tokens: floats of 16 of them in a page of their own, which goes as
     /// soon as these have left.
     #[must_use]
-    pub(crate) fn as_window(self) -> Self {
+    pub(crate) fn for_window(self) -> Self {
         let store = self.with_blocks(LANES);
         Self { pages: Pages::single(store.pages.block_lines()), ..store }
     }
