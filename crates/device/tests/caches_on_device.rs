@@ -32,8 +32,17 @@ fn with(
     DeviceCache::new(&parts, spec, shape, Arithmetic { act: Act::F16, precise: false }, resources)
 }
 
+/// Whether this is left out under the sanitizer, with which everything takes ten times as long: where numbers lie goes by
+/// the same formulas in heads of 8 and 24 numbers.
+fn is_too_long(shape: &ModelShape) -> bool {
+    shape.head_dim > 64 && std::env::var_os("MINICACHE_EMULATED_FLAGS").is_some()
+}
+
 /// Prefills, ragged steps and a fork with one method.
 fn check(spec: &str, shape: &ModelShape) {
+    if is_too_long(shape) {
+        return;
+    }
     let spec = CacheSpec::parse(spec).unwrap();
     let found = compare(&device(), &spec, shape, true).unwrap();
     let what = format!("{spec:?} with heads of {}: {found:?}", shape.head_dim);
