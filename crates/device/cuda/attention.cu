@@ -533,33 +533,9 @@ KERNEL(join, JoinParams) {
     SHARED float chances[MOST_PARTS], sums[WARPS][DIM];
     const u64 row = blockIdx.x;
     const int head = blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const Row place = ((const Row*)p.rows)[row];
-    const Sequence& sequence = ((const Sequence*)p.sequences)[place.sequence];
-    const bool alone = sequence.rows == 1;
-    const float* parts = (const float*)p.parts + (row * HEADS + head) * (p.splits + 1) * PART;
-    const float* k = (const float*)p.k + (row * KV_HEADS + head / GROUP) * DIM;
-    const float* v = (const float*)p.v + (row * KV_HEADS + head / GROUP) * DIM;
-    const float* q = (const float*)p.q + (row * HEADS + head) * DIM;
-    const int first = sequence.len > 0 ? 0 : p.splits, last = alone ? p.splits : p.splits + 1;
-    // What every warp needs every warp computes.
-    float own = NONE, most = NONE;
-    if (alone) {
-        own = 0.0f;
-        for (int c = lane; c < DIM; c += WARP) own += q[c] * k[c];
-        own = most = capped(warp_sum(own) * p.scale, p.softcap);
-    }
-    for (int s = first + lane; s < last; s += WARP) most = fmaxf(most, parts[s * PART]);
-    most = warp_max(most);
-    float total = 0.0f;
-    for (int s = first + lane; s < last; s += WARP) {
-        const float held = parts[s * PART + 1];
-        const float chance = held > 0.0f ? expf(parts[s * PART] - most) : 0.0f;
-        if (warp == 0) chances[s] = chance;
-        total += held * chance;
-    }
-    const float itself = alone ? expf(own - most) : 0.0f;
-    total = warp_sum(total) + itself;
-    __syncthreads();
+    const Joined joined = join_parts<PART>(p, chances);
+    const float *parts = joined.parts, *v = (const float*)p.v + (row * KV_HEADS + head / GROUP) * DIM;
+    const int first = joined.first, last = joined.last;
     float sum[C];
 #pragma unroll
     for (int n = 0; n < C; n++) sum[n] = 0.0f;
@@ -576,8 +552,8 @@ KERNEL(join, JoinParams) {
         if (n * WARP + lane < DIM) sums[warp][n * WARP + lane] = sum[n];
     __syncthreads();
     for (int c = threadIdx.x; c < DIM; c += THREADS) {
-        float x = alone ? itself * v[c] : 0.0f;
+        float x = joined.alone ? joined.itself * v[c] : 0.0f;
         for (int w = 0; w < WARPS; w++) x += sums[w][c];
-        put_act(p.out, p.low, (row * HEADS + head) * DIM + c, x / total);
+        put_act(p.out, p.low, (row * HEADS + head) * DIM + c, x / joined.total);
     }
 }

@@ -6,6 +6,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define WARP 32
+#define WARPS (THREADS / WARP)
 #define ALL 0xffffffffu
 
 #ifdef EMULATED
@@ -141,13 +142,13 @@ DEVICE double warp_sum(double x) {
 // The sum over all threads of the block, in each of them.
 template <class T>
 DEVICE T block_sum(T x) {
-    SHARED T parts[THREADS / WARP];
+    SHARED T parts[WARPS];
     x = warp_sum(x);
     __syncthreads();
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
     __syncthreads();
     T sum = 0;
-    for (int i = 0; i < THREADS / WARP; i++) sum += parts[i];
+    for (int i = 0; i < WARPS; i++) sum += parts[i];
     return sum;
 }
 
@@ -155,12 +156,12 @@ DEVICE T block_sum(T x) {
 DEVICE int rank(bool bit, int* seen) {
     const u32 ballot = __ballot_sync(ALL, bit);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    SHARED int ones[THREADS / WARP];
+    SHARED int ones[WARPS];
     __syncthreads();
     if (lane == 0) ones[warp] = __popc(ballot);
     __syncthreads();
     int at = *seen + __popc(ballot & ((1u << lane) - 1));
-    for (int w = 0; w < THREADS / WARP; w++) {
+    for (int w = 0; w < WARPS; w++) {
         if (w < warp) at += ones[w];
         *seen += ones[w];
     }
@@ -169,11 +170,11 @@ DEVICE int rank(bool bit, int* seen) {
 
 // The least of each thread's numbers.
 DEVICE float block_least(float x) {
-    SHARED float parts[THREADS / WARP];
+    SHARED float parts[WARPS];
     x = -warp_max(-x);
     __syncthreads();
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
     __syncthreads();
-    for (int i = 0; i < THREADS / WARP; i++) x = fminf(x, parts[i]);
+    for (int i = 0; i < WARPS; i++) x = fminf(x, parts[i]);
     return x;
 }

@@ -20,11 +20,6 @@ struct MapParams {
     float scale;
 };
 
-DEVICE const Set& set_of(u64 sets, int head) {
-    const Set* all = (const Set*)sets;
-    return all[head / all[0].heads];
-}
-
 // A block to a row and query head.
 KERNEL(map_queries, MapParams) {
     SHARED float q[DIM];
@@ -451,34 +446,11 @@ KERNEL(join_latents, JoinLatentsParams) {
     SHARED float chances[MOST_PARTS], sum[SUM], halves[WARPS][DIM];
     const u64 row = blockIdx.x;
     const int head = blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const Row place = ((const Row*)p.rows)[row];
-    const Sequence& sequence = ((const Sequence*)p.sequences)[place.sequence];
-    const bool alone = sequence.rows == 1;
-    const float* parts = (const float*)p.parts + (row * HEADS + head) * (p.splits + 1) * PART;
-    const float* k = (const float*)p.k + (row * KV_HEADS + head / GROUP) * DIM;
-    const float* v = (const float*)p.v + (row * KV_HEADS + head / GROUP) * DIM;
-    const float* q = (const float*)p.q + (row * HEADS + head) * DIM;
-    const int first = sequence.len > 0 ? 0 : p.splits, last = alone ? p.splits : p.splits + 1;
-    float own = NONE, most = NONE;
-    if (alone) {
-        own = 0.0f;
-        for (int c = lane; c < DIM; c += WARP) own += q[c] * k[c];
-        own = most = capped(warp_sum(own) * p.scale, p.softcap);
-    }
-    for (int s = first + lane; s < last; s += WARP) most = fmaxf(most, parts[(u64)s * PART]);
-    most = warp_max(most);
-    float total = 0.0f;
-    for (int s = first + lane; s < last; s += WARP) {
-        const float held = parts[(u64)s * PART + 1];
-        const float chance = held > 0.0f ? expf(parts[(u64)s * PART] - most) : 0.0f;
-        if (warp == 0) chances[s] = chance;
-        total += held * chance;
-    }
-    const float itself = alone ? expf(own - most) : 0.0f;
-    total = warp_sum(total) + itself;
-    __syncthreads();
+    const Joined joined = join_parts<PART>(p, chances);
+    const float *parts = joined.parts, *v = (const float*)p.v + (row * KV_HEADS + head / GROUP) * DIM;
+    const int first = joined.first, last = joined.last;
     for (int i = threadIdx.x; i < SUM; i += THREADS) {
-        float x = alone && i < DIM ? itself * v[i] : 0.0f;
+        float x = joined.alone && i < DIM ? joined.itself * v[i] : 0.0f;
         // The part of the step's own tokens has no latents.
         for (int s = first; s < (i < DIM ? last : p.splits); s++)
             if (chances[s] > 0.0f) x += chances[s] * parts[(u64)s * PART + 2 + i];
@@ -503,6 +475,6 @@ KERNEL(join_latents, JoinLatentsParams) {
     for (int c = threadIdx.x; c < DIM; c += THREADS) {
         float x = sum[c] + sum[DIM] * mean[c];
         for (int w = 0; w < WARPS; w++) x += halves[w][c];
-        put_act(p.out, p.low, (row * HEADS + head) * DIM + c, x / total);
+        put_act(p.out, p.low, (row * HEADS + head) * DIM + c, x / joined.total);
     }
 }

@@ -152,3 +152,9 @@ DEVICE float rotated(const float* mean, u64 phases, int index, int channel) {
     const float cosine = phase_of(phases, index, j), sine = phase_of(phases, index, j + half);
     return channel < half ? mean[j] * cosine - mean[j + half] * sine : mean[j] * sine + mean[j + half] * cosine;
 }
+
+// Of a layer's group, what a KV head shares latents in.
+DEVICE const Set& set_of(u64 sets, int head) {
+    const Set* all = (const Set*)sets;
+    return all[head / all[0].heads];
+}

@@ -1,7 +1,6 @@
 // What becomes of a step's states in a cache of latents: the first and the newest tokens are written as they are
 // (`keep_exact`), those that are neither any more are encoded (`encode`) and written as codes or floats (`write_latents`).
 
-#define WARPS (THREADS / WARP)
 #define KV_DIM (KV_HEADS * DIM)
 
 // Tokens that become latents together: of one block, counted from the first that is no sink, and the row of the first
@@ -293,8 +292,7 @@ DEVICE float restored_number(const RestoreLatentsParams& p, int head, int positi
     const int index = position - SINKS;
     if (index >= latents_of(s.len))
         return load(newest_of(s.tables.recent[S], index, p.layer, head), EXACT, float_at<S>(DIM, RECENT, index % RECENT, channel));
-    const Set* all = (const Set*)p.sets[S];
-    const Set& set = all[head / all[0].heads];
+    const Set& set = set_of(p.sets[S], head);
     const int member = p.layers[S] * set.heads + head - set.head;
     const float *mean = (const float*)set.mean + member * DIM, *map = (const float*)set.restore + (u64)member * DIM * set.rank;
     float x = S == 0 ? rotated(mean, p.phases, index, channel) : mean[channel];
@@ -308,8 +306,7 @@ DEVICE void restore_side(const RestoreLatentsParams& p) {
     const Sequence& s = *(const Sequence*)p.sequence;
     const int position = p.first + blockIdx.x, index = position - SINKS;
     for (int head = 0; head < KV_HEADS; head++) {
-        const Set* all = (const Set*)p.sets[S];
-        const Set& set = all[head / all[0].heads];
+        const Set& set = set_of(p.sets[S], head);
         const Section* sections = (const Section*)set.sections;
         __syncthreads();
         if (index >= 0 && index < latents_of(s.len)) {

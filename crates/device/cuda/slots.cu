@@ -2,28 +2,9 @@
 
 // Query heads of a KV head that a block of `attend_slots` takes; PASSES blocks share the KV head.
 #define G (GROUP / PASSES)
-#define NONE (-1e30f)
 #define TILE THREADS
 // Numbers of a part beside its values: the largest score and the sum.
 #define PART (DIM + 2)
-
-// Eight numbers from the `i`-th on, of a row that the kernel only reads.
-DEVICE void eight(const u8* row, int i, float* y) {
-    if (K_KIND == F32) {
-        const uint4 a = read16((const float*)row + i), b = read16((const float*)row + i + 4);
-        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int j = 0; j < 8; j++) y[j] = from_bits(words[j]);
-    } else {
-        const uint4 a = read16((const u16*)row + i);
-        const u32 words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            y[2 * j] = from_half((u16)(words[j] & 0xffff));
-            y[2 * j + 1] = from_half((u16)(words[j] >> 16));
-        }
-    }
-}
 
 struct SlotsParams {
     u64 q;                // f32 (rows, HEADS, DIM)
@@ -76,7 +57,7 @@ KERNEL(attend_slots, SlotsParams) {
             const int at = t + inner, slot = tile + at;
             const bool inside = slot < end;
             float x[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-            if (inside && chunk < CHUNKS) eight(slots.key(slot), chunk * 8, x);
+            if (inside && chunk < CHUNKS) load8(slots.key(slot), K_KIND, chunk * 8, x);
 #pragma unroll
             for (int g = 0; g < G; g++) {
                 float sum = 0.0f;
@@ -112,7 +93,7 @@ KERNEL(attend_slots, SlotsParams) {
             const int at = t + inner, slot = tile + at;
             if (slot >= end || chunk >= CHUNKS) continue;
             float x[8];
-            eight(slots.value(slot), chunk * 8, x);
+            load8(slots.value(slot), K_KIND, chunk * 8, x);
 #pragma unroll
             for (int g = 0; g < G; g++)
                 for (int j = 0; j < 8; j++) out[g][j] += scores[g][at] * x[j];

@@ -1,7 +1,6 @@
 // Slots: what a KV head of a layer holds in caches of methods that drop tokens. They lie in blocks of 16, which have those of
 // all KV heads and layers; a token may have any slot.
 
-#define WARPS (THREADS / WARP)
 #define NUMBER_BYTES (K_KIND == F32 ? 4 : 2)
 
 // Which slots a layer has.

@@ -1,7 +1,6 @@
 // What becomes of a step's states: merged where layers share them, kept where they are too distinct, written as floats or
 // packed as codes.
 
-#define WARPS (THREADS / WARP)
 #define KV_DIM (KV_HEADS * DIM)
 
 enum { SLERP, MEAN, MAX_NORM, RANK_ONE };

@@ -69,6 +69,24 @@ DEVICE float read(const void* x, int kind, int i) {
     return kind == F32 ? from_bits(read4((const float*)x + i)) : from_half(read2((const u16*)x + i));
 }
 
+// Eight numbers of what a kernel only reads.
+DEVICE void load8(const void* x, int kind, int i, float* y) {
+    if (kind == F32) {
+        const uint4 a = read16((const float*)x + i), b = read16((const float*)x + i + 4);
+        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int j = 0; j < 8; j++) y[j] = from_bits(words[j]);
+    } else {
+        const uint4 a = read16((const u16*)x + i);
+        const u32 words[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            y[2 * j] = from_half((u16)(words[j] & 0xffff));
+            y[2 * j + 1] = from_half((u16)(words[j] >> 16));
+        }
+    }
+}
+
 #define HEADS (KV_HEADS * GROUP)
 // A score below all others.
 #define NONE (-1e30f)

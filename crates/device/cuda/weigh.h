@@ -3,30 +3,12 @@
 // Codes meet weights as on the host: queries and probabilities become two signed bytes relative to their largest, and
 // byte dot products are exact.
 
-#define WARPS (THREADS / WARP)
 // Strips of 16 tokens that a warp takes of a tile: what does not depend on the tokens is made once for them.
 #define STRIPS_EACH 2
 #define TILE (WARPS * LANES * STRIPS_EACH)
 // Query heads of a KV head that a block takes; PASSES blocks share the KV head.
 #define G (GROUP / PASSES)
 #define MOST_PARTS 1025
-
-DEVICE void load8(const void* x, int kind, int i, float* y) {
-    if (kind == F32) {
-        const uint4 a = read16((const float*)x + i), b = read16((const float*)x + i + 4);
-        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int j = 0; j < 8; j++) y[j] = from_bits(words[j]);
-    } else {
-        const uint4 a = read16((const u16*)x + i);
-        const u32 words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            y[2 * j] = from_half((u16)(words[j] & 0xffff));
-            y[2 * j + 1] = from_half((u16)(words[j] >> 16));
-        }
-    }
-}
 
 // Halves a lane's N numbers with its partner at each distance in turn, adding the partner's; what is left is one number
 // (N = 8: lanes 2 apart share it).
@@ -153,4 +135,47 @@ DEVICE void code_sums(const Raw<BITS>& raw, int steps, int width, int unit, cons
 // Units of a strip: of its first plane, which is the longest.
 FIXED int code_units(int bits, int steps, int width) {
     return ceil_div(ceil_div(steps, 4), 8 / FIRST_PLANE(bits)) * (width / 4);
+}
+
+// How the parts of a query join: those from `first` to `last`, and the token itself where it is alone in its step.
+struct Joined {
+    const float* parts;
+    int first, last;
+    bool alone;
+    float itself, total;  // what the token itself weighs, and all together
+};
+
+// Of the row and head of this block, with parts of NUMBERS numbers (the largest score and the sum first): what each part
+// weighs goes to `chances`. What every warp needs every warp computes.
+template <int NUMBERS, class P>
+DEVICE Joined join_parts(const P& p, float* chances) {
+    const u64 row = blockIdx.x;
+    const int head = blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const Row place = ((const Row*)p.rows)[row];
+    const Sequence& sequence = ((const Sequence*)p.sequences)[place.sequence];
+    const float* k = (const float*)p.k + (row * KV_HEADS + head / GROUP) * DIM;
+    const float* q = (const float*)p.q + (row * HEADS + head) * DIM;
+    Joined joined;
+    joined.alone = sequence.rows == 1;
+    joined.parts = (const float*)p.parts + (row * HEADS + head) * (p.splits + 1) * NUMBERS;
+    joined.first = sequence.len > 0 ? 0 : p.splits, joined.last = joined.alone ? p.splits : p.splits + 1;
+    float own = NONE, most = NONE;
+    if (joined.alone) {
+        own = 0.0f;
+        for (int c = lane; c < DIM; c += WARP) own += q[c] * k[c];
+        own = most = capped(warp_sum(own) * p.scale, p.softcap);
+    }
+    for (int s = joined.first + lane; s < joined.last; s += WARP) most = fmaxf(most, joined.parts[s * NUMBERS]);
+    most = warp_max(most);
+    float total = 0.0f;
+    for (int s = joined.first + lane; s < joined.last; s += WARP) {
+        const float held = joined.parts[s * NUMBERS + 1];
+        const float chance = held > 0.0f ? expf(joined.parts[s * NUMBERS] - most) : 0.0f;
+        if (warp == 0) chances[s] = chance;
+        total += held * chance;
+    }
+    joined.itself = joined.alone ? expf(own - most) : 0.0f;
+    joined.total = warp_sum(total) + joined.itself;
+    __syncthreads();
+    return joined;
 }
