@@ -16,6 +16,9 @@ use crate::scratch::with_buffer;
 use crate::states::{States, check_layer, check_truncate};
 use crate::{Footprint, Result};
 
+/// Why a cache that drops tokens cannot go back.
+pub const DROPPED: &str = "it drops tokens for good";
+
 /// Query tokens worked on together.
 const TILE: usize = 32;
 /// Tokens that room is made for at a time. Doubling would cost fewer copies and hold twice what the method keeps.
@@ -316,7 +319,7 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
     fn truncate(&mut self, len: usize) -> Result<()> {
         check_truncate(self.len, len, || match len {
             0 => Ok(()),
-            _ => Err("it drops tokens for good"),
+            _ => Err(DROPPED),
         })?;
         if len == 0 {
             *self = Self::new(&self.shape, self.evict.clone());

@@ -14,11 +14,10 @@ use crate::archive::{Archive, damaged};
 use crate::cache::{KvCache, Restored};
 use crate::dense::{View, mul_transposed};
 use crate::kernels::{LANES, Sums, Weights};
-use crate::layered::GONE;
 use crate::low_rank::{LowRank, truncated_svd};
 use crate::scratch::with_buffer;
 use crate::settings::{ModelShape, Rank};
-use crate::states::{States, check_layer, check_truncate};
+use crate::states::{States, check_in_sight, check_layer, check_truncate};
 use crate::store::{Scheme, Side, Store};
 use crate::view::{LayerView, Segment, SideView};
 use crate::{Footprint, Result, Rotary};
@@ -329,10 +328,7 @@ impl KvCache for FactoredCache {
 
     fn truncate(&mut self, len: usize) -> Result<()> {
         check_truncate(self.len, len, || {
-            let shape = &self.shape;
-            if len > 0 && (0..shape.layers).any(|l| self.view(l).start() > shape.first_seen(l, len)) {
-                return Err(GONE);
-            }
+            check_in_sight(&self.shape, len, |layer| self.view(layer).start())?;
             self.groups.iter().flat_map(Group::sides).try_for_each(|side| side.can_truncate(len))
         })?;
         self.groups.iter_mut().flat_map(Group::sides_mut).for_each(|side| side.truncate(len));

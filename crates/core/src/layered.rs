@@ -9,7 +9,7 @@ use crate::archive::{Archive, damaged};
 use crate::cache::{KvCache, Restored};
 use crate::lane::Lane;
 use crate::pair::{PairSide, Proposal, SideSettings};
-use crate::states::{States, check_layer, check_truncate};
+use crate::states::{States, check_in_sight, check_layer, check_truncate};
 use crate::view::{LayerView, SideView};
 use crate::{Footprint, Result};
 
@@ -304,10 +304,7 @@ impl KvCache for Layered {
     fn truncate(&mut self, len: usize) -> Result<()> {
         let sides = [&self.keys, &self.values];
         check_truncate(self.len, len, || {
-            let gone = |layer| sides.iter().any(|s| s.start(layer) > self.shape.first_seen(layer, len));
-            if len > 0 && (0..self.shape.layers).any(gone) {
-                return Err(GONE);
-            }
+            check_in_sight(&self.shape, len, |layer| self.keys.start(layer).max(self.values.start(layer)))?;
             sides.iter().try_for_each(|side| side.can_truncate(len))
         })?;
         self.keys.truncate(len);
@@ -342,6 +339,3 @@ impl KvCache for Layered {
         Box::new(Self { keys: self.keys.fork(), values: self.values.fork(), ..*self })
     }
 }
-
-/// Why a cache with a sliding window cannot go back.
-pub const GONE: &str = "tokens that would come into sight again have left the sliding window";

@@ -46,9 +46,9 @@ pub use attend::on_one_thread;
 pub use batch::Batch;
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};
+pub use evicting::DROPPED;
 pub use footprint::Footprint;
 pub use kernels::Precision;
-pub use layered::GONE;
 pub use magnitudes::Magnitudes;
 pub use merge_pair::{MergedPair, PairStates, merge_pair};
 pub use methods::{
@@ -60,6 +60,7 @@ pub use pair::DECIDED;
 pub use resources::{Resources, Rotary};
 pub use sequence::Sequence;
 pub use settings::ModelShape;
+pub use states::GONE;
 pub use states::States;
 pub use steps::{StepTime, time_steps};
 pub use store::{BlockLayout, CodeLayout, Scheme, SectionLayout, Side, Store, StoreBytes, StoreCount};

@@ -95,3 +95,16 @@ pub(crate) fn check_truncate(
     }
     fewer().map_err(|reason| Error::Truncate { len, reason })
 }
+
+/// Why a cache with a sliding window cannot go back.
+pub const GONE: &str = "tokens that would come into sight again have left the sliding window";
+
+/// Whether the layers still hold, from `start(layer)` on, what the query after `len` tokens sees.
+pub(crate) fn check_in_sight(
+    shape: &ModelShape,
+    len: usize,
+    start: impl Fn(usize) -> usize,
+) -> std::result::Result<(), &'static str> {
+    let gone = |layer| start(layer) > shape.first_seen(layer, len);
+    if len > 0 && (0..shape.layers).any(gone) { Err(GONE) } else { Ok(()) }
+}

@@ -390,11 +390,7 @@ impl Method {
         arithmetic: Arithmetic,
         resources: &Resources,
     ) -> Result<Self> {
-        let message = "method = \"latent\" needs a calibrated basis of the model";
-        let plan = resources
-            .latent
-            .as_ref()
-            .ok_or_else(|| Error::Core(minicache_core::Error::Missing(message.into())))?;
+        let plan = resources.latent_plan().map_err(Error::Core)?;
         if [&plan.spec().k, &plan.spec().v].iter().any(|side| side.residual_bits.is_some()) {
             return refuse("a window of newest tokens in eight bits (residual_bits)".into());
         }

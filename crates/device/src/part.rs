@@ -6,7 +6,7 @@ mod slots;
 
 use std::sync::Arc;
 
-use minicache_core::{DECIDED, Footprint, GONE, StoreCount};
+use minicache_core::{DECIDED, DROPPED, Footprint, GONE, StoreCount};
 
 use crate::device::Device;
 use crate::driver::{Address, Memory, bytes_of, bytes_of_mut};
@@ -379,7 +379,7 @@ impl PartCache {
     /// Of the device.
     pub(crate) fn cannot_truncate(&self, len: usize) -> Result<Option<&'static str>> {
         if self.slots.is_some() {
-            return Ok((len > 0).then_some("it drops tokens for good"));
+            return Ok((len > 0).then_some(DROPPED));
         }
         if len > 0 && self.sides.iter().any(|side| side.held.start() > self.method.first_seen(len)) {
             return Ok(Some(GONE));

@@ -32,6 +32,19 @@ fn with(
     DeviceCache::new(&parts, spec, shape, Arithmetic { act: Act::F16, precise: false }, resources)
 }
 
+/// Attends on both sides with queries, keys and values; the largest difference of the outputs.
+fn attended_apart(
+    host: &mut dyn KvCache,
+    there: &mut dyn KvCache,
+    layer: usize,
+    [q, k, v]: [&[f32]; 3],
+) -> f32 {
+    let (mut want, mut got) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+    host.attend_into(layer, q, k, v, &mut want).unwrap();
+    there.attend_into(layer, q, k, v, &mut got).unwrap();
+    want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
 /// Whether this is left out under the sanitizer, with which everything takes ten times as long: where numbers lie goes by
 /// the same formulas in heads of 8 and 24 numbers.
 fn is_too_long(shape: &ModelShape) -> bool {
@@ -151,10 +164,7 @@ fn states_of_the_host_are_carried_over() {
                     |n: usize, w: f32| (0..n).map(|i| ((i + layer) as f32 * w).sin()).collect::<Vec<_>>();
                 let (q, k, v) =
                     (wave(tokens * q_dim, 0.37), wave(tokens * kv_dim, 0.73), wave(tokens * kv_dim, 0.91));
-                let (mut want, mut got) = (vec![0.0; q.len()], vec![0.0; q.len()]);
-                host.attend_into(layer, &q, &k, &v, &mut want).unwrap();
-                there.attend_into(layer, &q, &k, &v, &mut got).unwrap();
-                let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let worst = attended_apart(&mut *host, &mut there, layer, [&q, &k, &v]);
                 assert!(worst < 1e-3, "{spec:?}: {worst}");
             }
             host.finish_step().unwrap();

@@ -8,9 +8,8 @@ use super::plan::{LatentPlan, group_of};
 use super::view::{LatentKeys, LatentValues};
 use crate::archive::{Archive, damaged};
 use crate::cache::{KvCache, Restored};
-use crate::layered::GONE;
 use crate::settings::ModelShape;
-use crate::states::{States, check_layer, check_truncate};
+use crate::states::{States, check_in_sight, check_layer, check_truncate};
 use crate::store::Side;
 use crate::view::{LayerView, Segment};
 use crate::{Footprint, Result};
@@ -105,10 +104,7 @@ impl KvCache for LatentCache {
         let exact = (self.plan.spec.sinks, self.plan.spec.residual);
         let sides = || self.keys.iter().chain(&self.values);
         check_truncate(self.len, len, || {
-            let shape = &self.plan.shape;
-            if len > 0 && (0..shape.layers).any(|l| self.view(l).start() > shape.first_seen(l, len)) {
-                return Err(GONE);
-            }
+            check_in_sight(&self.plan.shape, len, |layer| self.view(layer).start())?;
             sides().try_for_each(|side| side.can_truncate(len, exact))
         })?;
         self.keys.iter_mut().chain(&mut self.values).for_each(|side| side.truncate(len));

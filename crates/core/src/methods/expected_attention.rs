@@ -122,14 +122,8 @@ impl Expecting {
 
     /// Cosines and sines of the rotations of the positions from `first` on, averaged; nothing where there are none.
     fn average_rotation(&self, first: usize) -> Vec<f32> {
-        let Some(rotary) = &self.rotary else { return Vec::new() };
-        let mut sums = vec![0.0_f64; rotary.rotary_dim()];
-        let mut angles = vec![0.0; sums.len()];
-        for position in first..first + self.settings.future {
-            rotary.angles_into(position, &mut angles);
-            sums.iter_mut().zip(&angles).for_each(|(sum, x)| *sum += f64::from(*x));
-        }
-        sums.iter().map(|sum| (sum / self.settings.future as f64) as f32).collect()
+        let positions = first..first + self.settings.future;
+        self.rotary.as_ref().map_or_else(Vec::new, |rotary| rotary.mean_angles(positions))
     }
 }
 

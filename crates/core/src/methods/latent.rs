@@ -8,7 +8,7 @@ use crate::layered::Plan;
 use crate::settings::bounds::{MOST_RATIO, MOST_TOKENS, check_activation_bits, check_number};
 use crate::settings::{Calibration, Checked, Group, LatentSide, ModelShape, StoreType};
 use crate::store::Side;
-use crate::{Error, Footprint, Resources, Result};
+use crate::{Footprint, Resources, Result};
 
 /// Cross-layer latents in a calibrated basis.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,9 +103,7 @@ impl Method for Latent {
     }
 
     fn build(&self, _: &ModelShape, resources: &Resources) -> Result<Box<dyn KvCache>> {
-        let message = "method = \"latent\" needs a calibrated basis of the model";
-        let plan = resources.latent.clone().ok_or_else(|| Error::Missing(message.to_string()))?;
-        Ok(Box::new(LatentCache::new(plan)))
+        Ok(Box::new(LatentCache::new(resources.latent_plan()?.clone())))
     }
 
     fn label(&self) -> Option<String> {

@@ -18,59 +18,99 @@ const MAX_JOINT_BLOCKS: usize = 16;
 const COUNTERS: usize =
     if Line::BYTES > 2 * size_of::<usize>() { Line::BYTES } else { 2 * size_of::<usize>() };
 
-/// What [`Pages`] take, without their blocks. The list is one, with entries of the same size, so that it grows as theirs.
+/// Pages at the front of which some have been dropped, and the blocks in them.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct PageCount {
-    block_bytes: usize,
+struct Paged<P> {
+    pages: VecDeque<P>,
+    /// Blocks per page, as a power of two.
     page_log: u32,
+    /// Pages dropped at the front.
     dropped: usize,
+    /// Blocks, dropped ones included.
     blocks: usize,
-    list: VecDeque<[usize; 2]>,
 }
 
-impl PageCount {
-    /// As [`Pages::push`].
-    pub(super) fn push(&mut self) {
-        if self.blocks.is_multiple_of(1 << self.page_log) {
-            self.list.push_back([0; 2]);
-        }
-        self.blocks += 1;
+impl<P> Paged<P> {
+    fn new(page_log: u32) -> Self {
+        Self { pages: VecDeque::new(), page_log, dropped: 0, blocks: 0 }
     }
 
-    /// As [`Pages::first`].
-    pub(super) fn first(&self) -> usize {
+    fn first(&self) -> usize {
         (self.dropped << self.page_log).min(self.blocks)
     }
 
-    /// As [`Pages::drop_before`].
-    pub(super) fn drop_before(&mut self, block: usize) {
+    fn held(&self) -> usize {
+        self.blocks - self.first()
+    }
+
+    /// Whether the next block begins a page.
+    fn is_full(&self) -> bool {
+        self.blocks.is_multiple_of(1 << self.page_log)
+    }
+
+    fn drop_before(&mut self, block: usize) {
         while self.dropped < block.min(self.blocks) >> self.page_log {
-            self.list.pop_front();
+            self.pages.pop_front();
             self.dropped += 1;
         }
     }
 
-    /// As [`Pages::truncate`].
-    pub(super) fn truncate(&mut self, blocks: usize) {
-        if blocks >= self.blocks {
-            return;
-        }
-        self.list.truncate(blocks.div_ceil(1 << self.page_log).saturating_sub(self.dropped));
+    /// Forgets the blocks from `blocks` on, of which there are some.
+    fn truncate(&mut self, blocks: usize) {
+        self.pages.truncate(blocks.div_ceil(1 << self.page_log).saturating_sub(self.dropped));
         if blocks == 0 {
             self.dropped = 0;
         }
         self.blocks = blocks;
     }
 
+    /// Bytes of the list of pages.
+    fn list_bytes(&self) -> usize {
+        self.pages.capacity() * size_of::<P>()
+    }
+}
+
+/// What [`Pages`] take, without their blocks. The list has entries of the same size, so that it grows as theirs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PageCount {
+    block_bytes: usize,
+    list: Paged<[usize; 2]>,
+}
+
+impl PageCount {
+    /// As [`Pages::push`].
+    pub(super) fn push(&mut self) {
+        if self.list.is_full() {
+            self.list.pages.push_back([0; 2]);
+        }
+        self.list.blocks += 1;
+    }
+
+    /// As [`Pages::first`].
+    pub(super) fn first(&self) -> usize {
+        self.list.first()
+    }
+
+    /// As [`Pages::drop_before`].
+    pub(super) fn drop_before(&mut self, block: usize) {
+        self.list.drop_before(block);
+    }
+
+    /// As [`Pages::truncate`].
+    pub(super) fn truncate(&mut self, blocks: usize) {
+        if blocks < self.list.blocks {
+            self.list.truncate(blocks);
+        }
+    }
+
     /// As [`Pages::held`].
     pub(super) fn held(&self) -> usize {
-        self.blocks - self.first()
+        self.list.held()
     }
 
     /// As [`Pages::bytes`].
     pub(super) fn bytes(&self) -> usize {
-        let lists = self.list.capacity() * size_of::<[usize; 2]>();
-        self.held() * self.block_bytes + self.list.len() * COUNTERS + lists
+        self.held() * self.block_bytes + self.list.pages.len() * COUNTERS + self.list.list_bytes()
     }
 }
 
@@ -80,14 +120,8 @@ const _: () = assert!(size_of::<[usize; 2]>() == size_of::<Arc<[Line]>>(), "an e
 /// holds exactly the blocks it has (it is copied when a block joins it), so nothing is allocated in advance.
 #[derive(Clone)]
 pub(super) struct Pages {
-    pages: VecDeque<Arc<[Line]>>,
+    list: Paged<Arc<[Line]>>,
     block_lines: usize,
-    /// Blocks per page, as a power of two.
-    page_log: u32,
-    /// Pages dropped at the front.
-    dropped: usize,
-    /// Blocks, dropped ones included.
-    blocks: usize,
 }
 
 impl Pages {
@@ -111,44 +145,45 @@ impl Pages {
     }
 
     fn with_log(block_lines: usize, page_log: u32) -> Self {
-        Self { pages: VecDeque::new(), block_lines, page_log, dropped: 0, blocks: 0 }
+        Self { list: Paged::new(page_log), block_lines }
     }
 
     /// No blocks, of the same size.
     pub(super) fn empty(&self) -> Self {
-        Self::with_log(self.block_lines, self.page_log)
+        Self::with_log(self.block_lines, self.list.page_log)
     }
 
     /// The first block still held.
     pub(super) fn first(&self) -> usize {
-        (self.dropped << self.page_log).min(self.blocks)
+        self.list.first()
     }
 
     /// Appends a block of zeros.
     pub(super) fn push(&mut self) {
         let zeros = std::iter::repeat_n(Line::ZERO, self.block_lines);
-        if self.blocks.is_multiple_of(1 << self.page_log) {
-            self.pages.push_back(zeros.collect());
-        } else if let Some(last) = self.pages.back_mut() {
+        if self.list.is_full() {
+            self.list.pages.push_back(zeros.collect());
+        } else if let Some(last) = self.list.pages.back_mut() {
             *last = last.iter().copied().chain(zeros).collect();
         }
-        self.blocks += 1;
+        self.list.blocks += 1;
     }
 
     fn place(&self, block: usize) -> (usize, Range<usize>) {
-        let start = block % (1 << self.page_log) * self.block_lines;
-        ((block >> self.page_log) - self.dropped, start..start + self.block_lines)
+        let Paged { page_log, dropped, .. } = self.list;
+        let start = block % (1 << page_log) * self.block_lines;
+        ((block >> page_log) - dropped, start..start + self.block_lines)
     }
 
     pub(super) fn block(&self, block: usize) -> &[Line] {
         let (page, lines) = self.place(block);
-        &self.pages[page][lines]
+        &self.list.pages[page][lines]
     }
 
     /// The blocks from `block` to the end of its page, at most `most` of them.
     pub(super) fn blocks(&self, block: usize, most: usize) -> &[Line] {
         let (page, lines) = self.place(block);
-        let rest = &self.pages[page][lines.start..];
+        let rest = &self.list.pages[page][lines.start..];
         &rest[..rest.len().min(most.saturating_mul(self.block_lines))]
     }
 
@@ -159,73 +194,65 @@ impl Pages {
 
     pub(super) fn block_mut(&mut self, block: usize) -> &mut [Line] {
         let (page, lines) = self.place(block);
-        &mut Arc::make_mut(&mut self.pages[page])[lines]
+        &mut Arc::make_mut(&mut self.list.pages[page])[lines]
     }
 
     /// Frees the pages of which every block is before `block`.
     pub(super) fn drop_before(&mut self, block: usize) {
-        while self.dropped < block.min(self.blocks) >> self.page_log {
-            self.pages.pop_front();
-            self.dropped += 1;
-        }
+        self.list.drop_before(block);
     }
 
     /// Forgets the blocks from `blocks` on, and gives back what they took.
     pub(super) fn truncate(&mut self, blocks: usize) {
-        if blocks >= self.blocks {
+        if blocks >= self.list.blocks {
             return;
         }
-        let per_page = 1 << self.page_log;
-        self.pages.truncate(blocks.div_ceil(per_page).saturating_sub(self.dropped));
-        let left = blocks % per_page * self.block_lines;
+        self.list.truncate(blocks);
+        let left = blocks % (1 << self.list.page_log) * self.block_lines;
         if left > 0
-            && let Some(last) = self.pages.back_mut()
+            && let Some(last) = self.list.pages.back_mut()
             && last.len() > left
         {
             *last = last[..left].into();
         }
-        if blocks == 0 {
-            self.dropped = 0;
-        }
-        self.blocks = blocks;
     }
 
     /// Bytes allocated: pages with their counters, and the list of pages.
     pub(super) fn bytes(&self) -> usize {
-        let pages: usize = self.pages.iter().map(|lines| COUNTERS + size_of_val(&lines[..])).sum();
-        pages + self.pages.capacity() * size_of::<Arc<[Line]>>()
+        let pages: usize = self.list.pages.iter().map(|lines| COUNTERS + size_of_val(&lines[..])).sum();
+        pages + self.list.list_bytes()
     }
 
     /// The count of such pages, of which there are none yet.
     pub(super) fn count(&self) -> PageCount {
-        let (block_bytes, page_log) = (self.block_lines * Line::BYTES, self.page_log);
-        PageCount { block_bytes, page_log, dropped: 0, blocks: 0, list: VecDeque::new() }
+        PageCount { block_bytes: self.block_lines * Line::BYTES, list: Paged::new(self.list.page_log) }
     }
 
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Result<()> {
-        archive.count(&mut self.dropped)?;
-        archive.count(&mut self.blocks)?;
-        let per_page = 1 << self.page_log;
-        let pages = self.blocks.div_ceil(per_page).checked_sub(self.dropped);
+        let Self { list, block_lines } = self;
+        archive.count(&mut list.dropped)?;
+        archive.count(&mut list.blocks)?;
+        let per_page = 1 << list.page_log;
+        let pages = list.blocks.div_ceil(per_page).checked_sub(list.dropped);
         damaged(pages.is_some())?;
         for i in 0..pages.unwrap_or(0) {
             if archive.reads() {
-                self.pages.push_back(Arc::from([]));
+                list.pages.push_back(Arc::from([]));
             }
-            let blocks = (self.blocks - (self.dropped + i) * per_page).min(per_page);
-            archive.page(&mut self.pages[i], blocks * self.block_lines)?;
+            let blocks = (list.blocks - (list.dropped + i) * per_page).min(per_page);
+            archive.page(&mut list.pages[i], blocks * *block_lines)?;
         }
         Ok(())
     }
 
     /// Blocks, dropped ones included.
     pub(super) fn blocks_ever(&self) -> usize {
-        self.blocks
+        self.list.blocks
     }
 
     /// Blocks held.
     pub(super) fn held(&self) -> usize {
-        self.blocks - self.first()
+        self.list.held()
     }
 }
 
@@ -242,13 +269,16 @@ mod tests {
             view_mut::<u8>(a.block_mut(i))[5] = i as u8;
         }
         let mut b = a.clone();
-        assert!(Arc::ptr_eq(&a.pages[1], &b.pages[1]));
+        assert!(Arc::ptr_eq(&a.list.pages[1], &b.list.pages[1]));
         view_mut::<u8>(b.block_mut(9))[5] = 99;
-        assert!(Arc::ptr_eq(&a.pages[0], &b.pages[0]) && !Arc::ptr_eq(&a.pages[1], &b.pages[1]));
+        assert!(
+            Arc::ptr_eq(&a.list.pages[0], &b.list.pages[0])
+                && !Arc::ptr_eq(&a.list.pages[1], &b.list.pages[1])
+        );
         assert_eq!((view::<u8>(a.block(9))[5], view::<u8>(b.block(9))[5]), (9, 99));
         let before = a.bytes();
         a.drop_before(15);
-        assert_eq!((a.first(), a.blocks, a.held()), (8, 20, 12));
+        assert_eq!((a.first(), a.list.blocks, a.held()), (8, 20, 12));
         assert_eq!(before - a.bytes(), 8 * 1024 + 64);
         assert_eq!(view::<u8>(a.block(8))[5], 8);
         assert_eq!(view::<u8>(b.block(0))[5], 0);

@@ -31,13 +31,6 @@ impl SequenceRotary {
 
     /// Cosines and sines averaged over `positions`.
     pub(crate) fn average(&self, positions: Range<usize>) -> Vec<f32> {
-        let mut sums = vec![0.0_f64; self.dim()];
-        let mut angles = vec![0.0; sums.len()];
-        let count = positions.len() as f64;
-        for position in positions {
-            self.angles_into(position, &mut angles);
-            sums.iter_mut().zip(&angles).for_each(|(sum, x)| *sum += f64::from(*x));
-        }
-        sums.iter().map(|sum| (sum / count) as f32).collect()
+        self.0.as_ref().map_or_else(Vec::new, |rotary| rotary.mean_angles(positions))
     }
 }

@@ -137,10 +137,7 @@ fn states_of_the_host() {
                     there.store(layer, States::new(&[], &k, &v), &[]).unwrap();
                     continue;
                 }
-                let (mut want, mut got) = (vec![0.0; q.len()], vec![0.0; q.len()]);
-                host.attend_into(layer, &q, &k, &v, &mut want).unwrap();
-                there.attend_into(layer, &q, &k, &v, &mut got).unwrap();
-                let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let worst = attended_apart(&mut *host, &mut there, layer, [&q, &k, &v]);
                 assert!(worst < 1e-3, "{spec:?}, step {step}: {worst}");
             }
             host.finish_step().unwrap();
