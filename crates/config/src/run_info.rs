@@ -45,9 +45,12 @@ pub struct RunInfo {
     /// What was to be calibrated on, such as `8192 tokens of longbench`, to what the text came to.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub calibrations: IndexMap<String, String>,
-    /// Processor, cores, memory, accelerator.
+    /// Processor, cores, memory.
     #[serde(default)]
     pub machine: String,
+    /// The GPUs that models and caches were on; empty on the host.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// The instruction set of the kernels, such as `avx512`: results of others differ in the last digits.
     #[serde(default)]
     pub simd: String,
@@ -134,6 +137,7 @@ y = "exact_match"
             chosen: IndexMap::new(),
             calibrations: IndexMap::new(),
             machine: "2 cores".into(),
+            device: String::new(),
             simd: "avx2".into(),
             date: "2025-01-31".into(),
             planned: 3,

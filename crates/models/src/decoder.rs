@@ -147,8 +147,10 @@ impl Decoder {
         if let Body::Gpu(body) = &self.body
             && !steps.is_empty()
         {
-            let (positions, wanted) = self.prepare(steps)?;
-            return body.forward_greedy(&self.config, steps, &positions, &wanted);
+            return gpu::grouped(steps, |steps, order| {
+                let (positions, wanted) = self.prepare(steps, order)?;
+                body.forward_greedy(&self.config, steps, &positions, &wanted)
+            });
         }
         let logits = self.forward(steps)?;
         let vocab = self.config.vocab;
@@ -163,20 +165,71 @@ impl Decoder {
         if steps.is_empty() {
             return Ok(Logits::default());
         }
-        let (positions, wanted) = self.prepare(steps)?;
-        let data = match &self.body {
-            Body::Host(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
-            Body::Gpu(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+        let whole: Vec<usize> = (0..steps.len()).collect();
+        let (rows, data) = match (&self.body, observer) {
+            (Body::Host(body), observer) => {
+                let (positions, wanted) = self.prepare(steps, &whole)?;
+                let data = body.forward(&self.config, steps, &positions, &wanted, observer)?;
+                (wanted, data)
+            }
+            // An observer is shown tokens in the order of the steps.
+            (Body::Gpu(body), Some(observer)) => {
+                let (positions, wanted) = self.prepare(steps, &whole)?;
+                let data = body.forward(&self.config, steps, &positions, &wanted, Some(observer))?;
+                (wanted, data)
+            }
+            (Body::Gpu(body), None) => gpu::grouped(steps, |steps, order| {
+                let (positions, wanted) = self.prepare(steps, order)?;
+                let data = body.forward(&self.config, steps, &positions, &wanted, None)?;
+                Ok((wanted, data))
+            })?,
         };
-        Ok(Logits::new(data, self.config.vocab, wanted.iter().map(Range::len)))
+        Ok(Logits::new(data, self.config.vocab, rows.iter().map(Range::len)))
     }
 
-    /// Checks steps, and says where their tokens lie and of which of them logits are wanted.
-    fn prepare(&self, steps: &[Step<'_>]) -> Result<(Positions, Vec<Range<usize>>)> {
+    /// Gives `tokens`, at least one, to several empty sequences as the first step of each, and the logits of the last of
+    /// them; `None`, and nothing done, of a model on the host. Within a step attention reads the exact states of the step's
+    /// own tokens, so that on a GPU they are computed once, whatever the caches do with them. `specs` are what the caches
+    /// were made of.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; sequences that are not empty. What an error leaves of the sequences is of no use.
+    pub fn fill_on_gpu(
+        &self,
+        tokens: &[u32],
+        specs: &[&CacheSpec],
+        sequences: &mut [Sequence],
+    ) -> Result<Option<Vec<f32>>> {
+        let Body::Gpu(body) = &self.body else { return Ok(None) };
+        if let Some(index) = sequences.iter().position(|s| !s.is_empty()) {
+            return Err(Error::Input(format!("sequence {index}: a prompt is to be its first step")));
+        }
+        let Some(first) = sequences.first() else { return Ok(Some(Vec::new())) };
+        let (planned_len, rotary) = (first.planned_len(), self.rotary(first.planned_len()));
+        // What attends, and is dropped.
+        let resources = Resources { rotary: Some(rotary), latent: None };
+        let exact = self.cache(&CacheSpec::default(), &resources)?;
+        let mut exact = self.sequence(exact, planned_len);
+        for sequence in sequences.iter_mut() {
+            self.check(&[Step { tokens, sequence, logits: LogitsFor::Last }])?;
+        }
+        let mut steps = [Step { tokens, sequence: &mut exact, logits: LogitsFor::Last }];
+        let (positions, wanted) = self.prepare(&steps, &[0])?;
+        body.fill(&self.config, &mut steps, &positions, &wanted, specs, sequences).map(Some)
+    }
+
+    /// Whether layers are on GPUs.
+    pub fn is_on_gpu(&self) -> bool {
+        matches!(self.body, Body::Gpu(_))
+    }
+
+    /// Checks steps, and says where their tokens lie and of which of them logits are wanted: the rows of the step
+    /// `order[i]` come as the i-th.
+    fn prepare(&self, steps: &[Step<'_>], order: &[usize]) -> Result<(Positions, Vec<Range<usize>>)> {
         self.check(steps)?;
         let positions = Positions::new(steps, self.config.rope.rotary_dim);
-        let wanted = steps.iter().zip(positions.ranges()).map(|(step, range)| step.logits.rows(range));
-        let wanted = wanted.collect();
+        let rows = |&at: &usize| steps[at].logits.rows(&positions.ranges()[at]);
+        let wanted = order.iter().map(rows).collect();
         Ok((positions, wanted))
     }
 

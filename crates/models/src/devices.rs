@@ -67,6 +67,15 @@ fn open(name: Name) -> Result<Target> {
     })
 }
 
+/// The GPUs among `targets` in words, such as `NVIDIA H100 80GB HBM3, NVRTC 13.0`; empty on the host.
+pub fn describe_gpus(targets: &[Target]) -> String {
+    let gpus = targets.iter().filter_map(|target| match target {
+        Target::Cpu => None,
+        Target::Device(device) => Some(device.driver.describe()),
+    });
+    gpus.collect::<Vec<_>>().join("; ")
+}
+
 /// Bytes that can still be allocated; `u64::MAX` where the system does not say.
 pub(crate) fn free_memory(target: &Target) -> Result<u64> {
     match target {

@@ -146,6 +146,72 @@ fn the_likeliest_tokens_are_those_of_the_logits() {
     assert_eq!(of(&decoder), of(&host));
 }
 
+/// A prompt that fills several caches is what each has as a step of its own, also where methods take turns in a step.
+#[test]
+fn one_prompt_fills_all_caches() {
+    let specs = [
+        "full",
+        "kivi-4",
+        "h2o",
+        "fp8",
+        "{ method = \"minicache\", start_layer = 0 }",
+        "{ method = \"h2o\", recent = 9, heavy = 20 }",
+        "{ method = \"latent\", activation_bits = 24, residual = 9, k = { group = 2 }, v = { group = 2 } }",
+        "full",
+        "kivi-4",
+    ];
+    let specs = specs.map(|spec| CacheSpec::parse(spec).unwrap());
+    let tokens: Vec<u32> = (0..50).map(|i| i * 37 % 200).collect();
+    let devices = [vec![emulated(0, 1 << 28)], vec![emulated(0, 1 << 26), emulated(1, 1 << 26)]];
+    for (devices, specs) in devices.into_iter().zip([&specs[..], &specs[..6]]) {
+        let decoder = load("llama3", WeightMode::F32, devices);
+        let of = |spec| sequence(&decoder, spec, 60);
+        let mut together: Vec<Sequence> = specs.iter().map(of).collect();
+        let mut alone: Vec<Sequence> = specs.iter().map(of).collect();
+        let refs: Vec<&CacheSpec> = specs.iter().collect();
+        let last = decoder.fill_on_gpu(&tokens, &refs, &mut together).unwrap().unwrap();
+        for sequence in &mut alone {
+            let mut steps = [Step { tokens: &tokens, sequence, logits: LogitsFor::Last }];
+            assert_close(&last, decoder.forward(&mut steps).unwrap().of(0));
+        }
+        let next = |sequences: &mut [Sequence]| {
+            let step = |sequence| Step { tokens: &tokens[..1], sequence, logits: LogitsFor::Last };
+            let mut steps: Vec<Step<'_>> = sequences.iter_mut().map(step).collect();
+            decoder.forward(&mut steps).unwrap()
+        };
+        for _ in 0..3 {
+            let (together, whole) = (next(&mut together), next(&mut alone));
+            for (i, spec) in specs.iter().enumerate() {
+                eprintln!("{}", spec.label());
+                assert_close(together.of(i), whole.of(i));
+            }
+        }
+        for (sequence, other) in together.iter().zip(&alone) {
+            assert_eq!(sequence.footprint(), other.footprint());
+        }
+        let greedy = {
+            let step = |sequence| Step { tokens: &tokens[..1], sequence, logits: LogitsFor::Last };
+            let mut forks: Vec<Sequence> = together.iter().map(Sequence::fork).collect();
+            let mut steps: Vec<Step<'_>> = forks.iter_mut().map(step).collect();
+            decoder.forward_greedy(&mut steps).unwrap()
+        };
+        for (sequence, token) in alone.iter_mut().zip(greedy) {
+            let mut steps = [Step { tokens: &tokens[..1], sequence, logits: LogitsFor::Last }];
+            assert_eq!(decoder.forward_greedy(&mut steps).unwrap(), [token]);
+        }
+        let again = decoder.fill_on_gpu(&tokens, &refs, &mut together).unwrap_err().to_string();
+        assert!(again.contains("first step"), "{again}");
+    }
+    let host = load("llama3", WeightMode::F32, Vec::new());
+    assert!(host.fill_on_gpu(&tokens, &[], &mut []).unwrap().is_none());
+}
+
+fn assert_close(a: &[f32], b: &[f32]) {
+    let largest = a.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(a.len() == b.len() && worst <= 1e-5 * largest, "{worst} of {largest}");
+}
+
 #[test]
 fn layers_on_two_devices() {
     let two = || vec![emulated(0, 1 << 26), emulated(1, 1 << 26)];

@@ -110,7 +110,7 @@ pub(crate) fn facts(data: &Data) -> Vec<(String, String)> {
         out.extend(
             info.chosen.iter().map(|(variant, cache)| (format!("Chosen for {variant}"), cache.clone())),
         );
-        for (name, value) in [("Machine", &info.machine), ("Date", &info.date)] {
+        for (name, value) in [("Machine", &info.machine), ("GPU", &info.device), ("Date", &info.date)] {
             if !value.is_empty() {
                 out.push((name.to_string(), value.clone()));
             }

@@ -80,14 +80,15 @@ impl Side {
         Ok(Self { finished: Finished::read(dir)?, info })
     }
 
-    /// The instruction set that a cell was computed with; empty if not known. `run.json` knows that of the last run,
-    /// which is not the one that made rows which came from elsewhere.
+    /// The instruction set that a cell was computed with; empty if not known, and of a GPU, which rounds otherwise for
+    /// other batches. `run.json` knows that of the last run, which is not the one that made rows which came from elsewhere.
     fn simd(&self, key: &str) -> &str {
-        match (self.finished.made.get(key), &self.info) {
-            (Some(made), _) => &made.simd,
-            (None, Some(info)) => &info.simd,
-            (None, None) => "",
-        }
+        let (simd, device) = match (self.finished.made.get(key), &self.info) {
+            (Some(made), _) => (&made.simd, &made.device),
+            (None, Some(info)) => (&info.simd, &info.device),
+            (None, None) => return "",
+        };
+        if device.is_empty() { simd } else { "" }
     }
 
     /// The cells that are not in `other`.

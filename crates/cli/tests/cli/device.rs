@@ -1,5 +1,6 @@
 //! Models on a device: the emulated one, which every machine has.
 
+use crate::accuracy::ACCURACY;
 use crate::room::Room;
 use crate::{Place, untimed};
 
@@ -52,6 +53,28 @@ fn an_experiment_runs_on_a_device() {
         let [a, b]: [f64; 2] = [host, device].map(|row| row[kl].parse().unwrap());
         assert!((a - b).abs() <= 0.02 * a + 1e-6, "{host:?} {device:?}");
     }
+}
+
+/// Answers, choices and scores: a prompt fills all caches at once, and sequences of one method go together.
+#[test]
+fn tasks_are_scored_on_a_device() {
+    let place = Place::new();
+    std::fs::write(place.path("a.toml"), ACCURACY).unwrap();
+    let run = |results: &str, more: &[&str]| {
+        let args = ["run", "a.toml", "--results", results, "--set", "model.weights=f32"];
+        place.done(&[&args[..], more].concat());
+        untimed(&place.path(&format!("{results}/sample/a/cells.csv")))
+    };
+    let (host, device) = (run("host", &[]), run("device", &["--device", "emulated:0"]));
+    let score = host[0].iter().position(|name| name == "score").unwrap();
+    assert_eq!(host.len(), device.len());
+    let same = host.iter().zip(&device).filter(|(host, device)| host[score] == device[score]).count();
+    // A token may come out otherwise where two are as likely.
+    assert!(host.len() - same <= 1, "{host:?} {device:?}");
+    let made = std::fs::read_to_string(place.path("device/sample/a/made.json")).unwrap();
+    assert!(made.contains("\"device\": \"emulated"), "{made}");
+    // Rows of a device are not held to the last digit.
+    place.done(&["compare", "host", "device"]);
 }
 
 #[test]

@@ -147,6 +147,7 @@ fn info(toml: &str) -> RunInfo {
         chosen: IndexMap::new(),
         calibrations: IndexMap::new(),
         machine: "2 cores".into(),
+        device: String::new(),
         simd: "avx2".into(),
         date: "2025-01-31".into(),
         planned: 3,

@@ -161,7 +161,7 @@ pub(crate) fn run(work: &Work<'_>, suite: &Suite, documents: &[Document], store:
         work.tokenizer()?,
         &caches,
         prompts,
-        limits(work.experiment.accuracy.batch),
+        Limits::of(model, work.experiment.accuracy.batch)?,
         work.stop,
         &|tokens| progress.add(tokens),
         &mut |finished| {
@@ -211,12 +211,6 @@ pub(crate) fn conclude(
         }
     }
     Ok(store.finish(rows)?)
-}
-
-/// How much goes on side by side, with at most `batch` sequences where a number is given.
-fn limits(batch: Option<usize>) -> Limits {
-    let limits = Limits::default();
-    Limits { sequences: batch.unwrap_or(limits.sequences), ..limits }
 }
 
 /// One cell while it is computed.

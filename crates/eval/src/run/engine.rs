@@ -7,7 +7,8 @@
 //!
 //! What a sequence computes does not depend on what goes beside it, so a run that was stopped ends as an undisturbed
 //! one: products compute every row by itself, attention is cut by a sequence's own length, and what a prompt shares
-//! follows from the data and not from what happens to be at hand.
+//! follows from the data and not from what happens to be at hand. (On a GPU the library of matrix products may round
+//! otherwise for other numbers of rows.)
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
@@ -22,6 +23,9 @@ use super::{Result, Stop};
 
 /// Sequences in one decode step: more gain little, and their logits take memory.
 const STEP_ROWS: usize = 48;
+
+/// The same on a GPU, which takes as long for one sequence as for many.
+const GPU_STEP_ROWS: usize = 256;
 
 /// Beginnings shorter than this are not worth a prefill of their own.
 const WORTH_SHARING: usize = 64;
@@ -131,18 +135,34 @@ impl std::ops::AddAssign for Cost {
     }
 }
 
-/// How much may go on side by side: constants, not the machine's.
+/// How much may go on side by side: constants, not the machine's (but for a GPU's memory).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    /// Sequences in one decode step.
+    pub(crate) rows: usize,
     /// Sequences. A single prompt with more caches than that goes beyond.
     pub(crate) sequences: usize,
     /// Bytes of their caches, each counted as a full one of its final length. A single prompt may go beyond.
     pub(crate) bytes: usize,
 }
 
+impl Limits {
+    /// Those of `model`, with at most `batch` sequences where a number is given.
+    ///
+    /// # Errors
+    /// Of a GPU.
+    pub(crate) fn of(model: &Model, batch: Option<usize>) -> Result<Self> {
+        let limits = match model.decoder.free_memory()? {
+            None => Self::default(),
+            Some(free) => Self { rows: GPU_STEP_ROWS, sequences: GPU_STEP_ROWS, bytes: free as usize / 2 },
+        };
+        Ok(Self { sequences: batch.unwrap_or(limits.sequences), ..limits })
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { sequences: STEP_ROWS, bytes: 2 << 30 }
+        Self { rows: STEP_ROWS, sequences: STEP_ROWS, bytes: 2 << 30 }
     }
 }
 
@@ -208,12 +228,12 @@ pub(crate) fn run(
             return Ok(full);
         }
         stop.check_grace()?;
-        for group in active.chunks_mut(STEP_ROWS) {
+        for group in active.chunks_mut(limits.rows) {
             let start = Instant::now();
             let mut steps: Vec<Step<'_>> = group.iter_mut().map(Writing::step).collect();
-            let logits = model.decoder.forward(&mut steps)?;
-            for (writing, logits) in group.iter_mut().zip(logits.iter()) {
-                writing.take(logits)?;
+            let tokens = model.decoder.forward_greedy(&mut steps)?;
+            for (writing, token) in group.iter_mut().zip(tokens) {
+                writing.take(token)?;
             }
             progress(group.len());
             share_time(group, start);
@@ -240,9 +260,8 @@ impl Writing<'_> {
         Step { tokens: &self.next, sequence: &mut self.sequence, logits: LogitsFor::Last }
     }
 
-    /// Takes in the logits after its last token.
-    fn take(&mut self, logits: &[f32]) -> Result<()> {
-        let token = self.writer.choose(logits);
+    /// Takes in the token after its last one.
+    fn take(&mut self, token: u32) -> Result<()> {
         self.next = [token];
         self.answer = self.writer.push(token)?;
         Ok(())
@@ -354,9 +373,14 @@ fn fill(
     };
     let mut logits = Vec::new();
     if filled > 0 {
-        let prefill = shared.prefill(model, prompt, filled, next)?;
-        prefill.fill(&mut sequences, &specs)?;
-        logits.extend_from_slice(prefill.logits());
+        match model.decoder.fill_on_gpu(&prompt.tokens[..filled], &specs, &mut sequences)? {
+            Some(last) => logits = last,
+            None => {
+                let prefill = shared.prefill(model, prompt, filled, next)?;
+                prefill.fill(&mut sequences, &specs)?;
+                logits.extend_from_slice(prefill.logits());
+            }
+        }
     }
     Ok(Filled { sequences, logits })
 }
@@ -379,7 +403,7 @@ fn begin<'a>(
             answer: None,
             seconds: 0.0,
         };
-        writing.take(&filled.logits)?;
+        writing.take(writing.writer.first(&filled.logits))?;
         Ok(writing)
     };
     filled.sequences.into_iter().zip(&prompt.caches).map(begin).collect()

@@ -45,6 +45,8 @@ pub(crate) const COLUMNS: &[&str] = &[
 
 /// Bytes of full caches that one batch of windows may come to.
 const BATCH_BYTES: usize = 1 << 30;
+/// The same on a GPU.
+const GPU_BATCH_BYTES: usize = 16 << 30;
 /// Windows side by side, at most, unless the experiment says otherwise.
 const MOST_WINDOWS: usize = 8;
 
@@ -159,7 +161,9 @@ pub(crate) fn run(work: &Work<'_>, docs: &[TextDoc], store: &mut Store) -> Resul
 fn batch_size(work: &Work<'_>, tokens: usize) -> usize {
     let per_window = work.model.decoder.shape().full_bytes(tokens) * (work.cells.len() + 1);
     let most = work.experiment.fidelity.batch.unwrap_or(MOST_WINDOWS);
-    (BATCH_BYTES / per_window.max(1)).clamp(1, most)
+    // On a GPU memory is not what is short, and steps of few sequences are.
+    let bytes = if work.model.decoder.is_on_gpu() { GPU_BATCH_BYTES } else { BATCH_BYTES };
+    (bytes / per_window.max(1)).clamp(1, most)
 }
 
 /// The windows that an experiment measures on.
@@ -276,8 +280,10 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
                 );
             }
         }
-        Prefill::new(work.model, &window.tokens[..prefill], prefill + steps, None)?
-            .fill(&mut of_window, &specs)?;
+        let tokens = &window.tokens[..prefill];
+        if work.model.decoder.fill_on_gpu(tokens, &specs, &mut of_window)?.is_none() {
+            Prefill::new(work.model, tokens, prefill + steps, None)?.fill(&mut of_window, &specs)?;
+        }
         progress.add(prefill);
         caches.push(of_window);
     }

@@ -48,6 +48,7 @@ impl Info {
             chosen: IndexMap::new(),
             machine: machine(),
             simd: Isa::active().name().to_string(),
+            device: context.device(),
             date: today(),
             planned: plan.cells.len() + plan.missing,
             keys: plan.cells.iter().map(|p| p.key.clone()).collect(),
@@ -117,6 +118,7 @@ impl Info {
             same.command.clone_from(&previous.command);
             same.machine.clone_from(&previous.machine);
             same.simd.clone_from(&previous.simd);
+            same.device.clone_from(&previous.device);
             same.date.clone_from(&previous.date);
             if previous.keys.is_empty() {
                 // Of a version that did not name them.

@@ -48,11 +48,8 @@ impl<'a> Writer<'a> {
         Self { tokenizer, stream, settings, tokens, text, stopped: false, loops: false }
     }
 
-    /// The most likely token that may come now.
-    pub(super) fn choose(&self, logits: &[f32]) -> u32 {
-        if !self.tokens.is_empty() || self.settings.not_first.is_empty() {
-            return argmax(logits) as u32;
-        }
+    /// The most likely token that may come first; later ones are not held to anything.
+    pub(super) fn first(&self, logits: &[f32]) -> u32 {
         let mut allowed = logits.to_vec();
         for &id in &self.settings.not_first {
             if let Some(x) = allowed.get_mut(id as usize) {

@@ -14,6 +14,9 @@ pub struct Made {
     pub machine: String,
     /// The instruction set of the kernels.
     pub simd: String,
+    /// The GPUs that the model and its caches were on; empty on the host.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// The day, as `2025-01-31`.
     pub date: String,
     /// The results folder, by its id (see [`super::clone_id`]).
@@ -24,10 +27,11 @@ pub struct Made {
 }
 
 impl Made {
-    /// Made today by this process, for the results folder with the id `clone`.
-    pub fn here(clone: &str) -> Self {
+    /// Made today by this process on `device` (empty: the host), for the results folder with the id `clone`.
+    pub fn here(clone: &str, device: String) -> Self {
         Self {
             data: String::new(),
+            device,
             machine: machine(),
             simd: minicache_core::kernels::Isa::active().name().to_string(),
             date: today(),

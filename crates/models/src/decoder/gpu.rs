@@ -8,11 +8,12 @@ mod weights;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use minicache_core::{Batch, CacheSpec, ModelShape, Resources, States};
+use minicache_core::{Batch, CacheSpec, ModelShape, Resources, Sequence, States};
 use minicache_device::driver::{Acts, Address, Memory};
 use minicache_device::{
     Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, Rotation, Workspace,
 };
+use rayon::prelude::*;
 
 use super::attention::Positions;
 use super::{Observer, Step};
@@ -20,7 +21,8 @@ use crate::families::{EMBEDDING, FINAL_NORM, HEAD};
 use crate::linear::halves;
 use crate::moe::Routing;
 use crate::{Error, ModelConfig, Result};
-use runs::{Run, runs};
+pub(super) use runs::grouped;
+use runs::{Run, filled, runs};
 pub(crate) use weights::Weights;
 use weights::{Layer, Linear, Matrix, Mlp, SwiGlu, as_bytes};
 
@@ -252,9 +254,28 @@ impl Body {
         wanted: &[Range<usize>],
         observer: Option<Observer<'_>>,
     ) -> Result<Vec<f32>> {
-        self.pass(config, steps, positions, wanted, observer, |part, room, rows| {
-            let logits = floats(&part.device, room.logits.address(), rows * config.vocab)?;
-            if logits.iter().all(|x| x.is_finite()) { Ok(logits) } else { Err(not_finite()) }
+        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
+        self.pass(config, &ids, runs(steps)?, positions, wanted, observer, |part, room, rows| {
+            finite_logits(config, part, room, rows)
+        })
+    }
+
+    /// Runs the new tokens of one step, whose cache attends, and gives their states to all `sequences`, whose caches are
+    /// empty, too.
+    pub(crate) fn fill(
+        &self,
+        config: &ModelConfig,
+        exact: &mut [Step<'_>],
+        positions: &Positions,
+        wanted: &[Range<usize>],
+        specs: &[&CacheSpec],
+        sequences: &mut [Sequence],
+    ) -> Result<Vec<f32>> {
+        let ids: Vec<u32> = exact.iter().flat_map(|s| s.tokens).copied().collect();
+        let mut runs = runs(exact)?;
+        runs.extend(filled(sequences, specs, ids.len()));
+        self.pass(config, &ids, runs, positions, wanted, None, |part, room, rows| {
+            finite_logits(config, part, room, rows)
         })
     }
 
@@ -266,7 +287,8 @@ impl Body {
         positions: &Positions,
         wanted: &[Range<usize>],
     ) -> Result<Vec<u32>> {
-        self.pass(config, steps, positions, wanted, None, |part, room, rows| {
+        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
+        self.pass(config, &ids, runs(steps)?, positions, wanted, None, |part, room, rows| {
             let out = room.small.address();
             part.ops.best(room.logits.address(), out, rows, config.vocab)?;
             let mut bytes = vec![0; rows * 4];
@@ -276,22 +298,22 @@ impl Body {
         })
     }
 
-    /// Runs the new tokens of all steps. `read` takes what is wanted of the logits of so many rows.
+    /// Runs the tokens `ids` of `runs`. `read` takes what is wanted of the logits of so many rows.
+    #[allow(clippy::too_many_arguments)] // each is another thing, and there are three callers, all above
     fn pass<T>(
         &self,
         config: &ModelConfig,
-        steps: &mut [Step<'_>],
+        ids: &[u32],
+        mut runs: Vec<Run<'_>>,
         positions: &Positions,
         wanted: &[Range<usize>],
         mut observer: Option<Observer<'_>>,
         read: impl Fn(&Part, &Room, usize) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
-        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
         let rows = ids.len();
-        let mut runs = runs(steps)?;
         let begun = runs.iter_mut().try_for_each(|run| match run {
             Run::Device { caches, .. } => caches.iter_mut().try_for_each(|(cache, n)| cache.begin(*n)),
-            Run::Host { .. } => Ok(()),
+            Run::Host { .. } | Run::Filled { .. } => Ok(()),
         });
         if let Err(error) = begun {
             for run in &mut runs {
@@ -332,6 +354,9 @@ impl Body {
             match run {
                 Run::Device { caches, .. } => caches.into_iter().try_for_each(|(cache, _)| cache.end())?,
                 Run::Host { batch, .. } => batch.finish()?,
+                Run::Filled { sequences, .. } => {
+                    sequences.into_iter().try_for_each(|(s, _)| s.cache_mut().finish_step())?;
+                }
             }
         }
         Ok(predicted)
@@ -369,6 +394,12 @@ impl Body {
     }
 }
 
+/// The logits of `rows` rows.
+fn finite_logits(config: &ModelConfig, part: &Part, room: &Room, rows: usize) -> Result<Vec<f32>> {
+    let logits = floats(&part.device, room.logits.address(), rows * config.vocab)?;
+    if logits.iter().all(|x| x.is_finite()) { Ok(logits) } else { Err(not_finite()) }
+}
+
 fn not_finite() -> Error {
     Error::Input("the logits are not finite; the model's weights or its input are broken".into())
 }
@@ -393,11 +424,13 @@ impl Part {
             let mut groups: Vec<(Range<usize>, Group<'_, '_>)> = Vec::new();
             for (run, space) in runs.iter_mut().zip(&mut spaces) {
                 groups.push(match run {
-                    Run::Device { caches, rows } => {
+                    Run::Device { caches, rows, attends } => {
                         let caches = caches.iter_mut().map(|(c, n)| (&mut c.parts_mut()[part], *n)).collect();
-                        (rows.clone(), Group::Device(Box::new(GroupStep::new(&self.device, caches, space)?)))
+                        let step = Box::new(GroupStep::new(&self.device, caches, space)?);
+                        (rows.clone(), Group::Device { step, attends: *attends })
                     }
                     Run::Host { batch, rows } => (rows.clone(), Group::Host(batch)),
+                    Run::Filled { sequences, rows } => (rows.clone(), Group::Filled(sequences)),
                 });
             }
             let norm = |bias: Address, weight: &Memory, room: &Room| Norm {
@@ -442,12 +475,17 @@ impl Part {
                     };
                     let out = attended.from_row(rows.start, q_dim);
                     match group {
-                        Group::Device(group) => {
-                            group.attend(index, states(own), out)?;
-                            group.store(index, states(own), states(1 - own))?;
+                        Group::Device { step, attends } => {
+                            if *attends {
+                                step.attend(index, states(own), out)?;
+                            }
+                            step.store(index, states(own), states(1 - own))?;
                         }
                         Group::Host(batch) => {
                             self.on_host(batch, index, states(own), out, rows.len(), config)?
+                        }
+                        Group::Filled(sequences) => {
+                            self.fill_host(sequences, index, states(own), rows.len(), config)?
                         }
                     }
                 }
@@ -524,11 +562,8 @@ impl Part {
         rows: usize,
         config: &ModelConfig,
     ) -> Result<()> {
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
-        let q = floats(&self.device, states.q, rows * q_dim)?;
-        let k = floats(&self.device, states.k, rows * kv_dim)?;
-        let v = floats(&self.device, states.v, rows * kv_dim)?;
-        let mut attended = vec![0.0; rows * q_dim];
+        let [q, k, v] = self.fetched(states, rows, config)?;
+        let mut attended = vec![0.0; rows * config.q_dim()];
         batch.attend(layer, States::new(&q, &k, &v), &mut attended)?;
         let (high, low): (Vec<[u8; 2]>, Vec<[u8; 2]>) =
             attended.iter().map(|x| halves(*x, self.ops.act())).unzip();
@@ -538,10 +573,40 @@ impl Part {
         }
         Ok(())
     }
+
+    /// Gives a layer's states to caches that live on the host. Those that rank tokens by the attention that they receive
+    /// attend once more.
+    fn fill_host(
+        &self,
+        sequences: &mut [(&mut Sequence, &CacheSpec)],
+        layer: usize,
+        states: DeviceStates,
+        rows: usize,
+        config: &ModelConfig,
+    ) -> Result<()> {
+        let [q, k, v] = self.fetched(states, rows, config)?;
+        let fill = |(sequence, spec): &mut (&mut Sequence, &CacheSpec)| {
+            let cache = sequence.cache_mut();
+            if spec.needs_attention() {
+                cache.attend_into(layer, &q, &k, &v, &mut vec![0.0; q.len()])
+            } else {
+                cache.append(layer, &k, &v)
+            }
+        };
+        Ok(sequences.par_iter_mut().try_for_each(fill)?)
+    }
+
+    /// Queries, keys and values of a layer.
+    fn fetched(&self, states: DeviceStates, rows: usize, config: &ModelConfig) -> Result<[Vec<f32>; 3]> {
+        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+        let numbers = |at, width| floats(&self.device, at, rows * width);
+        Ok([numbers(states.q, q_dim)?, numbers(states.k, kv_dim)?, numbers(states.v, kv_dim)?])
+    }
 }
 
 /// A run in one part.
 enum Group<'g, 'b> {
-    Device(Box<GroupStep<'g>>),
+    Device { step: Box<GroupStep<'g>>, attends: bool },
     Host(&'g mut Batch<'b>),
+    Filled(&'g mut Vec<(&'b mut Sequence, &'b CacheSpec)>),
 }

@@ -90,6 +90,7 @@ pub(crate) fn info(toml: &str, planned: usize, finished: bool) -> RunInfo {
         chosen: indexmap::IndexMap::new(),
         calibrations: indexmap::IndexMap::new(),
         machine: "2 cores".into(),
+        device: String::new(),
         simd: "avx2".into(),
         date: "2025-01-31".into(),
         planned,
