@@ -209,7 +209,11 @@ pub fn run(experiment: &Experiment, context: &Context, overall: &Overall) -> Res
     let dir = plan.folder(context);
     let clone = store::make_clone_id(&context.results)?;
     let mut store = plan.store(context)?.reusing(context.reuse, Some(&clone));
-    store.begin(context.fresh, Provenance { made: Made::here(&clone, context.device()), data: plan.origins() }, worker)?;
+    store.begin(
+        context.fresh,
+        Provenance { made: Made::here(&clone, context.device()), data: plan.origins() },
+        worker,
+    )?;
     let about = info::Info::new(&plan, context, &store, &dir);
     let mut run = Run::new(&plan, context, overall, store, about);
     let before = run.open().len();
@@ -246,7 +250,11 @@ pub fn renew(experiment: &Experiment, context: &Context) -> Result<()> {
     let plan = Plan::new(experiment, context, |name| Ok(minicache_models::describe(name)?))?;
     let clone = store::make_clone_id(&context.results)?;
     let mut store = plan.store(context)?.reusing(context.reuse, Some(&clone));
-    Ok(store.begin(true, Provenance { made: Made::here(&clone, context.device()), data: plan.origins() }, worker)?)
+    Ok(store.begin(
+        true,
+        Provenance { made: Made::here(&clone, context.device()), data: plan.origins() },
+        worker,
+    )?)
 }
 
 /// `run.json` of an experiment's folder, where there is one.

@@ -66,7 +66,9 @@ pub(super) fn runs<'a>(steps: &'a mut [Step<'_>]) -> Result<Vec<Run<'a>>> {
             Kind::Device(cache) => {
                 close(&mut runs, &mut hosts, at)?;
                 match runs.last_mut() {
-                    Some(Run::Device { caches, rows, .. }) if rows.end == at && caches[0].0.is_like(cache) => {
+                    Some(Run::Device { caches, rows, .. })
+                        if rows.end == at && caches[0].0.is_like(cache) =>
+                    {
                         caches.push((cache, n));
                         rows.end += n;
                     }
