@@ -76,7 +76,8 @@ DEVICE void slow_sums(const Section& section, const u8* strip, int number, int s
 #pragma unroll
             for (int g = 0; g < G; g++) {
                 const uint2 w = fours[g * stride + four];
-                low[g][i] = dot4(x, w.x, low[g][i]), high[g][i] = dot4(x, w.y, high[g][i]);
+                low[g][i] = dot4(x, w.x, low[g][i]);
+                if (DIGITS > 1) high[g][i] = dot4(x, w.y, high[g][i]);
             }
         }
     }

@@ -59,7 +59,11 @@ DEVICE void float_scores(const void* strip, int kind, const float* q, int dim, i
     }
 }
 
-#define UNITS 32639.0f
+#ifndef DIGITS
+#define DIGITS 2
+#endif
+// The largest integer weight, of so many bytes (DIGITS): a weight of one byte has nothing in its high one.
+#define UNITS (DIGITS == 1 ? 127.0f : 32639.0f)
 // What turns weights of at most `most` into integers, and back.
 DEVICE float units_of(float most) { return most > 1e-30f ? UNITS / most : 0.0f; }
 DEVICE float step_of(float most) { return most > 1e-30f ? most / UNITS : 0.0f; }
@@ -125,7 +129,7 @@ DEVICE void code_sums(const Raw<BITS>& raw, int steps, int width, int unit, cons
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     low[g][i] = dot4(codes[i], w.x, low[g][i]);
-                    high[g][i] = dot4(codes[i], w.y, high[g][i]);
+                    if (DIGITS > 1) high[g][i] = dot4(codes[i], w.y, high[g][i]);
                 }
             }
         }

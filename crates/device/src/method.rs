@@ -470,11 +470,12 @@ impl Method {
             ("KV_HEADS", shape.kv_heads as i64),
             ("GROUP", shape.group() as i64),
             ("PASSES", self.passes() as i64),
+            ("DIGITS", if self.spec.activation_bits() == Some(8) { 1 } else { 2 }),
             ("BFLOAT", i64::from(self.act == Act::Bf16)),
         ];
         match (file, &self.latents) {
             (File::Prefill, _) => {
-                macros.retain(|(name, _)| *name != "PASSES");
+                macros.retain(|(name, _)| *name != "PASSES" && *name != "DIGITS");
                 macros.push(("PRECISE", i64::from(self.precise)));
                 macros.push(("PART", self.part_numbers() as i64));
             }

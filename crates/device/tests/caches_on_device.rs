@@ -97,6 +97,20 @@ fn codes() {
     check("kivi-4", &ModelShape { window: Some(50), ..SMALL });
 }
 
+/// Queries and probabilities of one byte: as far from the host as blocks of other lengths make it, and no longer as near as
+/// those of two.
+#[test]
+fn rounded_activations() {
+    for spec in ["{ method = \"kivi\", activation_bits = BITS }", "{ method = \"latent\", activation_bits = BITS }"] {
+        let of = |bits: &str| {
+            let spec = CacheSpec::parse(&spec.replace("BITS", bits)).unwrap();
+            compare(&device(), &spec, &SMALL, true).unwrap().outputs
+        };
+        let (fine, coarse) = (of("16"), of("8"));
+        assert!(fine < 1e-3 && coarse > 2.0 * fine && coarse < 2e-2, "{spec}: {fine} {coarse}");
+    }
+}
+
 #[test]
 fn merged() {
     for method in ["mean", "max_norm", "minicache", "rank_one", "minicache-4", "minicache-2"] {

@@ -149,6 +149,11 @@ impl CacheSpec {
         self.method().needs_attention()
     }
 
+    /// Bits that queries and probabilities are rounded to before they meet codes, where the settings say so.
+    pub fn activation_bits(&self) -> Option<u8> {
+        self.method().stored().activation_bits
+    }
+
     /// Whether the method drops tokens for good.
     pub fn drops_tokens(&self) -> bool {
         self.method().drops_tokens()

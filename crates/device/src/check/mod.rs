@@ -22,6 +22,9 @@ use crate::{Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Result, Wo
 pub struct Comparison {
     /// Of attention's outputs.
     pub outputs: f32,
+    /// The root mean square of their differences, relative to that of the outputs: a number that became another code moves
+    /// what every later token sees of its head, and little on the whole.
+    pub spread: f32,
     /// Of the states that attention sees.
     pub states: f32,
     /// The share of these states that differ by more than a thousandth. Sums behind codes are rounded otherwise, and so a
@@ -70,10 +73,10 @@ pub fn compare(
     };
     let mut room = Workspace::new(device)?;
     let (mut a, mut b) = (new()?, new()?);
-    let (mut outputs, mut states, mut seed) = (0f32, States::default(), 0u64);
+    let (mut outputs, mut states, mut seed) = (Outputs::default(), States::default(), 0u64);
     let mut run = |all: &mut [(&mut Both, usize)]| -> Result<()> {
         seed += 1;
-        outputs = outputs.max(step(device, &mut room, all, shape, seed)?);
+        outputs.add(step(device, &mut room, all, shape, seed)?);
         Ok(())
     };
     run(&mut [(&mut a, 75)])?;
@@ -109,15 +112,15 @@ pub fn compare(
         } else if done[0].is_ok() {
             for tokens in [1, 30, 1] {
                 seed += 1;
-                let found = step(device, &mut room, &mut [(&mut both, tokens)], shape, seed)?;
-                outputs = outputs.max(found);
+                outputs.add(step(device, &mut room, &mut [(&mut both, tokens)], shape, seed)?);
             }
             states.compare(&both, shape)?;
         }
     }
     let (states, apart) = (states.largest, states.apart as f32 / states.all.max(1) as f32);
     let rooms = a.device.drops_tokens();
-    Ok(Comparison { outputs, states, apart, bytes, rooms, allocated, truncation })
+    let spread = (outputs.off / outputs.all).sqrt() as f32;
+    Ok(Comparison { outputs: outputs.largest, spread, states, apart, bytes, rooms, allocated, truncation })
 }
 
 /// Bytes of the device's cache over those of the host's: 1 if all parts are equal, and only then.
@@ -139,14 +142,32 @@ fn noise(rng: &mut ChaCha8Rng, n: usize, before: &[f32]) -> Vec<f32> {
     x
 }
 
-/// One step of all sequences; gives the largest difference of their outputs, relative to the largest output.
+/// How outputs differ.
+#[derive(Debug, Default)]
+struct Outputs {
+    /// The largest difference, relative to the largest output of its step.
+    largest: f32,
+    /// Sums of the squares of differences and of outputs.
+    off: f64,
+    all: f64,
+}
+
+impl Outputs {
+    fn add(&mut self, step: Self) {
+        self.largest = self.largest.max(step.largest);
+        self.off += step.off;
+        self.all += step.all;
+    }
+}
+
+/// One step of all sequences; gives how their outputs differ.
 fn step(
     device: &Arc<Device>,
     room: &mut Workspace,
     all: &mut [(&mut Both, usize)],
     shape: &ModelShape,
     seed: u64,
-) -> Result<f32> {
+) -> Result<Outputs> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let rows: usize = all.iter().map(|(_, n)| n).sum();
     let (q_dim, kv_dim) = (shape.heads * shape.head_dim, shape.kv_dim());
@@ -175,7 +196,7 @@ fn step(
     let out = Memory::new(&device.driver, rows * q_dim * 4)?;
     let precise = all[0].0.device.parts_mut()[0].method().precise;
     let low = if precise { out.address() + (rows * q_dim * 2) as u64 } else { 0 };
-    let (mut worst, mut largest) = (0f32, 0f32);
+    let (mut found, mut top) = (Outputs::default(), 0f32);
     {
         let caches = all.iter_mut().map(|(both, n)| (&mut both.device.parts_mut()[0], *n)).collect();
         let mut group = GroupStep::new(device, caches, room)?;
@@ -194,14 +215,18 @@ fn step(
             let (high, low) = got.split_at(rows * q_dim);
             for ((high, low), want) in high.iter().zip(low).zip(wanted) {
                 let left = if precise { f16::from_bits(*low).to_f32() } else { 0.0 };
-                worst = worst.max(difference(f16::from_bits(*high).to_f32() + left, *want));
-                largest = largest.max(want.abs());
+                let off = difference(f16::from_bits(*high).to_f32() + left, *want);
+                found.largest = found.largest.max(off);
+                found.off += f64::from(off).powi(2);
+                found.all += f64::from(*want).powi(2);
+                top = top.max(want.abs());
             }
             before = Some(now);
         }
     }
     all.iter_mut().try_for_each(|(both, _)| both.device.end())?;
-    Ok(worst / largest)
+    found.largest /= top;
+    Ok(found)
 }
 
 /// Of numbers that are none at all an infinite one.

@@ -159,17 +159,21 @@ impl<T: Serialize + DeserializeOwned> Samples<T> {
 
     /// The file, ready to be appended to.
     fn opened(&mut self) -> Result<File> {
-        if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder).map_err(writing(folder))?;
-        }
+        self.make_folder()?;
         if !self.sound {
             self.rewrite()?;
         }
         OpenOptions::new().create(true).append(true).open(&self.path).map_err(writing(&self.path))
     }
 
-    /// Writes the file anew.
+    fn make_folder(&self) -> Result<()> {
+        let Some(folder) = self.path.parent() else { return Ok(()) };
+        fs::create_dir_all(folder).map_err(writing(folder))
+    }
+
+    /// Writes the file anew, the first of its folder where all samples are another experiment's.
     fn rewrite(&mut self) -> Result<()> {
+        self.make_folder()?;
         let mut bytes = Vec::new();
         for &at in &self.order {
             if let Some(sample) = &self.samples[at] {
