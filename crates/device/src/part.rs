@@ -63,7 +63,9 @@ enum Forgotten {
 #[derive(Debug, Clone)]
 struct KeptCount {
     store: StoreCount,
-    positions: Vec<u32>,
+    /// Positions in the list, and those that it has room for: what has been given back leaves its room.
+    listed: usize,
+    room: usize,
 }
 
 impl KeptCount {
@@ -71,12 +73,16 @@ impl KeptCount {
     fn reach(&mut self, count: usize) {
         for _ in self.store.len()..count {
             self.store.push(1);
-            self.positions.push(0);
+            self.listed += 1;
+            if self.listed > self.room {
+                // As a vector grows.
+                self.room = (2 * self.room).max(4);
+            }
         }
     }
 
     fn bytes(&self) -> usize {
-        2 * self.store.bytes().total() + self.positions.capacity() * size_of::<u32>()
+        2 * self.store.bytes().total() + self.room * size_of::<u32>()
     }
 }
 
@@ -156,7 +162,7 @@ impl PartCache {
                 tables.kept.heads = Some(heads);
                 tables.kept.tables.resize_with(count, Table::default);
                 tables.kept.counts = vec![0; count];
-                let none = KeptCount { store: side.kept_count.clone(), positions: Vec::new() };
+                let none = KeptCount { store: side.kept_count.clone(), listed: 0, room: 0 };
                 tables.kept.held = vec![none; count];
             }
         }
@@ -344,7 +350,7 @@ impl PartCache {
             let held = &mut kept.held[column];
             held.reach(head.count as usize);
             held.store.drop_before(gone);
-            held.positions.drain(..gone - head.from as usize);
+            held.listed -= gone - head.from as usize;
             kept.tables[column].drop_before(held.store.blocks()[0].start);
         }
         Ok(())
@@ -384,11 +390,12 @@ impl PartCache {
         if len > 0 && self.sides.iter().any(|side| side.held.start() > self.method.first_seen(len)) {
             return Ok(Some(GONE));
         }
-        if let Some(reason) = self.sides.iter().find_map(|side| side.held.can_truncate(len).err()) {
-            return Ok(Some(reason));
-        }
         let ranked = len.saturating_sub(self.method.merging.sinks);
+        // Side by side, as on the host, so that of two reasons it is the same one.
         for side in 0..2 {
+            if let Err(reason) = self.sides[side].held.can_truncate(len) {
+                return Ok(Some(reason));
+            }
             if ranked == 0 || !self.method.merging.has_rule() || self.sides[side].kept.heads.is_none() {
                 continue;
             }
@@ -435,7 +442,7 @@ impl PartCache {
             let held = &mut kept.held[column];
             held.reach(head.count as usize);
             held.store.truncate(*left);
-            held.positions.truncate(left.saturating_sub(head.from as usize));
+            held.listed = held.listed.min(left.saturating_sub(head.from as usize));
             kept.tables[column].truncate(held.store.blocks()[0].end);
         }
         if len == 0

@@ -1,6 +1,6 @@
 //! One experiment's results folder in memory: rows, what made them, the paper's figures.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use minicache_config::{Kind, RunInfo};
@@ -17,6 +17,8 @@ pub(crate) struct Data {
     pub(crate) id: String,
     /// What made the rows; absent where `run.json` is.
     pub(crate) info: Option<RunInfo>,
+    /// On what each cell was computed, by its key, as far as `made.json` says so.
+    pub(crate) made: BTreeMap<String, String>,
     /// Cells of the plan that have rows, where the plan is known.
     pub(crate) finished: Option<usize>,
     /// The rows of `cells.csv`, with derived columns.
@@ -34,6 +36,17 @@ pub(crate) struct Data {
 /// Whether `dir` is an experiment's results folder.
 pub(crate) fn is_experiment(dir: &Path) -> bool {
     dir.join("cells.csv").is_file() || dir.join(RunInfo::FILE).is_file()
+}
+
+/// On what each cell was computed, and when. What is not there, or damaged, is not known: rows stand without it.
+fn made(dir: &Path) -> BTreeMap<String, String> {
+    let read = std::fs::read_to_string(dir.join("made.json")).unwrap_or_default();
+    let all: BTreeMap<String, serde_json::Value> = serde_json::from_str(&read).unwrap_or_default();
+    let words = |made: &serde_json::Value| {
+        let parts = ["device", "machine", "date"].map(|key| made[key].as_str().unwrap_or_default());
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+    };
+    all.iter().map(|(key, made)| (key.clone(), words(made))).collect()
 }
 
 impl Data {
@@ -73,7 +86,7 @@ impl Data {
             Some(i) => i.experiment.id.clone(),
             None => dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         };
-        Ok(Self { id, info, finished, cells, written, papers, notes, samples })
+        Ok(Self { id, info, made: made(dir), finished, cells, written, papers, notes, samples })
     }
 
     /// Title for readers.

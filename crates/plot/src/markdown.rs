@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use minicache_config::RunInfo;
+
 use crate::claims::Verdict;
 use crate::data::Data;
 use crate::report::Report;
@@ -110,14 +112,32 @@ pub(crate) fn facts(data: &Data) -> Vec<(String, String)> {
         out.extend(
             info.chosen.iter().map(|(variant, cache)| (format!("Chosen for {variant}"), cache.clone())),
         );
-        for (name, value) in [("Machine", &info.machine), ("GPU", &info.device), ("Date", &info.date)] {
-            if !value.is_empty() {
-                out.push((name.to_string(), value.clone()));
-            }
-        }
+        out.extend(machines(data, info));
         out.push(("Seed".to_string(), info.experiment.seed.to_string()));
     }
     out
+}
+
+/// What computed the rows, and when: of each model where they differ by it.
+fn machines(data: &Data, info: &RunInfo) -> Vec<(String, String)> {
+    let cells = &data.cells;
+    let by_model = cells.distinct("model", &cells.all()).into_iter().map(|model| {
+        let rows = cells.all().into_iter().filter(|&row| cells.text(row, "model") == model);
+        let mut of: Vec<&str> =
+            rows.filter_map(|row| data.made.get(cells.text(row, "key"))).map(String::as_str).collect();
+        of.sort_unstable();
+        of.dedup();
+        (model, of.join("; "))
+    });
+    let by_model: Vec<(String, String)> = by_model.collect();
+    if by_model.iter().any(|(_, made)| *made != by_model[0].1) {
+        let name = |model: &str| format!("Machine, {}", data.model_label(model));
+        let known = |made: String| if made.is_empty() { "not recorded".into() } else { made };
+        return by_model.into_iter().map(|(model, made)| (name(&model), known(made))).collect();
+    }
+    let all = [("Machine", &info.machine), ("GPU", &info.device), ("Date", &info.date)];
+    let known = all.into_iter().filter(|(_, value)| !value.is_empty());
+    known.map(|(name, value)| (name.to_string(), value.clone())).collect()
 }
 
 pub(crate) fn table(out: &mut String, view: &View) {
