@@ -201,18 +201,20 @@ impl Loader<'_> {
         let [mut high, mut low] = [Vec::new(), Vec::new()];
         for (name, outputs) in names {
             let numbers: Vec<f32> = self.source.dense(name, &[*outputs, inputs])?.flatten_all()?.to_vec1()?;
-            if arithmetic.act == Act::F16 && numbers.iter().any(|x| !f16::from_f32(*x).is_finite()) {
+            if arithmetic.act == Act::F16 && numbers.par_iter().any(|x| !f16::from_f32(*x).is_finite()) {
                 let message = format!("{name} has numbers beyond those of f16, which a device computes in");
                 return Err(Error::Weights(message));
             }
+            let half = |out: &mut Vec<u8>, which: fn(([u8; 2], [u8; 2])) -> [u8; 2]| {
+                let from = out.len();
+                out.resize(from + 2 * numbers.len(), 0);
+                let places = out[from..].as_chunks_mut().0.par_iter_mut();
+                places.zip(&numbers).for_each(|(place, x)| *place = which(halves(*x, arithmetic.act)));
+            };
+            half(&mut high, |both| both.0);
             if arithmetic.precise {
-                low.extend(
-                    numbers.par_iter().flat_map_iter(|x| halves(*x, arithmetic.act).1).collect::<Vec<u8>>(),
-                );
+                half(&mut low, |both| both.1);
             }
-            high.extend(
-                numbers.into_par_iter().flat_map_iter(|x| halves(x, arithmetic.act).0).collect::<Vec<u8>>(),
-            );
         }
         Ok([high, low])
     }

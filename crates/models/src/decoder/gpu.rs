@@ -29,6 +29,9 @@ use weights::{Layer, Linear, Matrix, Mlp, SwiGlu, as_bytes};
 /// Percent of a device's memory that are left for the work of steps.
 const WORK: u64 = 8;
 
+/// Layers that are loaded at a time: each has its weights in f32 on the host until they are on the device.
+const LOADED_TOGETHER: usize = 4;
+
 /// Rows that go through the feed-forward block at a time.
 const MLP_ROWS: usize = 2048;
 
@@ -155,8 +158,14 @@ impl Body {
     ) -> Result<Self> {
         let arithmetic = source.arithmetic(config)?;
         let mut parts: Vec<Part> = Vec::new();
-        for (index, device) in map.iter().map(|d| &devices[*d]).enumerate() {
-            let weights = Layer::load(source, config, index, device, arithmetic)?;
+        // Several layers at a time: GGUF weights are dequantised by one thread each.
+        let layers = (0..map.len()).collect::<Vec<_>>();
+        let loaded = layers.chunks(LOADED_TOGETHER).flat_map(|some| {
+            let load = |&index: &usize| Layer::load(source, config, index, &devices[map[index]], arithmetic);
+            some.par_iter().map(load).collect::<Vec<_>>()
+        });
+        for (index, weights) in loaded.enumerate() {
+            let (device, weights) = (&devices[map[index]], weights?);
             match parts.last_mut() {
                 Some(part) if Arc::ptr_eq(&part.device, device) => {
                     part.weights.push(weights);
