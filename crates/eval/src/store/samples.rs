@@ -298,6 +298,19 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), fs::read(&other).unwrap());
     }
 
+    /// Where every sample is another experiment's, settling is what writes the first file of the folder.
+    #[test]
+    fn samples_of_another_experiment_fill_a_folder_that_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (beside, own) = (dir.path().join("a/samples/key.jsonl"), dir.path().join("b/samples/key.jsonl"));
+        complete(&beside);
+        let mut samples = open(&own);
+        samples.adopt(&beside).unwrap();
+        assert!(samples.is_whole() && !own.exists());
+        samples.settle().unwrap();
+        assert_eq!(fs::read(&own).unwrap(), fs::read(&beside).unwrap());
+    }
+
     #[test]
     fn damaged_lines_are_computed_again() {
         let dir = tempfile::tempdir().unwrap();
