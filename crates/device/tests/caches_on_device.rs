@@ -101,7 +101,9 @@ fn codes() {
 /// two, and by no more than a byte is.
 #[test]
 fn rounded_activations() {
-    for spec in ["{ method = \"kivi\", activation_bits = BITS }", "{ method = \"latent\", activation_bits = BITS }"] {
+    for spec in
+        ["{ method = \"kivi\", activation_bits = BITS }", "{ method = \"latent\", activation_bits = BITS }"]
+    {
         let of = |bits: &str| {
             let spec = CacheSpec::parse(&spec.replace("BITS", bits)).unwrap();
             compare(&device(), &spec, &SMALL, true).unwrap()

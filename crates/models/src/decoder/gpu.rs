@@ -2,13 +2,15 @@
 //! live on the device ([`DeviceCache`]). Sequences whose caches live on the host (methods without kernels, observed ones)
 //! go along: their queries, keys and values are fetched in every layer, which is slow.
 
+mod crossing;
+mod room;
 mod runs;
 mod weights;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use minicache_core::{Batch, CacheSpec, ModelShape, Resources, Sequence, States};
+use minicache_core::{Batch, CacheSpec, ModelShape, Resources, Sequence};
 use minicache_device::driver::{Acts, Address, Memory};
 use minicache_device::{
     Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, Rotation, Workspace,
@@ -18,9 +20,9 @@ use rayon::prelude::*;
 use super::attention::Positions;
 use super::{Observer, Step};
 use crate::families::{EMBEDDING, FINAL_NORM, HEAD};
-use crate::linear::halves;
 use crate::moe::Routing;
 use crate::{Error, ModelConfig, Result};
+use room::{MLP_ROWS, Room};
 pub(super) use runs::grouped;
 use runs::{Run, filled, runs};
 pub(crate) use weights::Weights;
@@ -31,9 +33,6 @@ const WORK: u64 = 8;
 
 /// Layers that are loaded at a time: each has its weights in f32 on the host until they are on the device.
 const LOADED_TOGETHER: usize = 4;
-
-/// Rows that go through the feed-forward block at a time.
-const MLP_ROWS: usize = 2048;
 
 /// A loaded model.
 #[derive(Debug)]
@@ -56,85 +55,6 @@ struct Part {
     weights: Vec<Layer>,
     /// One pass at a time.
     room: Mutex<Room>,
-}
-
-/// Working memory of a part, kept from pass to pass.
-#[derive(Debug)]
-struct Room {
-    precise: bool,
-    /// Ids, rows that logits are asked of, rows and weights of an expert.
-    small: Memory,
-    angles: Memory,
-    x: Memory,
-    normed: Memory,
-    qkv: Memory,
-    q: Memory,
-    /// Of layers with even and with odd numbers: a pair needs those of both.
-    k: [Memory; 2],
-    v: [Memory; 2],
-    attended: Memory,
-    wide: Memory,
-    inner: Memory,
-    /// An expert's rows, and what becomes of them.
-    rows: Memory,
-    result: Memory,
-    logits: Memory,
-    groups: Vec<Workspace>,
-}
-
-impl Room {
-    fn new(device: &Device, precise: bool) -> Result<Self> {
-        let one = || Memory::new(&device.driver, 256);
-        Ok(Self {
-            precise,
-            small: one()?,
-            angles: one()?,
-            x: one()?,
-            normed: one()?,
-            qkv: one()?,
-            q: one()?,
-            k: [one()?, one()?],
-            v: [one()?, one()?],
-            attended: one()?,
-            wide: one()?,
-            inner: one()?,
-            rows: one()?,
-            result: one()?,
-            logits: one()?,
-            groups: Vec::new(),
-        })
-    }
-
-    fn reserve(&mut self, config: &ModelConfig, rows: usize) -> Result<()> {
-        let (hidden, q_dim, kv_dim) = (config.hidden, config.q_dim(), config.kv_dim());
-        let mlp = rows.min(MLP_ROWS);
-        let act = if self.precise { 4 } else { 2 };
-        self.angles.reserve(rows * config.rope.rotary_dim * 4)?;
-        self.x.reserve(rows * hidden * 4)?;
-        self.normed.reserve(rows * hidden * act)?;
-        self.qkv.reserve(rows * (q_dim + 2 * kv_dim) * 4)?;
-        self.q.reserve(rows * q_dim * 4)?;
-        for i in 0..2 {
-            self.k[i].reserve(rows * kv_dim * 4)?;
-            self.v[i].reserve(rows * kv_dim * 4)?;
-        }
-        self.attended.reserve(rows * q_dim * act)?;
-        self.wide.reserve(mlp * 2 * config.intermediate * 4)?;
-        self.inner.reserve(mlp * config.intermediate * act)?;
-        if config.experts.is_some() {
-            self.rows.reserve(rows * hidden * act)?;
-            self.result.reserve(rows * hidden * 4)?;
-        }
-        Ok(())
-    }
-}
-
-impl Room {
-    /// Activations `(rows, width)` in `memory`: half of it, or both halves.
-    fn acts(&self, memory: &Memory, numbers: usize) -> Acts {
-        let high = memory.address();
-        Acts { high, low: if self.precise { high + (numbers * 2) as Address } else { 0 } }
-    }
 }
 
 fn words(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
@@ -559,57 +479,6 @@ impl Part {
             self.ops.scatter_add(y, (index, weights), room.x.address(), n, hidden)?;
         }
         Ok(())
-    }
-
-    /// Attention of sequences whose caches live on the host.
-    fn on_host(
-        &self,
-        batch: &mut Batch<'_>,
-        layer: usize,
-        states: DeviceStates,
-        out: Acts,
-        rows: usize,
-        config: &ModelConfig,
-    ) -> Result<()> {
-        let [q, k, v] = self.fetched(states, rows, config)?;
-        let mut attended = vec![0.0; rows * config.q_dim()];
-        batch.attend(layer, States::new(&q, &k, &v), &mut attended)?;
-        let (high, low): (Vec<[u8; 2]>, Vec<[u8; 2]>) =
-            attended.iter().map(|x| halves(*x, self.ops.act())).unzip();
-        self.device.driver.upload(out.high, high.as_flattened())?;
-        if out.low != 0 {
-            self.device.driver.upload(out.low, low.as_flattened())?;
-        }
-        Ok(())
-    }
-
-    /// Gives a layer's states to caches that live on the host. Those that rank tokens by the attention that they receive
-    /// attend once more.
-    fn fill_host(
-        &self,
-        sequences: &mut [(&mut Sequence, &CacheSpec)],
-        layer: usize,
-        states: DeviceStates,
-        rows: usize,
-        config: &ModelConfig,
-    ) -> Result<()> {
-        let [q, k, v] = self.fetched(states, rows, config)?;
-        let fill = |(sequence, spec): &mut (&mut Sequence, &CacheSpec)| {
-            let cache = sequence.cache_mut();
-            if spec.needs_attention() {
-                cache.attend_into(layer, &q, &k, &v, &mut vec![0.0; q.len()])
-            } else {
-                cache.append(layer, &k, &v)
-            }
-        };
-        Ok(sequences.par_iter_mut().try_for_each(fill)?)
-    }
-
-    /// Queries, keys and values of a layer.
-    fn fetched(&self, states: DeviceStates, rows: usize, config: &ModelConfig) -> Result<[Vec<f32>; 3]> {
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
-        let numbers = |at, width| floats(&self.device, at, rows * width);
-        Ok([numbers(states.q, q_dim)?, numbers(states.k, kv_dim)?, numbers(states.v, kv_dim)?])
     }
 }
 
