@@ -176,7 +176,8 @@ fn check_peaks(lengths: [usize; 3]) {
     let decoder = decoder(lengths[2]);
     for spec in SPECS {
         peak(&decoder, spec, lengths[0]);
-        let peaks = lengths.map(|n| peak(&decoder, spec, n));
+        // Which thread has which part of the work at its peak is chance.
+        let peaks = lengths.map(|n| (0..3).map(|_| peak(&decoder, spec, n)).max().unwrap_or(0));
         let growth = (peaks[2] - peaks[1]) as f64 / (peaks[1] - peaks[0]) as f64;
         assert!(growth < 2.4, "{spec}: {peaks:?} bytes for {lengths:?} tokens");
         println!("{spec}: {peaks:?} bytes for {lengths:?} tokens");
