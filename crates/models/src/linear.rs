@@ -205,7 +205,7 @@ impl Loader<'_> {
                 let message = format!("{name} has numbers beyond those of f16, which a device computes in");
                 return Err(Error::Weights(message));
             }
-            let half = |out: &mut Vec<u8>, which: fn(([u8; 2], [u8; 2])) -> [u8; 2]| {
+            let half = |out: &mut Vec<u8>, which: fn(Halves) -> [u8; 2]| {
                 let from = out.len();
                 out.resize(from + 2 * numbers.len(), 0);
                 let places = out[from..].as_chunks_mut().0.par_iter_mut();
@@ -229,7 +229,10 @@ impl Loader<'_> {
 }
 
 /// A number as a device's linear layers have it, and what rounding leaves of it.
-pub(crate) fn halves(x: f32, act: Act) -> ([u8; 2], [u8; 2]) {
+type Halves = ([u8; 2], [u8; 2]);
+
+/// As [`Halves`].
+pub(crate) fn halves(x: f32, act: Act) -> Halves {
     match act {
         Act::F16 => {
             let high = f16::from_f32(x);
