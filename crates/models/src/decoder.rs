@@ -147,8 +147,9 @@ impl Decoder {
         if let Body::Gpu(body) = &self.body
             && !steps.is_empty()
         {
+            self.check(steps)?;
             return gpu::grouped(steps, |steps, order| {
-                let (positions, wanted) = self.prepare(steps, order)?;
+                let (positions, wanted) = self.prepare(steps, order);
                 body.forward_greedy(&self.config, steps, &positions, &wanted)
             });
         }
@@ -165,24 +166,19 @@ impl Decoder {
         if steps.is_empty() {
             return Ok(Logits::default());
         }
-        let whole: Vec<usize> = (0..steps.len()).collect();
-        let (rows, data) = match (&self.body, observer) {
-            (Body::Host(body), observer) => {
-                let (positions, wanted) = self.prepare(steps, &whole)?;
-                let data = body.forward(&self.config, steps, &positions, &wanted, observer)?;
-                (wanted, data)
-            }
+        self.check(steps)?;
+        let forward = |steps: &mut [Step<'_>], order: &[usize], observer: Option<Observer<'_>>| {
+            let (positions, wanted) = self.prepare(steps, order);
+            let data = match &self.body {
+                Body::Host(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+                Body::Gpu(body) => body.forward(&self.config, steps, &positions, &wanted, observer)?,
+            };
+            Ok((wanted, data))
+        };
+        let (rows, data) = match observer {
+            None if self.is_on_gpu() => gpu::grouped(steps, |steps, order| forward(steps, order, None))?,
             // An observer is shown tokens in the order of the steps.
-            (Body::Gpu(body), Some(observer)) => {
-                let (positions, wanted) = self.prepare(steps, &whole)?;
-                let data = body.forward(&self.config, steps, &positions, &wanted, Some(observer))?;
-                (wanted, data)
-            }
-            (Body::Gpu(body), None) => gpu::grouped(steps, |steps, order| {
-                let (positions, wanted) = self.prepare(steps, order)?;
-                let data = body.forward(&self.config, steps, &positions, &wanted, None)?;
-                Ok((wanted, data))
-            })?,
+            observer => forward(steps, &(0..steps.len()).collect::<Vec<_>>(), observer)?,
         };
         Ok(Logits::new(data, self.config.vocab, rows.iter().map(Range::len)))
     }
@@ -210,11 +206,10 @@ impl Decoder {
         let resources = Resources { rotary: Some(rotary), latent: None };
         let exact = self.cache(&CacheSpec::default(), &resources)?;
         let mut exact = self.sequence(exact, planned_len);
-        for sequence in sequences.iter_mut() {
-            self.check(&[Step { tokens, sequence, logits: LogitsFor::Last }])?;
-        }
+        let step = |sequence| Step { tokens, sequence, logits: LogitsFor::Last };
+        self.check(&sequences.iter_mut().map(step).collect::<Vec<_>>())?;
         let mut steps = [Step { tokens, sequence: &mut exact, logits: LogitsFor::Last }];
-        let (positions, wanted) = self.prepare(&steps, &[0])?;
+        let (positions, wanted) = self.prepare(&steps, &[0]);
         body.fill(&self.config, &mut steps, &positions, &wanted, specs, sequences).map(Some)
     }
 
@@ -223,14 +218,13 @@ impl Decoder {
         matches!(self.body, Body::Gpu(_))
     }
 
-    /// Checks steps, and says where their tokens lie and of which of them logits are wanted: the rows of the step
-    /// `order[i]` come as the i-th.
-    fn prepare(&self, steps: &[Step<'_>], order: &[usize]) -> Result<(Positions, Vec<Range<usize>>)> {
-        self.check(steps)?;
+    /// Says where the tokens of steps lie and of which of them logits are wanted: the rows of the step `order[i]` come as
+    /// the i-th.
+    fn prepare(&self, steps: &[Step<'_>], order: &[usize]) -> (Positions, Vec<Range<usize>>) {
         let positions = Positions::new(steps, self.config.rope.rotary_dim);
         let rows = |&at: &usize| steps[at].logits.rows(&positions.ranges()[at]);
         let wanted = order.iter().map(rows).collect();
-        Ok((positions, wanted))
+        (positions, wanted)
     }
 
     /// Everything that a caller can get wrong, before any cache is touched.

@@ -202,6 +202,13 @@ fn one_prompt_fills_all_caches() {
         let again = decoder.fill_on_gpu(&tokens, &refs, &mut together).unwrap_err().to_string();
         assert!(again.contains("first step"), "{again}");
     }
+    // Who is named is who it is for the caller, whose third step is the second of its method.
+    let decoder = load("llama3", WeightMode::F32, vec![emulated(0, 1 << 28)]);
+    let mut mixed = [0, 1, 0].map(|spec| sequence(&decoder, &specs[spec], 60));
+    let step = |(sequence, token)| Step { tokens: token, sequence, logits: LogitsFor::Last };
+    let mut steps: Vec<Step<'_>> = mixed.iter_mut().zip([&[1u32][..], &[1], &[u32::MAX]]).map(step).collect();
+    let wrong = decoder.forward(&mut steps).unwrap_err().to_string();
+    assert!(wrong.contains("sequence 2"), "{wrong}");
     let host = load("llama3", WeightMode::F32, Vec::new());
     assert!(host.fill_on_gpu(&tokens, &[], &mut []).unwrap().is_none());
 }
