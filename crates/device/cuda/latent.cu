@@ -58,7 +58,7 @@ struct LatentParams {
     float softcap;        // 0: none
 };
 
-// Adds the byte sums of four lanes of a strip over a vector of fours, of any width, or of a trellis.
+// Adds the byte sums of four lanes of a strip over a vector of fours, of any width, or of a narrow strip of a trellis.
 template <int S>
 DEVICE void slow_sums(const Section& section, const u8* strip, int number, int steps, int width, int vector, int quad,
                       const u8* levels, const uint2* fours, int stride, int (*low)[4], int (*high)[4]) {
@@ -89,18 +89,114 @@ DEVICE void fast_sums(const u8* strip, int steps, int width, int unit, const uin
     code_sums<BITS>(load_codes<BITS>(strip, steps, width, unit), steps, width, unit, fours, stride, low, high);
 }
 
+// The codes of four lanes of a full strip over a vector of fours of the first plane.
+template <int BITS> struct Quad {
+    u32 words[4], third[4];  // the words of the first plane, and of three bits the last bit's, shifted to the vector
+    DEVICE_METHOD void load(const u8* strip, int steps, int vector, int quad) {
+        const uint4 x = read16(strip + (vector * LANES + quad * 4) * 4);
+        words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
+        if (BITS != 3) return;
+        const uint4 y = read16(strip + plane_bytes(2, steps, LANES) + (vector / 2 * LANES + quad * 4) * 4);
+        const int shift = vector % 2 * 4;
+        third[0] = y.x >> shift, third[1] = y.y >> shift, third[2] = y.z >> shift, third[3] = y.w >> shift;
+    }
+    DEVICE_METHOD void none() {
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[i] = third[i] = 0;
+    }
+    // Those of a lane at a four of the vector, a byte each.
+    DEVICE_METHOD u32 at(int i, int four) const {
+        constexpr int FIRST = FIRST_PLANE(BITS);
+        const u32 x = words[i] >> four * FIRST & (0xffu >> (8 - FIRST)) * 0x01010101u;
+        return BITS == 3 ? x | (third[i] >> four & 0x01010101u) << 2 : x;
+    }
+};
+
+// Windows of a trellis moved on by a code.
+template <int BITS>
+DEVICE u32 moved(u32 windows, u32 codes) {
+    return (windows & (63u >> BITS) * 0x01010101u) << BITS | codes;
+}
+
+// `fast_sums` of a full strip of a trellis. The codes before the first of a vector are in the vector before it (keys, along
+// the steps of a strip) or in the lanes before (values, along those of all strips of a section).
+template <int S, int BITS>
+DEVICE void trellis_sums(const u8* strip, int number, int steps, int vector, int quad, const u8* levels, const uint2* fours,
+                         int stride, int (*low)[4], int (*high)[4]) {
+    constexpr int PER = 8 / FIRST_PLANE(BITS), BACK = WINDOW / BITS - 1, QUADS = S == 0 ? 1 : ceil_div(BACK, 4);
+    const int count = ceil_div(steps, 4);
+    Quad<BITS> own, before[QUADS];
+    own.load(strip, steps, vector, quad);
+#pragma unroll
+    for (int n = 0; n < QUADS; n++) {
+        const int place = quad - 1 - n;
+        if (S == 0 ? vector == 0 : place < 0 && number == 0)
+            before[n].none();
+        else if (S == 0)
+            before[n].load(strip, steps, vector - 1, quad);
+        else
+            before[n].load(place < 0 ? strip - strip_bytes(BITS, steps, LANES) : strip, steps, vector, place & 3);
+    }
+#pragma unroll
+    for (int k = 0; k < PER; k++) {
+        const int four = vector * PER + k;
+        if (four >= count) break;
+        u32 windows = 0;
+        if (S == 1)
+#pragma unroll
+            for (int back = BACK; back > 0; back--)
+                windows = moved<BITS>(windows, before[(back - 1) / 4].at(3 - (back - 1) % 4, k));
+        u32 x[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 now = own.at(i, k);
+            if (S == 1) {
+                windows = moved<BITS>(windows, now);
+            } else {
+                // Of each step the codes before it, which for the first ones are in the four before.
+                const u32 last = k > 0 ? own.at(i, k > 0 ? k - 1 : 0) : before[0].at(i, PER - 1);
+                windows = now;
+#pragma unroll
+                for (int back = 1; back <= BACK && back < 4; back++)
+                    windows |= (now << 8 * back | last >> (32 - 8 * back)) << BITS * back;
+                if (BITS == 1) {
+                    const u32 first = k > 1 ? own.at(i, k > 1 ? k - 2 : 0) : before[0].at(i, PER - 2 + k);
+                    windows |= last << 4 | (last << 8 | first >> 24) << 5;
+                }
+            }
+            x[i] = levels_of(levels, windows);
+        }
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+            const uint2 w = fours[g * stride + four];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                low[g][i] = dot4(x[i], w.x, low[g][i]);
+                if (DIGITS > 1) high[g][i] = dot4(x[i], w.y, high[g][i]);
+            }
+        }
+    }
+}
+
 template <int S>
 DEVICE void sums_of(const Section& section, const u8* strip, int number, int steps, int width, int vector, int quad,
                     const u8* levels, const uint2* fours, int stride, int (*low)[4], int (*high)[4]) {
     constexpr int FORMS = Latents<S>::FORMS;
-    const int unit = vector * (width / 4) + quad;
-    if ((FORMS & 1) && (section.trellis || width % 4 != 0))
-        slow_sums<S>(section, strip, number, steps, width, vector, quad, levels + (section.bits - 1) * LEVELS, fours, stride, low, high);
-    else if ((FORMS >> 2 & 1) && section.bits == 2)
+    const int unit = vector * (width / 4) + quad, form = section.bits + (section.trellis ? TRELLIS : 0);
+    const u8* own = levels + (section.bits - 1) * LEVELS;
+    if ((FORMS & 1) && (width % 4 != 0 || (section.trellis && width != LANES)))
+        slow_sums<S>(section, strip, number, steps, width, vector, quad, own, fours, stride, low, high);
+    else if ((FORMS >> (TRELLIS + 1) & 1) && form == TRELLIS + 1)
+        trellis_sums<S, 1>(strip, number, steps, vector, quad, own, fours, stride, low, high);
+    else if ((FORMS >> (TRELLIS + 2) & 1) && form == TRELLIS + 2)
+        trellis_sums<S, 2>(strip, number, steps, vector, quad, own, fours, stride, low, high);
+    else if ((FORMS >> (TRELLIS + 3) & 1) && form == TRELLIS + 3)
+        trellis_sums<S, 3>(strip, number, steps, vector, quad, own, fours, stride, low, high);
+    else if ((FORMS >> 2 & 1) && form == 2)
         fast_sums<2>(strip, steps, width, unit, fours, stride, low, high);
-    else if ((FORMS >> 3 & 1) && section.bits == 3)
+    else if ((FORMS >> 3 & 1) && form == 3)
         fast_sums<3>(strip, steps, width, unit, fours, stride, low, high);
-    else if ((FORMS >> 4 & 1) && section.bits == 4)
+    else if ((FORMS >> 4 & 1) && form == 4)
         fast_sums<4>(strip, steps, width, unit, fours, stride, low, high);
     else if (FORMS >> 8 & 1)
         fast_sums<8>(strip, steps, width, unit, fours, stride, low, high);

@@ -4,7 +4,9 @@
 // that share latents); in a block of exact tokens one for each layer and KV head.
 
 // A side. KIND: how latents are held. CENTRED: scales are bytes, and zero is in the middle of the codes. RANK, SECTIONS: the
-// most of any set. FORMS: a bit for each number of bits that codes have, the lowest for those of a trellis or of odd strips.
+// most of any set. FORMS: a bit for each number of bits that codes have, and TRELLIS above it that those of a trellis have; the
+// lowest for strips that are read lane by lane.
+#define TRELLIS 8
 template <int S> struct Latents;
 template <> struct Latents<0> {
     CONST KIND = K_KIND, CENTRED = K_CENTRED, SLOTS = K_SLOTS, RANK = K_RANK, SECTIONS = K_SECTIONS, FORMS = K_FORMS;

@@ -26,6 +26,8 @@ const ROWS: usize = 256;
 
 /// Bits that codes of a trellis have at most, and windows of a table.
 const TABLES: (usize, usize) = (3, 64);
+/// What forms of a trellis have more than its bits.
+const TRELLIS: i32 = 8;
 
 /// A plan's latents on one device, shared by all caches of it.
 pub(crate) struct LatentMethod {
@@ -275,11 +277,14 @@ struct Parts {
 }
 
 impl Parts {
-    /// A bit for each number of bits, the lowest for what is read slowly.
+    /// A bit for each number of bits, those of a trellis [`TRELLIS`] above; the lowest for what is read lane by lane.
     fn forms(&self) -> i64 {
-        let odd = self.strips.iter().any(|strip| strip.width % 4 != 0);
-        let of = |section: &SectionEntry| if section.trellis != 0 { 1 } else { 1 << section.bits };
-        self.sections.iter().map(of).fold(i64::from(odd), |all, form| all | form)
+        let of = |section: &SectionEntry| section.bits + if section.trellis != 0 { TRELLIS } else { 0 };
+        let odd = self.strips.iter().any(|strip| {
+            let trellis = self.sections[strip.section as usize].trellis != 0;
+            strip.width % 4 != 0 || trellis && strip.width != LANES as i32
+        });
+        self.sections.iter().map(of).fold(i64::from(odd), |all, form| all | 1 << form)
     }
 
     fn new(set: &LatentSet, keys: bool, levels: &mut [u8]) -> Result<Self> {

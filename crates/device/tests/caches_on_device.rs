@@ -165,6 +165,7 @@ fn latents_of_a_trellis() {
         )
     };
     check(&rates(2.0, 1.5), &SMALL);
+    check(&rates(1.0, 3.0), &SMALL);
     check(&rates(3.0, 1.0), &ODD);
 }
 
