@@ -152,13 +152,18 @@ struct BestParams {
     int rows, width;
 };
 
-// The column of the largest number of each row, of equal ones the first; all ones where a number is none.
-KERNEL(best, BestParams) {
-    const float* x = (const float*)p.x + (u64)blockIdx.x * p.width;
+// The largest number of a row and its column, of equal ones the first; `finite`: whether all are numbers.
+struct Top {
+    float most;
+    int at;
+    bool finite;
+};
+
+DEVICE Top top_of(const float* x, int width) {
     float most = -3.4e38f;
     int at = 0;
     bool finite = true;
-    for (int i = threadIdx.x; i < p.width; i += THREADS) {
+    for (int i = threadIdx.x; i < width; i += THREADS) {
         finite = finite && fabsf(x[i]) <= 3.4e38f;
         if (x[i] > most) most = x[i], at = i;
     }
@@ -167,20 +172,55 @@ KERNEL(best, BestParams) {
         const int place = __shfl_xor_sync(ALL, at, d);
         if (other > most || (other == most && place < at)) most = other, at = place;
     }
-    SHARED float parts[THREADS / WARP];
-    SHARED int places[THREADS / WARP];
-    SHARED u32 bad[THREADS / WARP];
+    SHARED float parts[WARPS];
+    SHARED int places[WARPS];
+    SHARED u32 bad[WARPS];
     const u32 odd = __ballot_sync(ALL, !finite);
+    __syncthreads();
     if (threadIdx.x % WARP == 0) {
         const int w = threadIdx.x / WARP;
         parts[w] = most, places[w] = at, bad[w] = odd;
     }
     __syncthreads();
-    if (threadIdx.x > 0) return;
     u32 any = 0;
-    for (int w = 0; w < THREADS / WARP; w++) {
+    for (int w = 0; w < WARPS; w++) {
         any |= bad[w];
         if (parts[w] > most || (parts[w] == most && places[w] < at)) most = parts[w], at = places[w];
     }
-    ((u32*)p.out)[blockIdx.x] = any ? 0xffffffffu : (u32)at;
+    return {most, at, any == 0};
+}
+
+// The column of the largest number of each row; all ones where a number is none.
+KERNEL(best, BestParams) {
+    const Top top = top_of((const float*)p.x + (u64)blockIdx.x * p.width, p.width);
+    if (threadIdx.x == 0) ((u32*)p.out)[blockIdx.x] = top.finite ? (u32)top.at : 0xffffffffu;
+}
+
+struct ScoreParams {
+    u64 x, pairs, out;  // f32 (rows, width), u32 (rows, 2): the row that each is compared with, and a column; f32 (rows, 3)
+    int rows, width;
+};
+
+// Of each row of logits: what the column's probability comes to in nats, KL(the other row || this one), and whether both
+// have the same likeliest column. Not a number where a logit is none.
+KERNEL(score, ScoreParams) {
+    const u32* pair = (const u32*)p.pairs + (u64)blockIdx.x * 2;
+    const float *own = (const float*)p.x + (u64)blockIdx.x * p.width, *other = (const float*)p.x + (u64)pair[0] * p.width;
+    const Top top = top_of(own, p.width), full = top_of(other, p.width);
+    double sums[2] = {0.0, 0.0};
+    for (int i = threadIdx.x; i < p.width; i += THREADS)
+        sums[0] += (double)expf(own[i] - top.most), sums[1] += (double)expf(other[i] - full.most);
+    const float log_own = logf((float)block_sum(sums[0])), log_full = logf((float)block_sum(sums[1]));
+    double kl = 0.0;
+    for (int i = threadIdx.x; i < p.width; i += THREADS) {
+        const float y = other[i] - full.most - log_full;
+        kl += (double)expf(y) * (double)(y - (own[i] - top.most - log_own));
+    }
+    kl = block_sum(kl);
+    if (threadIdx.x > 0) return;
+    float* out = (float*)p.out + (u64)blockIdx.x * 3;
+    const float none = top.finite && full.finite ? 0.0f : from_bits(0x7fc00000u);
+    out[0] = log_own - (own[pair[1]] - top.most) + none;
+    out[1] = (float)kl + none;
+    out[2] = top.at == full.at ? 1.0f : 0.0f;
 }

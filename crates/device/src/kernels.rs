@@ -61,7 +61,7 @@ impl File {
                 "layers.cu",
                 &[],
                 include_str!("../cuda/layers.cu"),
-                &["embed", "rms_norm", "rotate", "swiglu", "gather", "scatter_add", "noise", "best"],
+                &["embed", "rms_norm", "rotate", "swiglu", "gather", "scatter_add", "noise", "best", "score"],
             ),
             File::Attention => (
                 "attention.cu",

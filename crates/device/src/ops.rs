@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::driver::{Act, Acts, Address, Driver, Kernel, Memory, Plain, Product};
 use crate::kernels::{File, Source};
 use crate::params::{
-    BestParams, EmbedParams, GatherParams, NoiseParams, NormParams, RotateParams, ScatterParams,
+    BestParams, EmbedParams, GatherParams, NoiseParams, NormParams, RotateParams, ScatterParams, ScoreParams,
     SwiGluParams, launch,
 };
 use crate::{Error, Result};
@@ -31,6 +31,7 @@ pub struct Ops {
     scatter_add: Kernel,
     noise: Kernel,
     best: Kernel,
+    score: Kernel,
 }
 
 /// What [`Ops::rotate`] reads and writes.
@@ -105,6 +106,7 @@ impl Ops {
             scatter_add: next()?,
             noise: next()?,
             best: next()?,
+            score: next()?,
         })
     }
 
@@ -225,6 +227,17 @@ impl Ops {
     pub fn best(&self, x: Address, out: Address, rows: usize, width: usize) -> Result<()> {
         let params = BestParams { x, out, rows: rows as i32, width: width as i32 };
         self.launch(&self.best, [rows, 1, 1], &params)
+    }
+
+    /// Of each row of the logits `x (rows, width)` f32, with `pairs (rows, 2)` u32, the row that it is compared with and a
+    /// column: `out (rows, 3)` f32, -log of the column's probability, KL(other row || this one), both in nats, and 1 where
+    /// both have the same largest column, else 0. Not a number where a logit is none.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn score(&self, x: Address, pairs: Address, out: Address, rows: usize, width: usize) -> Result<()> {
+        let params = ScoreParams { x, pairs, out, rows: rows as i32, width: width as i32 };
+        self.launch(&self.score, [rows, 1, 1], &params)
     }
 
     /// Fills `memory` with numbers spread evenly over `-size..size`: f32 if `wide`, else in the type of linear layers.

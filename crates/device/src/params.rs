@@ -45,6 +45,8 @@ params! {
     NoiseParams { out: Address, count: u64, seed: u32, size: f32, wide: i32, pad: i32, }
     /// `best`
     BestParams { x: Address, out: Address, rows: i32, width: i32, }
+    /// `score`
+    ScoreParams { x: Address, pairs: Address, out: Address, rows: i32, width: i32, }
     /// `attend_held`
     HeldParams {
         q: Address, sequences: Address, rows: Address, parts: Address, places: [Place; 2],

@@ -19,7 +19,7 @@ use crate::devices::DeviceMap;
 use crate::rope::{Frequencies, Rope};
 use crate::{Error, ModelConfig, Result};
 pub use load::{LoadOptions, Progress};
-pub use logits::{Logits, LogitsFor};
+pub use logits::{Logits, LogitsFor, Score};
 
 use attention::Positions;
 
@@ -160,6 +160,48 @@ impl Decoder {
             (0..vocab).reduce(better).unwrap_or(0) as u32
         };
         Ok(logits.into_data().chunks_exact(vocab).map(best).collect())
+    }
+
+    /// [`Decoder::forward`] that gives, in place of logits, what every token's prediction comes to beside that of another
+    /// step: the one at `references[i]` of the step i, which has as many tokens. `targets` are the tokens that follow,
+    /// step by step; all steps are taken to ask for logits of all their tokens. Nothing but the scores leaves the GPU;
+    /// `None`, and nothing done, of a model on the host.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; references or targets that do not fit the steps.
+    pub fn score_on_gpu(
+        &self,
+        steps: &mut [Step<'_>],
+        references: &[usize],
+        targets: &[u32],
+    ) -> Result<Option<Vec<Score>>> {
+        let Body::Gpu(body) = &self.body else { return Ok(None) };
+        if steps.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        steps.iter_mut().for_each(|step| step.logits = LogitsFor::All);
+        self.check(steps)?;
+        let mut firsts = vec![0];
+        steps.iter().for_each(|step| firsts.push(firsts[firsts.len() - 1] + step.tokens.len()));
+        let alike = |(step, &of): (&Step<'_>, &usize)| {
+            steps.get(of).is_some_and(|other| other.tokens.len() == step.tokens.len())
+        };
+        let fits = references.len() == steps.len() && targets.len() == firsts[steps.len()];
+        if !fits
+            || !steps.iter().zip(references).all(alike)
+            || targets.iter().any(|t| *t as usize >= self.config.vocab)
+        {
+            let message =
+                "scores need a step of as many tokens to compare each with, and a target for each token";
+            return Err(Error::Input(message.into()));
+        }
+        let rows = references.iter().flat_map(|&of| firsts[of]..firsts[of + 1]);
+        let pairs: Vec<[u32; 2]> = rows.zip(targets).map(|(row, &target)| [row as u32, target]).collect();
+        let scores = gpu::grouped(steps, |steps, order| {
+            let (positions, wanted) = self.prepare(steps, order);
+            body.forward_scored(&self.config, steps, &positions, &wanted, &pairs)
+        })?;
+        Ok(Some(scores))
     }
 
     fn run(&self, steps: &mut [Step<'_>], observer: Option<Observer<'_>>) -> Result<Logits> {

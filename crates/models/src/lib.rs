@@ -25,7 +25,7 @@ mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::{Experts, ModelConfig};
-pub use decoder::{Decoder, LoadOptions, Logits, LogitsFor, Progress, Step};
+pub use decoder::{Decoder, LoadOptions, Logits, LogitsFor, Progress, Score, Step};
 pub use devices::{DeviceMap, Target, describe_gpus, parse_devices, split_layers};
 pub use error::{Error, Result};
 pub use families::Family;

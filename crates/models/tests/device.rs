@@ -146,6 +146,51 @@ fn the_likeliest_tokens_are_those_of_the_logits() {
     assert_eq!(of(&decoder), of(&host));
 }
 
+/// What predictions come to on the device is what comes of the logits, in the order of the caller's steps.
+#[test]
+fn scores_are_those_of_the_logits() {
+    let specs = ["full", "kivi-2", "full", "kivi-4"].map(|spec| CacheSpec::parse(spec).unwrap());
+    let decoder = load("llama3", WeightMode::F32, vec![emulated(0, 1 << 28)]);
+    let tokens: Vec<u32> = (0..43).map(|i| i * 37 % 200).collect();
+    let refs: Vec<&CacheSpec> = specs.iter().collect();
+    let mut sequences: Vec<Sequence> = specs.iter().map(|spec| sequence(&decoder, spec, 60)).collect();
+    decoder.fill_on_gpu(&tokens[..40], &refs, &mut sequences).unwrap();
+    fn steps<'s>(sequences: &'s mut [Sequence], tokens: &'s [u32]) -> Vec<Step<'s>> {
+        let step = |sequence| Step { tokens: &tokens[40..42], sequence, logits: LogitsFor::All };
+        sequences.iter_mut().map(step).collect()
+    }
+    let references = [0, 0, 3, 3];
+    let targets: Vec<u32> = references.iter().flat_map(|_| [tokens[41], tokens[42]]).collect();
+    let mut forks: Vec<Sequence> = sequences.iter().map(Sequence::fork).collect();
+    let logits = decoder.forward(&mut steps(&mut forks, &tokens)).unwrap();
+    let mut batch = steps(&mut sequences, &tokens);
+    let scores = decoder.score_on_gpu(&mut batch, &references, &targets).unwrap().unwrap();
+    let vocab = decoder.config().vocab;
+    let log_probs = |step: usize, row: usize| -> Vec<f64> {
+        let x: Vec<f64> =
+            logits.of(step)[row * vocab..(row + 1) * vocab].iter().map(|&x| f64::from(x)).collect();
+        let sum = x.iter().map(|x| x.exp()).sum::<f64>().ln();
+        x.iter().map(|x| x - sum).collect()
+    };
+    let top = |x: &[f64]| (0..vocab).max_by(|&a, &b| x[a].total_cmp(&x[b]).then(b.cmp(&a))).unwrap();
+    for (i, score) in scores.iter().enumerate() {
+        let (step, row) = (i / 2, i % 2);
+        let (own, full) = (log_probs(step, row), log_probs(references[step], row));
+        let kl: f64 = full.iter().zip(&own).map(|(p, q)| p.exp() * (p - q)).sum();
+        assert!((score.nll + own[targets[i] as usize]).abs() < 1e-4, "{i}: {score:?}");
+        assert!((score.kl - kl).abs() < 1e-6 + 1e-3 * kl, "{i}: {score:?}, {kl}");
+        assert_eq!(score.agrees, top(&own) == top(&full), "{i}");
+        assert_eq!(references[step] == step, kl == 0.0);
+    }
+    for (references, targets) in
+        [(&[0, 0, 3, 4][..], &targets[..]), (&references, &targets[1..]), (&[0], &targets)]
+    {
+        let error =
+            decoder.score_on_gpu(&mut steps(&mut sequences, &tokens), references, targets).unwrap_err();
+        assert!(error.to_string().contains("as many tokens"), "{error}");
+    }
+}
+
 /// A prompt that fills several caches is what each has as a step of its own, also where methods take turns in a step.
 #[test]
 fn one_prompt_fills_all_caches() {

@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 
 use minicache_core::settings::{ChosenPairs, Group, LatentSide, MergeSides, Pairs, Rank};
 use minicache_core::{CacheSpec, Latent, Sequence};
-use minicache_models::{LogitsFor, Model, Step};
+use minicache_models::Model;
 
 use super::calibration::{CalibrationText, Corpus};
-use super::fidelity::{LOGITS_BYTES, Sums, score};
+use super::predictions::{Sums, feed};
 use super::prefill::Prefill;
 use super::{Result, RunError};
 
@@ -197,7 +197,10 @@ impl Chooser<'_> {
                     sequences.push(self.model.sequence(spec, tokens.len())?);
                 }
                 prefill.fill(&mut sequences, &specs)?;
-                let sums = self.feed(&mut sequences, tokens, fed.clone())?;
+                let mut sums = vec![Sums::default(); sequences.len()];
+                let text = |_: usize| &tokens[fed.start..=fed.end];
+                let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
+                feed(self.model, &mut all, specs.len(), &text, &mut sums, &|_| ())?;
                 for ((out, sum), sequence) in out.iter_mut().zip(&sums[1..]).zip(&sequences[1..]) {
                     out.loss += sum.kl;
                     out.bytes += sequence.footprint().total() as f64;
@@ -206,31 +209,5 @@ impl Chooser<'_> {
         }
         out.iter_mut().for_each(|m| m.loss /= predictions.max(1) as f64);
         Ok(out)
-    }
-
-    /// Feeds `tokens[fed]` to every sequence in one step; the first one is the reference of the others.
-    fn feed(
-        &self,
-        sequences: &mut [Sequence],
-        tokens: &[u32],
-        fed: std::ops::Range<usize>,
-    ) -> Result<Vec<Sums>> {
-        let per_window = sequences.len();
-        let mut sums = vec![Sums::default(); per_window];
-        let mut reference = Vec::new();
-        let at_once = (LOGITS_BYTES / (fed.len() * self.model.config.vocab * 4).max(1)).max(1);
-        for (part, group) in sequences.chunks_mut(at_once).enumerate() {
-            let first = part * at_once;
-            let mut batch: Vec<Step<'_>> = group
-                .iter_mut()
-                .map(|sequence| Step { tokens: &tokens[fed.clone()], sequence, logits: LogitsFor::All })
-                .collect();
-            let logits = self.model.decoder.forward(&mut batch)?;
-            let targets = |_: usize| &tokens[fed.start + 1..fed.end + 1];
-            let sums = &mut sums[first..first + logits.len()];
-            let logits: Vec<&[f32]> = logits.iter().collect();
-            score(&logits, first, per_window, &targets, &mut reference, sums);
-        }
-        Ok(sums)
     }
 }

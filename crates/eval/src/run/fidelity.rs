@@ -14,14 +14,14 @@ use std::time::Instant;
 
 use minicache_config::{Experiment, python_json};
 use minicache_core::{CacheSpec, Sequence};
-use minicache_models::{LogitsFor, Step, Tokenizer};
-use rayon::prelude::*;
+use minicache_models::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::calibration::joined;
-use super::numbers::{argmax, kl, log_softmax, mean_std, number, seconds};
+use super::numbers::{mean_std, number, seconds};
 use super::plan::{Plan, Planned};
-use super::prefill::Prefill;
+use super::predictions::{Sums, feed};
+use super::prefill::fill_all;
 use super::progress::Progress;
 use super::work::Work;
 use super::{Result, RunError};
@@ -49,9 +49,6 @@ const BATCH_BYTES: usize = 1 << 30;
 const GPU_BATCH_BYTES: usize = 16 << 30;
 /// Windows side by side, at most, unless the experiment says otherwise.
 const MOST_WINDOWS: usize = 8;
-
-/// Bytes of logits that one step may come to.
-pub(super) const LOGITS_BYTES: usize = 256 << 20;
 
 /// Piece of text that one sample looks at.
 struct Window {
@@ -239,15 +236,6 @@ fn windows(
     Ok(out)
 }
 
-/// Sums over one window's predictions.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sums {
-    nll: f64,
-    /// Of KL(full || cache), in nats.
-    pub(super) kl: f64,
-    agreed: usize,
-}
-
 /// Measures every cell's cache on `windows`: one list of samples per cell.
 fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Result<Vec<Vec<Sample>>> {
     let settings = &work.experiment.fidelity;
@@ -281,9 +269,7 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
             }
         }
         let tokens = &window.tokens[..prefill];
-        if work.model.decoder.fill_on_gpu(tokens, &specs, &mut of_window)?.is_none() {
-            Prefill::new(work.model, tokens, prefill + steps, None)?.fill(&mut of_window, &specs)?;
-        }
+        fill_all(work.model, tokens, prefill + steps, &mut of_window, &specs)?;
         progress.add(prefill);
         caches.push(of_window);
     }
@@ -291,29 +277,9 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
     let mut sums = vec![Sums::default(); windows.len() * per_window];
     let mut sequences: Vec<&mut Sequence> = caches.iter_mut().flatten().collect();
     for from in (prefill..prefill + steps).step_by(settings.chunk) {
-        let fed = from..(from + settings.chunk).min(prefill + steps);
-        let vocab = work.model.config.vocab;
-        let at_once = (LOGITS_BYTES / (fed.len() * vocab * 4)).max(1);
-        let mut reference = Vec::new();
-        for (part, group) in sequences.chunks_mut(at_once).enumerate() {
-            let first = part * at_once;
-            let mut batch: Vec<Step<'_>> = group
-                .iter_mut()
-                .enumerate()
-                .map(|(i, sequence)| Step {
-                    tokens: &windows[(first + i) / per_window].tokens[fed.clone()],
-                    sequence,
-                    logits: LogitsFor::All,
-                })
-                .collect();
-            let logits = work.model.decoder.forward(&mut batch)?;
-            let targets =
-                |sequence: usize| &windows[sequence / per_window].tokens[fed.start + 1..fed.end + 1];
-            let sums = &mut sums[first..first + logits.len()];
-            let logits: Vec<&[f32]> = logits.iter().collect();
-            score(&logits, first, per_window, &targets, &mut reference, sums);
-            progress.add(sums.len() * fed.len());
-        }
+        let to = (from + settings.chunk).min(prefill + steps);
+        let text = |window: usize| &windows[window].tokens[from..=to];
+        feed(work.model, &mut sequences, per_window, &text, &mut sums, &|n| progress.add(n))?;
     }
     let full_bytes = work.model.decoder.shape().full_bytes(prefill + steps);
     let sample = |window: usize, own: Option<usize>| {
@@ -332,41 +298,6 @@ fn measure(work: &Work<'_>, windows: &[Window], progress: &Progress<'_>) -> Resu
         }
     };
     Ok(own.iter().map(|&own| (0..windows.len()).map(|w| sample(w, own)).collect()).collect())
-}
-
-/// Adds the predictions of one step of the sequences from `first` on: a row of logits for each of their targets. Every window's sequences follow each other, its
-/// reference first; `reference` carries the last one's log-probabilities from call to call.
-pub(super) fn score<'t>(
-    logits: &[&[f32]],
-    first: usize,
-    per_window: usize,
-    targets: &(dyn Fn(usize) -> &'t [u32] + Sync),
-    reference: &mut Vec<f32>,
-    sums: &mut [Sums],
-) {
-    let log_probs = |(i, logits): (usize, &&[f32])| {
-        let mut x = logits.to_vec();
-        x.chunks_exact_mut(logits.len() / targets(first + i).len()).for_each(log_softmax);
-        x
-    };
-    let mut all: Vec<Vec<f32>> = logits.par_iter().enumerate().map(log_probs).collect();
-    let reference_of = |i: usize| i.checked_sub((first + i) % per_window);
-    sums.par_iter_mut().zip(&all).enumerate().for_each(|(i, (sum, own))| {
-        let full = reference_of(i).map_or(&*reference, |r| &all[r]);
-        let targets = targets(first + i);
-        let vocab = own.len() / targets.len();
-        let rows = own.chunks_exact(vocab).zip(full.chunks_exact(vocab));
-        for ((own, full), &target) in rows.zip(targets) {
-            sum.nll -= f64::from(own[target as usize]);
-            if reference_of(i) != Some(i) {
-                sum.kl += kl(full, own);
-            }
-            sum.agreed += usize::from(argmax(own) == argmax(full));
-        }
-    });
-    if let Some(last) = all.len().checked_sub(1).and_then(reference_of) {
-        *reference = std::mem::take(&mut all[last]);
-    }
 }
 
 /// One cell's row over its samples; perplexities pool the tokens of all samples, spreads are over samples.
@@ -400,36 +331,6 @@ fn row<'a>(samples: impl Iterator<Item = &'a Sample>) -> Row {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn predictions_are_compared_with_the_reference_of_their_window() {
-        let logits: [&[f32]; 6] = [
-            &[0.0, 1.0, 2.0],
-            &[0.0, 1.0, 2.0],
-            &[5.0, 0.0, 0.0],
-            &[5.0, 0.0, 0.0],
-            &[0.0, 5.0, 0.0],
-            &[5.0, 0.0, 0.0],
-        ];
-        let targets = |sequence: usize| if sequence < 3 { &[2][..] } else { &[1][..] };
-        let check = |sums: &[Sums]| {
-            assert_eq!(sums.iter().map(|s| s.agreed).collect::<Vec<_>>(), [1, 1, 0, 1, 0, 1]);
-            assert!(sums[1].kl.abs() < 1e-7 && (sums[0].nll - sums[1].nll).abs() < 1e-9);
-            assert!(sums[2].kl > 2.0 && sums[4].kl > 4.0 && sums[5].kl.abs() < 1e-7);
-            assert!(sums[3].nll > 4.0 && sums[4].nll < 0.1);
-        };
-        // However the sequences are cut into steps.
-        for at_once in 1..=6 {
-            let mut sums = vec![Sums::default(); 6];
-            let mut reference = Vec::new();
-            for (part, logits) in logits.chunks(at_once).enumerate() {
-                let first = part * at_once;
-                let sums = &mut sums[first..first + logits.len()];
-                score(logits, first, 3, &targets, &mut reference, sums);
-            }
-            check(&sums);
-        }
-    }
 
     #[test]
     fn a_row_pools_tokens_and_counts_bytes() {

@@ -23,6 +23,7 @@ mod model;
 mod numbers;
 mod overhead;
 mod plan;
+mod predictions;
 mod prefill;
 mod progress;
 mod prompts;

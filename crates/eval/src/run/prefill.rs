@@ -95,6 +95,21 @@ impl Prefill {
     }
 }
 
+/// Gives every one of the empty `sequences`, each with a cache of the spec beside it, `tokens` as its first step.
+/// `planned_len` is the length that they are going to have.
+pub(crate) fn fill_all(
+    model: &Model,
+    tokens: &[u32],
+    planned_len: usize,
+    sequences: &mut [Sequence],
+    specs: &[&CacheSpec],
+) -> crate::run::Result<()> {
+    if model.decoder.fill_on_gpu(tokens, specs, sequences)?.is_none() {
+        Prefill::new(model, tokens, planned_len, None)?.fill(sequences, specs)?;
+    }
+    Ok(())
+}
+
 /// Appends the states of the tokens `range` in all `layers` to `cache` as one step.
 fn append(layers: &[LayerStates], cache: &mut dyn KvCache, range: Range<usize>) -> Result<()> {
     let width = cache.shape().kv_dim();

@@ -18,7 +18,7 @@ use minicache_device::{
 use rayon::prelude::*;
 
 use super::attention::Positions;
-use super::{Observer, Step};
+use super::{Observer, Score, Step};
 use crate::families::{EMBEDDING, FINAL_NORM, HEAD};
 use crate::moe::Routing;
 use crate::{Error, ModelConfig, Result};
@@ -227,8 +227,32 @@ impl Body {
         })
     }
 
+    /// Likewise, and gives what every row's predictions come to, `pairs` being the row that each is compared with and the
+    /// token that follows.
+    pub(crate) fn forward_scored(
+        &self,
+        config: &ModelConfig,
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        wanted: &[Range<usize>],
+        pairs: &[[u32; 2]],
+    ) -> Result<Vec<Score>> {
+        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
+        self.pass(config, &ids, runs(steps)?, positions, wanted, None, |part, room, rows| {
+            let at = room.small.reserve(rows * 20)?;
+            part.device.driver.upload(at, &words(pairs.iter().flatten().copied()))?;
+            let out = at + (rows * 8) as Address;
+            part.ops.score(room.logits.address(), at, out, rows, config.vocab)?;
+            let scores = floats(&part.device, out, rows * 3)?;
+            let score = |x: &[f32; 3]| Score { nll: x[0].into(), kl: x[1].into(), agrees: x[2] > 0.0 };
+            let scores: Vec<Score> = scores.as_chunks().0.iter().map(score).collect();
+            let finite = scores.iter().all(|s| s.nll.is_finite() && s.kl.is_finite());
+            if finite { Ok(scores) } else { Err(not_finite()) }
+        })
+    }
+
     /// Runs the tokens `ids` of `runs`. `read` takes what is wanted of the logits of so many rows.
-    #[allow(clippy::too_many_arguments)] // each is another thing, and there are three callers, all above
+    #[allow(clippy::too_many_arguments)] // each is another thing, and there are four callers, all above
     fn pass<T>(
         &self,
         config: &ModelConfig,
@@ -237,7 +261,7 @@ impl Body {
         positions: &Positions,
         wanted: &[Range<usize>],
         mut observer: Option<Observer<'_>>,
-        read: impl Fn(&Part, &Room, usize) -> Result<Vec<T>>,
+        read: impl Fn(&Part, &mut Room, usize) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
         let rows = ids.len();
         let begun = runs.iter_mut().try_for_each(|run| match run {

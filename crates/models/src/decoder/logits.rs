@@ -25,6 +25,17 @@ impl LogitsFor {
     }
 }
 
+/// What a token's prediction comes to, see [`super::Decoder::score_on_gpu`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Score {
+    /// -log of the probability of the token that follows, in nats.
+    pub nll: f64,
+    /// KL(the prediction it is compared with || this one), in nats.
+    pub kl: f64,
+    /// Whether both have the same likeliest token.
+    pub agrees: bool,
+}
+
 /// Logits of the tokens that a forward step was asked for, sequence by sequence.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Logits {
