@@ -63,6 +63,11 @@ impl DeviceCache {
     }
 
     /// Its parts, one for each device.
+    pub fn parts(&self) -> &[PartCache] {
+        &self.parts
+    }
+
+    /// As [`Self::parts`].
     pub fn parts_mut(&mut self) -> &mut [PartCache] {
         &mut self.parts
     }

@@ -282,8 +282,8 @@ impl Driver for Cuda {
     }
 
     fn compile(&self, source: &Source) -> Result<Vec<Kernel>> {
-        let mut modules = self.modules.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(kernels) = modules.get(source) {
+        let known = || self.modules.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(kernels) = known().get(source) {
             return Ok(kernels.clone());
         }
         self.current()?;
@@ -295,8 +295,13 @@ impl Driver for Cuda {
             "--device-as-default-execution-space".into(),
         ];
         let target = format!("{}\n{}", self.compiler, options.join(" "));
+        // Nothing is locked meanwhile: several compile at once.
         let path = compiled(&text, &target, "cubin", |_| self.cubin(source, &text, &options))?;
         let code = std::fs::read(&path).map_err(|source| Error::File { path, source })?;
+        let mut modules = known();
+        if let Some(kernels) = modules.get(source) {
+            return Ok(kernels.clone());
+        }
         // SAFETY: a CUBIN that NVRTC made; the driver checks it.
         let module = unsafe { result::module::load_data(code.as_ptr().cast()) };
         let module = self.ok("cuModuleLoadData", module)?;

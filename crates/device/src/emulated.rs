@@ -116,14 +116,15 @@ impl Driver for Emulated {
     }
 
     fn compile(&self, source: &Source) -> Result<Vec<Kernel>> {
-        let mut modules = self.modules.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(kernels) = modules.get(source) {
+        let known = || self.modules.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(kernels) = known().get(source) {
             return Ok(kernels.clone());
         }
         let text = source.text(true);
         let mut options = vec!["-std=c++17", "-O2", "-fPIC", "-shared", "-fno-strict-aliasing", "-w"];
         options.extend(self.flags.iter().map(String::as_str));
         let target = format!("{}\n{}\n{}", self.compiler, self.version, options.join(" "));
+        // Nothing is locked meanwhile: several compile at once.
         let path = compiled(&text, &target, "so", |dir| {
             let (from, to) = (dir.join("kernels.cpp"), dir.join("kernels.so"));
             fs::write(&from, &text).map_err(|source| Error::File { path: from.clone(), source })?;
@@ -154,7 +155,7 @@ impl Driver for Emulated {
             })
             .collect();
         let kernels = kernels?;
-        modules.insert(source.clone(), kernels.clone());
+        known().insert(source.clone(), kernels.clone());
         Ok(kernels)
     }
 

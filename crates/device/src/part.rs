@@ -356,6 +356,15 @@ impl PartCache {
         Ok(())
     }
 
+    /// Compiles the kernels of its method, or finds them compiled: a second for each file of them that is not. Several
+    /// may do so at once.
+    ///
+    /// # Errors
+    /// Of the compiler.
+    pub fn compile(&self) -> Result<()> {
+        self.device.kernels(&self.method).map(drop)
+    }
+
     /// Has the device forget kept tokens of a side before or after a position; gives the first index from there on, by
     /// column.
     fn forget(&self, side: usize, position: usize, how: Forgotten) -> Result<Vec<usize>> {

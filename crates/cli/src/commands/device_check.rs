@@ -374,7 +374,7 @@ fn write_sources(folder: &std::path::Path) -> Result<()> {
     let mut count = 0;
     // What latents upload has to be somewhere.
     let device = Device::open("emulated", 0)?;
-    for source in check::sources(&device, &COMPARED, &shapes)? {
+    for source in check::sources(&device, &[&COMPARED[..], &TIMED].concat(), &shapes)? {
         let name = format!("{count:03}-{}", source.file.name());
         let path = folder.join(name);
         std::fs::write(&path, source.text(false)).with_context(|| path.display().to_string())?;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use minicache_core::{Batch, CacheSpec, ModelShape, Resources, Sequence};
 use minicache_device::driver::{Acts, Address, Memory};
 use minicache_device::{
-    Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, Rotation, Workspace,
+    Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, PartCache, Rotation, Workspace,
 };
 use rayon::prelude::*;
 
@@ -308,7 +308,8 @@ impl Body {
                 Run::Device { caches, .. } => caches.into_iter().try_for_each(|(cache, _)| cache.end())?,
                 Run::Host { batch, .. } => batch.finish()?,
                 Run::Filled { sequences, .. } => {
-                    sequences.into_iter().try_for_each(|(s, _)| s.cache_mut().finish_step())?;
+                    // Where all of a prompt is compressed.
+                    sequences.into_par_iter().try_for_each(|(s, _)| s.cache_mut().finish_step())?;
                 }
             }
         }
@@ -369,6 +370,9 @@ impl Part {
         observer: &mut Option<Observer<'_>>,
     ) -> Result<()> {
         let (q_dim, kv_dim, hidden) = (config.q_dim(), config.kv_dim(), config.hidden);
+        // A step of methods that are new to the device has kernels to compile, which takes a second for each file.
+        let methods: Vec<&PartCache> = runs.iter().filter_map(|run| run.a_cache(part)).collect();
+        methods.par_iter().try_for_each(|cache| cache.compile())?;
         let mut spaces = std::mem::take(&mut room.groups);
         while spaces.len() < runs.len() {
             spaces.push(Workspace::new(&self.device)?);

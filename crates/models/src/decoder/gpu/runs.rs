@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use minicache_core::{Batch, CacheSpec, Sequence};
-use minicache_device::DeviceCache;
+use minicache_device::{DeviceCache, PartCache};
 
 use super::super::Step;
 use crate::Result;
@@ -28,6 +28,14 @@ pub(super) enum Run<'a> {
         sequences: Vec<(&'a mut Sequence, &'a CacheSpec)>,
         rows: Range<usize>,
     },
+}
+
+impl Run<'_> {
+    /// One of its caches on a device, of which all have the same method.
+    pub(super) fn a_cache(&self, part: usize) -> Option<&PartCache> {
+        let Run::Device { caches, .. } = self else { return None };
+        caches.first().map(|(cache, _)| &cache.parts()[part])
+    }
 }
 
 /// Steps grouped by where and how their caches are.
