@@ -43,9 +43,11 @@ pub(super) fn feed<'t>(
         let tokens = |i: usize| &text((first + i) / per_window)[..fed];
         let targets = |sequence: usize| &text(sequence / per_window)[1..];
         let sums = &mut sums[first..first + group.len()];
-        let step = |(i, sequence)| Step { tokens: tokens(i), sequence, logits: LogitsFor::All };
-        let mut batch: Vec<Step<'_>> =
-            group.iter_mut().enumerate().map(|(i, s)| step((i, &mut **s))).collect();
+        let mut batch: Vec<Step<'_>> = group
+            .iter_mut()
+            .enumerate()
+            .map(|(i, sequence)| Step { tokens: tokens(i), sequence, logits: LogitsFor::All })
+            .collect();
         if on_gpu > 0 {
             let references: Vec<usize> = (0..sums.len()).map(|i| i - i % per_window).collect();
             let next: Vec<u32> = (first..first + sums.len()).flat_map(targets).copied().collect();
