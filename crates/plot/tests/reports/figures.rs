@@ -85,6 +85,8 @@ fn the_front_says_which_side_a_setting_is_of() {
     let wanted =
         "On the front: 1 SnapKV (kept = 0.2); 2 low rank (rate of keys = 2.0, rate of values = 3.0).";
     assert!(md.contains(wanted), "{md}");
+    // The best at two and more, and at three and more; at five and more it is the same again.
+    assert!(md.contains(": 0.05 at 2x (SnapKV), 0.1 at 5x (low rank).\n"), "{md}");
 }
 
 #[test]
