@@ -6,7 +6,6 @@ pub mod chat;
 mod config;
 mod decoder;
 mod devices;
-mod eigen;
 mod error;
 mod families;
 pub mod gguf;
