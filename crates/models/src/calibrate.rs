@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
+use crate::eigen::symmetric;
 use crate::families::{LayerNames, Role};
 use crate::{Decoder, Error, LogitsFor, ModelConfig, Result, Step, WeightSource};
 
@@ -199,11 +200,11 @@ pub(crate) fn output_products(
 /// thousandth of the mean one.
 fn roots(product: &Mat<f64>) -> Option<(Mat<f64>, Mat<f64>)> {
     let n = product.nrows();
-    let eigen = product.self_adjoint_eigen(Side::Lower).ok()?;
-    let mean = ((0..n).map(|c| eigen.S()[c]).sum::<f64>() / n as f64).max(f64::MIN_POSITIVE);
+    let (vectors, values) = symmetric(product)?;
+    let mean = (values.iter().sum::<f64>() / n as f64).max(f64::MIN_POSITIVE);
     let with = |scale: &dyn Fn(f64) -> f64| {
-        let scaled = Mat::from_fn(n, n, |r, c| eigen.U()[(r, c)] * scale(eigen.S()[c].max(1e-3 * mean)));
-        &scaled * eigen.U().transpose()
+        let scaled = Mat::from_fn(n, n, |r, c| vectors[(r, c)] * scale(values[c].max(1e-3 * mean)));
+        &scaled * vectors.transpose()
     };
     Some((with(&f64::sqrt), with(&|x| 1.0 / x.sqrt())))
 }
@@ -254,11 +255,11 @@ fn value_basis(
             weighted.as_mut().submatrix_mut(a * dim, b * dim, dim, dim).copy_from(&block);
         }
     }
-    let eigen = weighted.self_adjoint_eigen(Side::Lower).map_err(|_| not_converged(group.span.first))?;
-    // faer sorts ascending; components are kept by descending variance.
+    let (u, s) = symmetric(&weighted).ok_or_else(|| not_converged(group.span.first))?;
+    // Ascending; components are kept by descending variance.
     let column = |c: usize| n - 1 - c;
-    let vectors = (0..n * n).map(|i| eigen.U()[(i / n, column(i % n))] as f32).collect();
-    let variances = (0..n).map(|c| eigen.S()[column(c)].max(0.0) as f32).collect();
+    let vectors = (0..n * n).map(|i| u[(i / n, column(i % n))] as f32).collect();
+    let variances = (0..n).map(|c| s[column(c)].max(0.0) as f32).collect();
     let mean = mean.iter().map(|&m| m as f32).collect();
     let flat = |m: &Mat<f64>| (0..dim * dim).map(|i| m[(i / dim, i % dim)] as f32).collect::<Vec<f32>>();
     let weights = roots().flat_map(|(root, _)| flat(root)).collect();

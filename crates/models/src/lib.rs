@@ -6,6 +6,7 @@ pub mod chat;
 mod config;
 mod decoder;
 mod devices;
+mod eigen;
 mod error;
 mod families;
 pub mod gguf;

@@ -1,6 +1,6 @@
 //! From moments to maps.
 
-use faer::{Mat, Side};
+use faer::Mat;
 use pathfinding::kuhn_munkres::kuhn_munkres;
 use pathfinding::matrix::Matrix;
 use rayon::prelude::*;
@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::LayerMaps;
 use super::moments::{Layer, Moments};
 use crate::calibrate::output_products;
+use crate::eigen::symmetric;
 use crate::{Error, ModelConfig, Result, WeightSource};
 
 /// How far values are measured by what W_o makes of them: 0 by their own norm, 1 by that of the output. The directions
@@ -104,16 +105,16 @@ fn metric(layer: usize, moments: &Layer, config: &ModelConfig, source: &dyn Weig
     let (heads, dim) = (config.kv_heads, config.head_dim);
     let products: Vec<_> = output_products(layer, config, source)?
         .iter()
-        .map(|product| product.self_adjoint_eigen(Side::Lower).map_err(|_| broken(layer)))
+        .map(|product| symmetric(product).ok_or_else(|| broken(layer)))
         .collect::<Result<_>>()?;
-    let trace: f64 = products.iter().map(|e| (0..dim).map(|c| e.S()[c]).sum::<f64>()).sum();
+    let trace: f64 = products.iter().map(|(_, energies)| energies.iter().sum::<f64>()).sum();
     let mean = (trace / (heads * dim) as f64).max(f64::MIN_POSITIVE);
     let (mut values, mut inverse) = (Vec::new(), Vec::new());
-    for eigen in &products {
-        let scale = |c: usize| (eigen.S()[c] / mean).max(FLOOR).powf(OUTPUT_METRIC / 2.0);
+    for (vectors, energies) in &products {
+        let scale = |c: usize| (energies[c] / mean).max(FLOOR).powf(OUTPUT_METRIC / 2.0);
         let with = |scale: &dyn Fn(usize) -> f64| {
-            let scaled = Mat::from_fn(dim, dim, |r, c| eigen.U()[(r, c)] * scale(c));
-            &scaled * eigen.U().transpose()
+            let scaled = Mat::from_fn(dim, dim, |r, c| vectors[(r, c)] * scale(c));
+            &scaled * vectors.transpose()
         };
         values.push(with(&scale));
         inverse.push(with(&|c| 1.0 / scale(c)));
