@@ -149,7 +149,7 @@ fn print(args: &Args, comparisons: &[Comparison]) -> Result<()> {
             }
         }
         if c.unjudged > 0 {
-            let why = "another instruction set gives other answers";
+            let why = "other instructions, or another processor, give other answers";
             output::line(format!("  not judged: {} other values of answers differ; {why}", c.unjudged))?;
         }
         for t in &c.timings {

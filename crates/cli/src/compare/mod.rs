@@ -80,15 +80,18 @@ impl Side {
         Ok(Self { finished: Finished::read(dir)?, info })
     }
 
-    /// The instruction set that a cell was computed with; empty if not known, and of a GPU, which rounds otherwise for
-    /// other batches. `run.json` knows that of the last run, which is not the one that made rows which came from elsewhere.
-    fn simd(&self, key: &str) -> &str {
-        let (simd, device) = match (self.finished.made.get(key), &self.info) {
-            (Some(made), _) => (&made.simd, &made.device),
-            (None, Some(info)) => (&info.simd, &info.device),
-            (None, None) => return "",
+    /// The instruction set and the processor that a cell was computed with; nothing if not known, and of a GPU, which
+    /// rounds otherwise for other batches. Libraries cut sums by the sizes of a processor's caches, so that with the same
+    /// instructions calibrated bases differ in their last bits. `run.json` knows that of the last run, which is not the one
+    /// that made rows which came from elsewhere.
+    fn arithmetic(&self, key: &str) -> Option<(&str, &str)> {
+        let (simd, machine, device) = match (self.finished.made.get(key), &self.info) {
+            (Some(made), _) => (&made.simd, &made.machine, &made.device),
+            (None, Some(info)) => (&info.simd, &info.machine, &info.device),
+            (None, None) => return None,
         };
-        if device.is_empty() { simd } else { "" }
+        let processor = machine.split(", ").next().unwrap_or_default();
+        (device.is_empty() && !simd.is_empty()).then_some((simd, processor))
     }
 
     /// The cells that are not in `other`.
@@ -125,7 +128,7 @@ impl Comparison {
         let mut times = IndexMap::new();
         for (key, rows) in &a.finished.cells {
             let Some(others) = b.finished.cells.get(key) else { continue };
-            let same = !a.simd(key).is_empty() && a.simd(key) == b.simd(key);
+            let same = a.arithmetic(key).is_some_and(|own| Some(own) == b.arithmetic(key));
             let before = out.differences.len();
             out.cell(&Cell::new(key, rows), rows, others, same, &mut times);
             out.compared += 1;

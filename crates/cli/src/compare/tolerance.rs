@@ -20,11 +20,11 @@ const fn within(absolute: f64, relative: f64) -> Rule {
     Rule::Within { absolute, relative }
 }
 
-/// With the same instructions results are the same whenever a run is repeated, up to the last of the six digits that
+/// With the same instructions on the same processor results are the same whenever a run is repeated, up to the last of the six digits that
 /// are printed and to what is zero but for rounding.
 const REPEATED: Rule = within(1e-6, 1e-5);
 
-/// With other instructions sums are rounded otherwise, and 8-bit activations and codes of few bits make more of it:
+/// With other instructions, or on another processor, sums are rounded otherwise, and 8-bit activations and codes of few bits make more of it:
 /// what AVX2 and AVX-512 differ by on SmolLM2-135M (see the README's limits), with a margin for other texts. A spread
 /// is of few samples, so that one of them moves it further than the mean.
 const OTHER_INSTRUCTIONS: &[(&str, Rule)] = &[
@@ -42,7 +42,7 @@ const OTHERWISE: Rule = within(1e-3, 1e-3);
 /// Shares of retained tokens differ with the lengths of answers.
 const RATIO_OF_ANSWERS: Rule = within(0.0, 0.05);
 
-/// What is asked of the column in the two rows; `same` says that the same instruction set made both.
+/// What is asked of the column in the two rows; `same` says that the same instructions of the same processor made both.
 pub(super) fn rule(column: &str, rows: [&Row; 2], same: bool) -> Rule {
     let answers = rows.iter().all(|row| number(row, "score").is_some());
     match role(column) {

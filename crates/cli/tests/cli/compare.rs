@@ -87,6 +87,17 @@ fn another_instruction_set_is_given_more() {
     place.done(COMPARE);
     results(&place, "b", &CELLS.replace("0.7,", "0.9,"), "avx512");
     assert!(differs(&place, COMPARE, "1 of 2 cells differ").contains("(within 15 % or 0.0001)"));
+    // So is another processor, whatever the instructions; not another number of its cores.
+    results(&place, "b", &CELLS.replace("0.7,", "0.75,"), "avx2");
+    let made_on = |folder: &str, machine: &str| {
+        let made = ["k0", "k1"].map(|key| format!(r#""{key}": {{"simd": "avx2", "machine": "{machine}"}}"#));
+        place.write(&format!("{folder}/e/made.json"), &format!("{{{}}}", made.join(", ")));
+    };
+    made_on("a", "This one, 2 cores, 24 GiB memory");
+    made_on("b", "That one, 2 cores, 24 GiB memory");
+    place.done(COMPARE);
+    made_on("b", "This one, 16 cores, 64 GiB memory");
+    differs(&place, COMPARE, "1 of 2 cells differ");
     // Other answers are of other lengths; their score is held to its interval.
     results(&place, "a", ANSWERS, "avx2");
     let other =
