@@ -153,28 +153,13 @@ DEVICE void trellis_sums(const u8* strip, int number, int steps, int vector, int
             if (S == 1) {
                 windows = moved<BITS>(windows, now);
             } else {
-                // Of each step the codes before it, which for the first ones are in the four before.
                 const u32 last = k > 0 ? own.at(i, k > 0 ? k - 1 : 0) : before[0].at(i, PER - 1);
-                windows = now;
-#pragma unroll
-                for (int back = 1; back <= BACK && back < 4; back++)
-                    windows |= (now << 8 * back | last >> (32 - 8 * back)) << BITS * back;
-                if (BITS == 1) {
-                    const u32 first = k > 1 ? own.at(i, k > 1 ? k - 2 : 0) : before[0].at(i, PER - 2 + k);
-                    windows |= last << 4 | (last << 8 | first >> 24) << 5;
-                }
+                const u32 first = BITS > 1 ? 0 : k > 1 ? own.at(i, k > 1 ? k - 2 : 0) : before[0].at(i, PER - 2 + k);
+                windows = windows_along(BITS, now, last, first);
             }
             x[i] = levels_of(levels, windows);
         }
-#pragma unroll
-        for (int g = 0; g < G; g++) {
-            const uint2 w = fours[g * stride + four];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                low[g][i] = dot4(x[i], w.x, low[g][i]);
-                if (DIGITS > 1) high[g][i] = dot4(x[i], w.y, high[g][i]);
-            }
-        }
+        add_four(x, fours, stride, four, low, high);
     }
 }
 

@@ -90,19 +90,25 @@ DEVICE u32 codes_of(const u8* strip, int bits, int steps, int width, int four, i
     return x;
 }
 
-// Likewise the windows of a trellis: each code with those before it. Those of keys follow each other along the steps of a
+// The windows of a lane's codes at four steps: each with those before it, which for the first ones are in the four `before`
+// and, of one bit, in the `first`, the one before that.
+DEVICE u32 windows_along(int bits, u32 now, u32 before, u32 first) {
+    if (bits == 3) return now | (now << 8 | before >> 24) << 3;
+    const u32 windows = now | (now << 8 | before >> 24) << bits | (now << 16 | before >> 16) << 2 * bits;
+    if (bits == 2) return windows;
+    return windows | (now << 24 | before >> 8) << 3 | before << 4 | (before << 8 | first >> 24) << 5;
+}
+
+// As `codes_of` the windows of a trellis: each code with those before it. Those of keys follow each other along the steps of a
 // strip, those of values along the lanes of a section's full strips.
 template <int S>
 DEVICE u32 windows_of(const Section& section, const u8* strip, int number, int steps, int width, int four, int lane) {
     const int bits = section.bits;
     u32 window = codes_of(strip, bits, steps, width, four, lane);
     if (S == 0) {
-        const u32 now = window, before = four > 0 ? codes_of(strip, bits, steps, width, four - 1, lane) : 0;
-        if (bits == 3) return window | (now << 8 | before >> 24) << 3;
-        if (bits == 2) return window | (now << 8 | before >> 24) << 2 | (now << 16 | before >> 16) << 4;
-        const u32 first = four > 1 ? codes_of(strip, bits, steps, width, four - 2, lane) : 0;
-        window |= (now << 8 | before >> 24) << 1 | (now << 16 | before >> 16) << 2;
-        return window | (now << 24 | before >> 8) << 3 | before << 4 | (before << 8 | first >> 24) << 5;
+        const u32 before = four > 0 ? codes_of(strip, bits, steps, width, four - 1, lane) : 0;
+        const u32 first = bits == 1 && four > 1 ? codes_of(strip, bits, steps, width, four - 2, lane) : 0;
+        return windows_along(bits, window, before, first);
     }
     for (int back = 1; back < WINDOW / bits; back++) {
         int at = lane - back;

@@ -103,6 +103,19 @@ DEVICE Raw<BITS> load_codes(const u8* strip, int steps, int width, int unit) {
     return raw;
 }
 
+// Adds the sums of four lanes over a four, of which each has a word of bytes.
+DEVICE void add_four(const u32* bytes, const uint2* fours, int stride, int four, int (*low)[4], int (*high)[4]) {
+#pragma unroll
+    for (int g = 0; g < G; g++) {
+        const uint2 w = fours[g * stride + four];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            low[g][i] = dot4(bytes[i], w.x, low[g][i]);
+            if (DIGITS > 1) high[g][i] = dot4(bytes[i], w.y, high[g][i]);
+        }
+    }
+}
+
 // Adds the sums of four lanes over a vector of fours: `fours` holds the digits of the strip's steps, a row of `stride` for
 // each query head.
 template <int BITS>
@@ -123,15 +136,7 @@ DEVICE void code_sums(const Raw<BITS>& raw, int steps, int width, int unit, cons
             u32 codes[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) codes[i] = (words[i] >> k * bits & mask) << shift;
-#pragma unroll
-            for (int g = 0; g < G; g++) {
-                const uint2 w = fours[g * stride + four];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    low[g][i] = dot4(codes[i], w.x, low[g][i]);
-                    if (DIGITS > 1) high[g][i] = dot4(codes[i], w.y, high[g][i]);
-                }
-            }
+            add_four(codes, fours, stride, four, low, high);
         }
     }
 }

@@ -47,14 +47,17 @@ impl Device {
         Arc::new(Self { driver, pool, latents: Known::default() })
     }
 
-    /// The kernels of caches of a method.
+    /// The kernels of caches of a method, which is of this device.
     pub(crate) fn kernels(&self, method: &Method) -> Result<Kernels> {
+        if let Some(known) = method.kernels.get() {
+            return Ok(known.clone());
+        }
         let mut all = Vec::new();
         for file in method.files() {
             let kernels = self.driver.compile(&method.source(*file))?;
             all.extend(file.kernels().iter().copied().zip(kernels));
         }
-        Ok(Kernels(all))
+        Ok(method.kernels.get_or_init(|| Kernels(all.into())).clone())
     }
 
     /// See [`minicache_core::KvCache::restored`].
@@ -103,7 +106,7 @@ impl Device {
 
 /// The kernels of caches, by name.
 #[derive(Debug, Clone)]
-pub(crate) struct Kernels(Vec<(&'static str, Kernel)>);
+pub(crate) struct Kernels(Arc<[(&'static str, Kernel)]>);
 
 impl Kernels {
     /// One of them.

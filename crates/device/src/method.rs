@@ -1,14 +1,14 @@
 //! What a method stores, as the kernels have to know it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use minicache_core::settings::{
     Axis, Granularity, KeySpace, ModelShape, Retention, RetentionRule, StoreType,
 };
 use minicache_core::{BlockLayout, CacheSpec, Resources, Scheme, Store, StoreCount};
 
-use crate::device::Device;
+use crate::device::{Device, Kernels};
 use crate::driver::Act;
 use crate::evicting::Evicting;
 use crate::held::Held;
@@ -126,6 +126,8 @@ pub(crate) struct Method {
     pub(crate) latents: Option<Arc<LatentMethod>>,
     /// What it was made of.
     spec: CacheSpec,
+    /// Those of the device, once they are asked for.
+    pub(crate) kernels: OnceLock<Kernels>,
 }
 
 impl Side {
@@ -378,7 +380,8 @@ impl Method {
         };
         let Arithmetic { act, precise } = arithmetic;
         let (latents, spec) = (None, spec.clone());
-        Ok(Self { shape: *shape, layers, sides, merging, evicting, act, precise, latents, spec })
+        let kernels = OnceLock::new();
+        Ok(Self { shape: *shape, layers, sides, merging, evicting, act, precise, latents, spec, kernels })
     }
 
     /// Latents of a plan that `resources` have.
@@ -427,7 +430,8 @@ impl Method {
         let merging = Merging { kind: -1, t: 0.0, rule: NO_RULE, gamma: 0.0, joint: false, sinks: 0 };
         let Arithmetic { act, precise } = arithmetic;
         let (latents, spec) = (Some(latents), spec.clone());
-        Ok(Self { shape: *shape, layers, sides, merging, evicting: None, act, precise, latents, spec })
+        let (evicting, kernels) = (None, OnceLock::new());
+        Ok(Self { shape: *shape, layers, sides, merging, evicting, act, precise, latents, spec, kernels })
     }
 
     /// The type of states that are not codes.

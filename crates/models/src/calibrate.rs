@@ -85,6 +85,11 @@ pub fn collect<'a>(
     Ok(moments)
 }
 
+/// Bytes of the matrices that [`basis`] works on at a time.
+const AT_ONCE: usize = 4 << 30;
+/// Matrices of its size that a decomposition needs.
+const MATRICES: usize = 6;
+
 /// The basis of every span in `moments`: eigenvectors of the (centred, weighted) second moments. `source` holds the
 /// weights of the model of `config`.
 ///
@@ -97,36 +102,25 @@ pub fn basis(
     options: BasisOptions,
 ) -> Result<Basis> {
     let outputs = Outputs::new(moments, config, source, options)?;
+    // Several spans at a time: of keys, whose matrices are small, all, and of values as many as have room.
     let keys = |(grouping, spans): &(Grouping, Vec<KeyMoments>)| {
-        let bytes = spans.first().map_or(0, |m| m.products.len() * size_of::<f64>());
-        let spans = side_by_side(spans, bytes, |m| key_basis(m, moments, &outputs, options))?;
-        Ok((*grouping, spans))
+        let bases = spans.par_iter().map(|m| key_basis(m, moments, &outputs, options));
+        Ok((*grouping, bases.collect::<Result<_>>()?))
     };
     let values = |(grouping, spans): &(Grouping, Vec<ValueMoments>)| {
         let bytes = spans.first().map_or(0, |m| m.products.len() * size_of::<f64>());
-        let spans = side_by_side(spans, bytes, |m| value_basis(m, moments, &outputs, options))?;
-        Ok((*grouping, spans))
+        let at_once = (AT_ONCE / (MATRICES * bytes).max(1)).max(1);
+        let mut bases = Vec::with_capacity(spans.len());
+        for some in spans.chunks(at_once) {
+            let some = some.par_iter().map(|m| value_basis(m, moments, &outputs, options));
+            bases.extend(some.collect::<Result<Vec<_>>>()?);
+        }
+        Ok((*grouping, bases))
     };
     Ok(Basis {
         keys: moments.keys.iter().map(keys).collect::<Result<_>>()?,
         values: moments.values.iter().map(values).collect::<Result<_>>()?,
     })
-}
-
-/// Bytes of the matrices that [`basis`] works on at a time.
-const AT_ONCE: usize = 4 << 30;
-/// Matrices of its size that a decomposition needs.
-const MATRICES: usize = 6;
-
-/// `basis` of every span, as many side by side as have room; a matrix of one has `bytes`.
-fn side_by_side<M: Sync, B: Send>(
-    spans: &[M],
-    bytes: usize,
-    basis: impl Fn(&M) -> Result<B> + Sync,
-) -> Result<Vec<B>> {
-    let most = (AT_ONCE / (MATRICES * bytes).max(1)).max(1);
-    let parts = spans.chunks(most).map(|part| part.par_iter().map(&basis).collect::<Result<Vec<B>>>());
-    Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// How much what attention writes depends on each (layer, KV head), relative to the residual stream.

@@ -9,7 +9,7 @@ use anyhow::Result;
 use indexmap::{IndexMap, IndexSet};
 use minicache_config::RunInfo;
 use minicache_config::columns::{Role, role};
-use minicache_eval::store::{Finished, Row};
+use minicache_eval::store::{Finished, Row, processor};
 use serde::Serialize;
 
 use tolerance::{Rule, rule};
@@ -90,8 +90,7 @@ impl Side {
             (None, Some(info)) => (&info.simd, &info.machine, &info.device),
             (None, None) => return None,
         };
-        let processor = machine.split(", ").next().unwrap_or_default();
-        (device.is_empty() && !simd.is_empty()).then_some((simd, processor))
+        (device.is_empty() && !simd.is_empty()).then_some((simd, processor(machine)))
     }
 
     /// The cells that are not in `other`.

@@ -20,13 +20,13 @@ const fn within(absolute: f64, relative: f64) -> Rule {
     Rule::Within { absolute, relative }
 }
 
-/// With the same instructions on the same processor results are the same whenever a run is repeated, up to the last of the six digits that
-/// are printed and to what is zero but for rounding.
+/// With the same instructions on the same processor results are the same whenever a run is repeated, up to the last of the
+/// six digits that are printed and to what is zero but for rounding.
 const REPEATED: Rule = within(1e-6, 1e-5);
 
-/// With other instructions, or on another processor, sums are rounded otherwise, and 8-bit activations and codes of few bits make more of it:
-/// what AVX2 and AVX-512 differ by on SmolLM2-135M (see the README's limits), with a margin for other texts. A spread
-/// is of few samples, so that one of them moves it further than the mean.
+/// With other instructions, or on another processor, sums are rounded otherwise, and 8-bit activations and codes of few
+/// bits make more of it: what AVX2 and AVX-512 differ by on SmolLM2-135M (see the README's limits), with a margin for other
+/// texts. A spread is of few samples, so that one of them moves it further than the mean.
 const OTHER_INSTRUCTIONS: &[(&str, Rule)] = &[
     ("perplexity_full", within(0.0, 0.005)),
     ("perplexity", within(0.0, 0.05)),

@@ -57,6 +57,11 @@ pub fn machine() -> String {
     format!("{processor}, {cores} core{plural}{memory}")
 }
 
+/// The processor of what [`machine`] gives.
+pub fn processor(machine: &str) -> &str {
+    machine.split(", ").next().unwrap_or_default()
+}
+
 /// Today, as `2025-01-31` (UTC).
 pub fn today() -> String {
     date(now())

@@ -28,7 +28,7 @@ pub use error::StoreError;
 pub use failed::FailedCell;
 pub use finished::Finished;
 pub use folder::{check_folder, clone_id, make_clone_id};
-pub use made::{Made, machine, today};
+pub use made::{Made, machine, processor, today};
 pub use samples::{Samples, digest};
 pub use state::State;
 pub use worker::{Holder, LIMIT, Seen, Worker, limit, workers};

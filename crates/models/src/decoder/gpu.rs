@@ -183,8 +183,7 @@ impl Body {
         wanted: &[Range<usize>],
         observer: Option<Observer<'_>>,
     ) -> Result<Vec<f32>> {
-        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
-        self.pass(config, &ids, runs(steps)?, positions, wanted, observer, |part, room, rows| {
+        self.stepped(config, steps, positions, wanted, observer, |part, room, rows| {
             finite_logits(config, part, room, rows)
         })
     }
@@ -216,8 +215,7 @@ impl Body {
         positions: &Positions,
         wanted: &[Range<usize>],
     ) -> Result<Vec<u32>> {
-        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
-        self.pass(config, &ids, runs(steps)?, positions, wanted, None, |part, room, rows| {
+        self.stepped(config, steps, positions, wanted, None, |part, room, rows| {
             let out = room.small.address();
             part.ops.best(room.logits.address(), out, rows, config.vocab)?;
             let mut bytes = vec![0; rows * 4];
@@ -237,8 +235,7 @@ impl Body {
         wanted: &[Range<usize>],
         pairs: &[[u32; 2]],
     ) -> Result<Vec<Score>> {
-        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
-        self.pass(config, &ids, runs(steps)?, positions, wanted, None, |part, room, rows| {
+        self.stepped(config, steps, positions, wanted, None, |part, room, rows| {
             let at = room.small.reserve(rows * 20)?;
             part.device.driver.upload(at, &words(pairs.iter().flatten().copied()))?;
             let out = at + (rows * 8) as Address;
@@ -251,8 +248,22 @@ impl Body {
         })
     }
 
+    /// [`Self::pass`] of what steps say.
+    fn stepped<T>(
+        &self,
+        config: &ModelConfig,
+        steps: &mut [Step<'_>],
+        positions: &Positions,
+        wanted: &[Range<usize>],
+        observer: Option<Observer<'_>>,
+        read: impl Fn(&Part, &mut Room, usize) -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
+        let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
+        self.pass(config, &ids, runs(steps)?, positions, wanted, observer, read)
+    }
+
     /// Runs the tokens `ids` of `runs`. `read` takes what is wanted of the logits of so many rows.
-    #[allow(clippy::too_many_arguments)] // each is another thing, and there are four callers, all above
+    #[allow(clippy::too_many_arguments)] // each is another thing, and there are two callers, both above
     fn pass<T>(
         &self,
         config: &ModelConfig,
