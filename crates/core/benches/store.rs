@@ -142,6 +142,44 @@ fn pack(c: &mut Criterion) {
     group.finish();
 }
 
+/// Latents of one head within the second-level cache, in codes of uniform steps and of a trellis: packing them, and what
+/// 3 query heads read of them.
+fn latents(c: &mut Criterion) {
+    const NEAR: usize = 1024;
+    const NUMBERS: usize = 128;
+    const ROWS: usize = 3;
+    let rows = random(NUMBERS * NEAR);
+    let kinds: [(&str, fn(&[(u8, usize)], Side) -> Store, &[u8]); 2] =
+        [("uniform", Store::sections, &[2, 3]), ("trellis", Store::trellis, &[1, 2, 3])];
+    let mut group = c.benchmark_group(format!("{NEAR} latents of {NUMBERS} numbers"));
+    group.throughput(Throughput::Elements(NEAR as u64));
+    for (kind, store, bits) in kinds {
+        for &bits in bits {
+            let empty = |side| store(&[(bits, NUMBERS)], side).with_precision(Precision::Fast);
+            group.bench_function(BenchmarkId::new(format!("push, {kind}"), bits), |b| {
+                b.iter_batched_ref(|| empty(Side::Values), |store| store.push(&rows), BatchSize::SmallInput);
+            });
+            let [keys, values] = [Side::Keys, Side::Values].map(|side| {
+                let mut store = empty(side);
+                store.push(&rows);
+                store
+            });
+            for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::SCALAR) {
+                let id = |what: &str| BenchmarkId::new(format!("{what}, {kind}, {}", isa.name()), bits);
+                let q = random(ROWS * NUMBERS);
+                let (mut scores, mut sums) = (random(ROWS * NEAR), vec![0.0; ROWS * NUMBERS]);
+                group.bench_function(id("scores"), |b| {
+                    with_isa(isa, || b.iter(|| keys.scores(0, 0..NEAR, &q, ROWS, &mut scores)));
+                });
+                group.bench_function(id("sums"), |b| {
+                    with_isa(isa, || b.iter(|| values.accumulate(0, 0..NEAR, &scores, ROWS, &mut sums)));
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
 /// Merging a prompt, and decoding after it, in a pair of layers: what `minicache` adds to what its stores do.
 fn merge(c: &mut Criterion) {
     const PROMPT: usize = 1024;
@@ -191,5 +229,5 @@ fn merge(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decode, arithmetic, pack, merge);
+criterion_group!(benches, decode, arithmetic, pack, latents, merge);
 criterion_main!(benches);

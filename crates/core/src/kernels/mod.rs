@@ -45,8 +45,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) const ROWS: usize = 4;
 
 thread_local! {
-    /// Levels of trellis codes, a byte each.
-    static LEVELS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Levels of trellis codes, a byte each; vectors of them do not cross lines.
+    static LEVELS: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Steps whose integer sums fit: codes of up to 255 times digits of at most 128 each.

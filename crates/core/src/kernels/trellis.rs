@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use super::lines::{Line, prefetch_line, view, view_mut};
 use super::{Codes, Digits, Isa, LANES, Set, Sums, get_code, padded, strip_bytes};
 
 /// Bits that choose a level.
@@ -28,7 +29,7 @@ pub(crate) struct Trellis<'a> {
 const AT_ONCE: usize = 16 << 10;
 
 /// [`super::codes`] over levels, a few strips at a time, which are expanded to `room`.
-pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis<'_>, w: Digits, out: Sums, room: &mut Vec<u8>) {
+pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis<'_>, w: Digits, out: Sums, room: &mut Vec<Line>) {
     let bytes = strip_bytes(8, m.steps, m.width);
     let most = (AT_ONCE / (m.runs * bytes)).max(1);
     let padded = padded(m.steps * m.runs);
@@ -37,13 +38,13 @@ pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis<'_>, w: Digits, out:
         let set = at / m.per_set;
         let strips = most.min(m.strips - at).min((set + 1) * m.per_set - at);
         let all = strips * m.runs * bytes;
-        if room.len() < all {
-            room.resize(all, 0);
+        if room.len() < Line::count(all) {
+            room.resize(Line::count(all), Line::ZERO);
         }
-        expand(isa, &m, at..at + strips, trellis, room);
+        expand(isa, &m, at..at + strips, trellis, view_mut(room));
         let levels = Codes {
             bits: 8,
-            codes: &room[..all],
+            codes: &view(room)[..all],
             next: &[],
             strips,
             stride: m.runs * bytes,
@@ -65,19 +66,19 @@ fn expand(isa: Isa, m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: 
     if m.width < LANES {
         return narrow(m, trellis, out);
     }
+    let levels = by_fields(m.bits, trellis.levels);
     match isa.set() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the machine has the instructions, `super::codes` has checked that the strips are there, and `out` has
-        // room for their levels.
-        Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, strips, trellis, out) },
+        // SAFETY: the machine has the instructions.
+        Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, strips, trellis, &levels, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an instruction set is active only on machines that have it, and AVX-512 has AVX2.
-        Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, strips, trellis, out) },
+        Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, strips, trellis, &levels, out) },
         #[cfg(target_arch = "aarch64")]
-        Set::Neon => wide(m, strips, trellis, out, &neon::look_up(trellis.levels)),
-        Set::Scalar => {
-            wide(m, strips, trellis, out, &|windows| windows.map(|w| trellis.levels[usize::from(w)]))
-        }
+        Set::Neon => wide(m, strips, trellis, out, &neon::look_up(&levels)),
+        Set::Scalar => wide(m, strips, trellis, out, &|windows: Four| {
+            windows.map(|four| u32::from_le_bytes(four.to_le_bytes().map(|w| levels[usize::from(w & 63)])))
+        }),
     }
 }
 
@@ -102,93 +103,240 @@ fn narrow(m: &Codes, trellis: Trellis<'_>, out: &mut [u8]) {
     }
 }
 
-/// A byte for each of 16 lanes and four steps, a lane's in a number.
-type Four = [u32; LANES];
-
-/// Strips of 16 lanes, with `look_up` giving the levels of 64 windows.
-#[inline(always)]
-fn wide(
-    m: &Codes,
-    strips: Range<usize>,
-    trellis: Trellis<'_>,
-    out: &mut [u8],
-    look_up: &impl Fn([u8; 64]) -> [u8; 64],
-) {
-    match m.bits {
-        1 => wide_of::<1>(m, strips, trellis, out, look_up),
-        2 => wide_of::<2>(m, strips, trellis, out, look_up),
-        4 => wide_of::<4>(m, strips, trellis, out, look_up),
-        _ => wide_of::<3>(m, strips, trellis, out, look_up),
+/// The levels by the windows of [`window`], which of codes of three bits have the two low bits of both before their third.
+fn by_fields(bits: u8, levels: &[u8; STATES]) -> [u8; STATES] {
+    match bits {
+        3 => std::array::from_fn(|i| levels[i & 3 | i >> 2 & 4 | i << 1 & 24 | i & 32]),
+        _ => *levels,
     }
 }
 
+/// A vector of a strip: bytes, four for each of 16 lanes. Shifts are of whole bytes' fields: what crosses from one byte to
+/// another is masked afterwards.
+trait Vector: Copy {
+    fn load(bytes: &[u8; VECTOR]) -> Self;
+    fn store(self, bytes: &mut [u8; VECTOR]);
+    fn zero() -> Self;
+    fn left<const N: u32>(self) -> Self;
+    fn right<const N: u32>(self) -> Self;
+    /// Of each byte the bits of `mask` of `a`, the others of `b`.
+    fn select(mask: u8, a: Self, b: Self) -> Self;
+    /// Lanes shifted left by N bits, with the high bits of the lanes of `before` coming in.
+    fn lanes_left<const N: i32>(self, before: Self) -> Self;
+    /// Lanes 16 - N higher, with the last ones of `before` coming in.
+    fn later<const N: i32>(self, before: Self) -> Self;
+}
+
+/// Bytes of a vector.
+const VECTOR: usize = 64;
+
+/// Strips of 16 lanes, with `look_up` giving the levels of the six low bits of each byte.
 #[inline(always)]
-fn wide_of<const BITS: usize>(
+fn wide<V: Vector>(
     m: &Codes,
     strips: Range<usize>,
     trellis: Trellis<'_>,
     out: &mut [u8],
-    look_up: &impl Fn([u8; 64]) -> [u8; 64],
+    look_up: &impl Fn(V) -> V,
+) {
+    match (m.bits, trellis.along_lanes) {
+        (1, false) => wide_of::<V, 1, false>(m, strips, out, look_up),
+        (1, true) => wide_of::<V, 1, true>(m, strips, out, look_up),
+        (2, false) => wide_of::<V, 2, false>(m, strips, out, look_up),
+        (2, true) => wide_of::<V, 2, true>(m, strips, out, look_up),
+        (3, false) => wide_of::<V, 3, false>(m, strips, out, look_up),
+        (3, true) => wide_of::<V, 3, true>(m, strips, out, look_up),
+        _ => wide_of::<V, 4, false>(m, strips, out, look_up),
+    }
+}
+
+/// A byte of a plane holds codes of one lane and one step of several fours. Windows are put together while they lie so:
+/// planes are shifted by steps or lanes and woven into pairs and nibbles, of which each four takes its own.
+#[inline(always)]
+fn wide_of<V: Vector, const BITS: usize, const LANEWISE: bool>(
+    m: &Codes,
+    strips: Range<usize>,
+    out: &mut [u8],
+    look_up: &impl Fn(V) -> V,
 ) {
     let fours = m.steps.div_ceil(4);
     let bytes = strip_bytes(8, m.steps, LANES);
     for (i, strip) in strips.enumerate() {
+        let first = strip % m.per_set == 0;
         for run in 0..m.runs {
             let at = strip * m.stride + run * m.run_stride;
-            let before = (strip % m.per_set > 0).then(|| &m.codes[at - m.stride..]);
-            let out = out[(i * m.runs + run) * bytes..][..bytes].chunks_exact_mut(64);
-            let (mut last, mut second) = ([0; LANES], [0; LANES]);
-            for (four, out) in out.enumerate() {
-                let own = codes::<BITS>(&m.codes[at..], fours, four);
-                let mut window = own;
-                // The codes of one step or lane further back each time.
-                for back in 1..WINDOW / BITS {
-                    let shift = (BITS * back) as u32;
-                    if trellis.along_lanes {
-                        let old = before.map_or([0; LANES], |x| codes::<BITS>(x, fours, four));
-                        for lane in 0..LANES {
-                            let code = if lane < back { old[LANES + lane - back] } else { own[lane - back] };
-                            window[lane] |= code << shift;
-                        }
-                    } else {
-                        let bits = 8 * (back % 4) as u32;
-                        let (new, old) = if back < 4 { (&own, &last) } else { (&last, &second) };
-                        for lane in 0..LANES {
-                            let carried = if bits > 0 { old[lane] >> (32 - bits) } else { 0 };
-                            window[lane] |= (new[lane] << bits | carried) << shift;
+            let held = strip_bytes(BITS as u8, m.steps, LANES);
+            if m.next.len() == m.codes.len() {
+                m.next[at..at + held].chunks(VECTOR).for_each(|line| prefetch_line(line.as_ptr()));
+            }
+            let own = &m.codes[at..at + held];
+            let before = if first { own } else { &m.codes[at - m.stride..][..held] };
+            let out = &mut out[(i * m.runs + run) * bytes..][..bytes];
+            let vector = |x: &[u8], v: usize| match x[v * VECTOR..].first_chunk() {
+                Some(bytes) => V::load(bytes),
+                None => V::zero(),
+            };
+            // Vector v, of the plane that begins with vector `plane`, and where its first codes have those before them: in
+            // the strip before, or at the end of the plane's vector before.
+            let load = |v: usize, plane: usize| {
+                let other = match LANEWISE {
+                    true if !first => vector(before, v),
+                    false if v > plane => vector(own, v - 1),
+                    _ => V::zero(),
+                };
+                (vector(own, v), other)
+            };
+            // Fours beyond the last are asked for too: loops of one length are unrolled, and shifts constants.
+            let mut write = |four: usize, nibble: (V, usize), pair: (V, usize)| {
+                let bytes = out.get_mut(four * VECTOR..).and_then(<[u8]>::first_chunk_mut);
+                if let Some(bytes) = bytes {
+                    look_up(window(nibble, pair)).store(bytes);
+                }
+            };
+            match BITS {
+                1 => {
+                    for u in 0..fours.div_ceil(8) {
+                        let x = load(u, 0);
+                        let [one, two, three, four, five] = back::<V, 1, LANEWISE>(x);
+                        let (low, high) = (woven::<V, 1>(x.0, one), woven::<V, 1>(two, three));
+                        let (even, odd) = (woven::<V, 2>(low[0], high[0]), woven::<V, 2>(low[1], high[1]));
+                        let nibbles = [even[0], odd[0], even[1], odd[1]];
+                        let pairs = woven::<V, 1>(four, five);
+                        for q in 0..8 {
+                            write(8 * u + q, (nibbles[q % 4], q / 4), (pairs[q % 2], q / 2));
                         }
                     }
                 }
-                (last, second) = (own, last);
-                let mut windows = [0; 64];
-                for (bytes, window) in windows.chunks_exact_mut(4).zip(window) {
-                    bytes.copy_from_slice(&window.to_le_bytes());
+                2 => {
+                    for v in 0..fours.div_ceil(4) {
+                        let x = load(v, 0);
+                        let [one, two, ..] = back::<V, 2, LANEWISE>(x);
+                        let nibbles = woven::<V, 2>(x.0, one);
+                        for q in 0..4 {
+                            write(4 * v + q, (nibbles[q % 2], q / 2), (two, q));
+                        }
+                    }
                 }
-                out.copy_from_slice(&look_up(windows));
+                3 => {
+                    let third = fours.div_ceil(4);
+                    for u in 0..fours.div_ceil(8) {
+                        let x = load(third + u, third);
+                        let pairs = woven::<V, 1>(x.0, back::<V, 1, LANEWISE>(x)[0]);
+                        for half in 0..2 {
+                            let v = 2 * u + half;
+                            let x = load(v.min(third - 1), 0);
+                            let nibbles = woven::<V, 2>(x.0, back::<V, 2, LANEWISE>(x)[0]);
+                            for q in 0..4 {
+                                let pair = (pairs[q % 2], 2 * half + q / 2);
+                                write(4 * v + q, (nibbles[q % 2], q / 2), pair);
+                            }
+                        }
+                    }
+                }
+                _ => (0..fours).for_each(|four| write(four, (load(four / 2, 0).0, four % 2), (V::zero(), 0))),
             }
         }
     }
 }
 
-/// Four `four` of a strip.
+/// Of each byte a nibble, and above it one of four pairs of bits. The two bits above those are anything.
 #[inline(always)]
-fn codes<const BITS: usize>(strip: &[u8], fours: usize, four: usize) -> Four {
-    let plane = |first: usize, per: usize, bits: usize| -> Four {
-        let bytes = &strip[(first + four / per) * 64..][..64];
-        let mask = ((1_u32 << bits) - 1) * 0x0101_0101;
+fn window<V: Vector>((nibbles, nibble): (V, usize), (pairs, pair): (V, usize)) -> V {
+    let low = if nibble == 0 { nibbles } else { nibbles.right::<4>() };
+    let high = match pair {
+        0 => pairs.left::<4>(),
+        1 => pairs.left::<2>(),
+        2 => pairs,
+        _ => pairs.right::<2>(),
+    };
+    V::select(0x0f, low, high)
+}
+
+/// Fields of `B` bits of `a`, each with that of `b` above it: the even ones, and the odd ones.
+#[inline(always)]
+fn woven<V: Vector, const B: u32>(a: V, b: V) -> [V; 2] {
+    let mask = if B == 1 { 0x55 } else { 0x33 };
+    [V::select(mask, a, b.left::<B>()), V::select(mask, a.right::<B>(), b)]
+}
+
+/// A plane of codes of `B` bits, one to five codes further back each time.
+#[inline(always)]
+fn back<V: Vector, const B: u32, const LANEWISE: bool>((x, before): (V, V)) -> [V; 5] {
+    if LANEWISE {
+        return [
+            x.later::<15>(before),
+            x.later::<14>(before),
+            x.later::<13>(before),
+            x.later::<12>(before),
+            x.later::<11>(before),
+        ];
+    }
+    // A step back is one byte lower in the lane; before the lowest byte comes the highest, of the four before.
+    let (four, eight) = match B {
+        1 => {
+            let two = V::select(3, before.right::<6>(), x.left::<2>());
+            (V::select(1, before.right::<7>(), x.left::<1>()), two)
+        }
+        _ => (V::select(3, before.right::<6>(), x.left::<2>()), x),
+    };
+    [
+        x.lanes_left::<8>(four),
+        x.lanes_left::<16>(four),
+        x.lanes_left::<24>(four),
+        four,
+        four.lanes_left::<8>(eight),
+    ]
+}
+
+/// A lane's four bytes in a number.
+type Four = [u32; LANES];
+
+impl Vector for Four {
+    #[inline(always)]
+    fn load(bytes: &[u8; VECTOR]) -> Self {
         std::array::from_fn(|lane| {
             let byte = |i: usize| bytes[4 * lane + i];
-            u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]) >> (four % per * bits) & mask
+            u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
         })
-    };
-    match BITS {
-        1 => plane(0, 8, 1),
-        2 => plane(0, 4, 2),
-        4 => plane(0, 2, 4),
-        _ => {
-            let (low, third) = (plane(0, 4, 2), plane(fours.div_ceil(4), 8, 1));
-            std::array::from_fn(|lane| low[lane] | third[lane] << 2)
+    }
+
+    #[inline(always)]
+    fn store(self, bytes: &mut [u8; VECTOR]) {
+        for (bytes, lane) in bytes.chunks_exact_mut(4).zip(self) {
+            bytes.copy_from_slice(&lane.to_le_bytes());
         }
+    }
+
+    #[inline(always)]
+    fn zero() -> Self {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn left<const N: u32>(self) -> Self {
+        self.map(|x| x << N)
+    }
+
+    #[inline(always)]
+    fn right<const N: u32>(self) -> Self {
+        self.map(|x| x >> N)
+    }
+
+    #[inline(always)]
+    fn select(mask: u8, a: Self, b: Self) -> Self {
+        let mask = u32::from_le_bytes([mask; 4]);
+        std::array::from_fn(|i| a[i] & mask | b[i] & !mask)
+    }
+
+    #[inline(always)]
+    fn lanes_left<const N: i32>(self, before: Self) -> Self {
+        std::array::from_fn(|i| self[i] << N | before[i] >> (32 - N))
+    }
+
+    #[inline(always)]
+    fn later<const N: i32>(self, before: Self) -> Self {
+        let n = N as usize;
+        std::array::from_fn(|i| if i + n < LANES { before[i + n] } else { self[i + n - LANES] })
     }
 }
 
@@ -196,24 +344,30 @@ fn codes<const BITS: usize>(strip: &[u8], fours: usize, four: usize) -> Four {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::*;
-
     use std::ops::Range;
 
-    use super::{Codes, STATES, Trellis, wide};
+    use super::{Codes, Four, STATES, Trellis, VECTOR, Vector, wide};
 
     /// See [`super::expand`].
     #[target_feature(enable = "avx2")]
-    pub(super) fn expand(m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
-        wide(m, strips, trellis, out, &|windows| look_up(trellis.levels, windows));
+    pub(super) fn expand(
+        m: &Codes,
+        strips: Range<usize>,
+        trellis: Trellis<'_>,
+        levels: &[u8; STATES],
+        out: &mut [u8],
+    ) {
+        wide(m, strips, trellis, out, &|windows| look_up(levels, windows));
     }
 
     #[target_feature(enable = "avx2")]
-    fn look_up(levels: &[u8; STATES], windows: [u8; 64]) -> [u8; 64] {
+    fn look_up(levels: &[u8; STATES], four: Four) -> Four {
         let table = |i: usize| {
             // SAFETY: sixteen of the 64 bytes.
             _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(levels.as_ptr().add(16 * i).cast()) })
         };
-        let mut out = [0; 64];
+        let (mut windows, mut out) = ([0; VECTOR], [0; VECTOR]);
+        four.store(&mut windows);
         for half in 0..2 {
             // SAFETY: half of the 64 bytes.
             let w = unsafe { _mm256_loadu_si256(windows.as_ptr().add(32 * half).cast()) };
@@ -227,7 +381,7 @@ mod avx2 {
             // SAFETY: as above.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(32 * half).cast(), level) };
         }
-        out
+        Four::load(&out)
     }
 }
 
@@ -236,37 +390,34 @@ mod avx2 {
 mod neon {
     use std::arch::aarch64::*;
 
-    use super::STATES;
+    use super::{Four, STATES, VECTOR, Vector};
 
     /// The levels of windows.
-    pub(super) fn look_up(levels: &[u8; STATES]) -> impl Fn([u8; 64]) -> [u8; 64] {
-        |windows| {
-            let mut out = [0; 64];
+    pub(super) fn look_up(levels: &[u8; STATES]) -> impl Fn(Four) -> Four {
+        |four| {
+            let (mut windows, mut out) = ([0; VECTOR], [0; VECTOR]);
+            four.store(&mut windows);
             // SAFETY: NEON is part of the architecture; 64 bytes are read from each array and written.
             unsafe {
                 let table = vld1q_u8_x4(levels.as_ptr());
-                for part in (0..64).step_by(16) {
-                    let level = vqtbl4q_u8(table, vld1q_u8(windows.as_ptr().add(part)));
-                    vst1q_u8(out.as_mut_ptr().add(part), level);
+                for part in (0..VECTOR).step_by(16) {
+                    let window = vandq_u8(vld1q_u8(windows.as_ptr().add(part)), vdupq_n_u8(63));
+                    vst1q_u8(out.as_mut_ptr().add(part), vqtbl4q_u8(table, window));
                 }
             }
-            out
+            Four::load(&out)
         }
     }
 }
 
-/// With vectors of a byte for each of 16 lanes and four steps: windows are put together from vectors shifted by steps
-/// or by lanes, and a level is one permutation of the 64 bytes of the table.
+/// With one permutation of the table's 64 bytes.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
     use std::ops::Range;
     use std::sync::OnceLock;
 
-    use super::super::lines::prefetch_line;
-    use super::{Codes, LANES, Trellis, strip_bytes};
-
-    const VECTOR: usize = 64;
+    use super::{Codes, STATES, Trellis, VECTOR, Vector, wide};
 
     /// Whether the machine has the byte permutations and double shifts that come with some AVX-512 machines only.
     pub(super) fn has() -> bool {
@@ -279,152 +430,64 @@ mod avx512 {
         })
     }
 
-    /// # Safety
-    /// The machine has the instructions; strips are full, all of them are there, and `out` has room for their levels.
+    /// See [`super::expand`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    pub(super) unsafe fn expand(m: &Codes, range: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
-        // SAFETY: the caller's promises.
-        unsafe {
-            match m.bits {
-                1 => strips::<1>(m, range, trellis, out),
-                2 => strips::<2>(m, range, trellis, out),
-                4 => strips::<4>(m, range, trellis, out),
-                _ => strips::<3>(m, range, trellis, out),
-            }
-        }
-    }
-
-    /// Fours of one step of the loop: as many as the widest plane has in a vector.
-    const FOURS: usize = 8;
-
-    /// Codes of four `FOURS * u + q` of a strip of `fours`.
-    ///
-    /// # Safety
-    /// The strip lies at `x` and has that four.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    unsafe fn codes<const BITS: usize>(x: *const u8, fours: usize, u: usize, q: usize) -> __m512i {
-        // SAFETY: vector v of a plane lies within the strip.
-        let load = |v: usize| unsafe { _mm512_loadu_si512(x.add(v * VECTOR).cast()) };
-        // A constant where the loop over q is unrolled.
-        let right = |x: __m512i, by: usize| _mm512_srl_epi16(x, _mm_cvtsi32_si128(by as i32));
-        match BITS {
-            1 => _mm512_and_si512(right(load(u), q), _mm512_set1_epi8(1)),
-            2 => _mm512_and_si512(right(load(2 * u + q / 4), q % 4 * 2), _mm512_set1_epi8(3)),
-            4 => _mm512_and_si512(right(load(4 * u + q / 2), q % 2 * 4), _mm512_set1_epi8(15)),
-            _ => {
-                // Two bits, and the third of each code in a plane of its own.
-                let low = _mm512_and_si512(right(load(2 * u + q / 4), q % 4 * 2), _mm512_set1_epi8(3));
-                let third = _mm512_and_si512(right(load(fours.div_ceil(4) + u), q), _mm512_set1_epi8(1));
-                _mm512_or_si512(low, _mm512_slli_epi16::<2>(third))
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`expand`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    unsafe fn strips<const BITS: usize>(
+    pub(super) fn expand(
         m: &Codes,
-        range: Range<usize>,
+        strips: Range<usize>,
         trellis: Trellis<'_>,
+        levels: &[u8; STATES],
         out: &mut [u8],
     ) {
-        // SAFETY: 64 bytes.
-        let table = unsafe { _mm512_loadu_si512(trellis.levels.as_ptr().cast()) };
-        let fours = m.steps.div_ceil(4);
-        let bytes = strip_bytes(8, m.steps, LANES);
-        let zero = _mm512_setzero_si512();
-        for (i, strip) in range.enumerate() {
-            let first = strip % m.per_set == 0;
-            for run in 0..m.runs {
-                let at = strip * m.stride + run * m.run_stride;
-                if m.next.len() == m.codes.len() {
-                    let own = &m.next[at..][..strip_bytes(BITS as u8, m.steps, LANES)];
-                    own.chunks(VECTOR).for_each(|line| prefetch_line(line.as_ptr()));
-                }
-                // SAFETY: the strip and the one before it are there.
-                let (x, before) = unsafe {
-                    let x = m.codes.as_ptr().add(at);
-                    (x, if first { x } else { x.sub(m.stride) })
-                };
-                // SAFETY: `out` has room for the levels of all strips and runs.
-                let to = unsafe { out.as_mut_ptr().add((i * m.runs + run) * bytes) };
-                let (mut last, mut second) = (zero, zero);
-                let mut write = |u: usize, q: usize| {
-                    // SAFETY: a four of the strip, or of the one before, whose levels have room in `out`.
-                    unsafe {
-                        let code = codes::<BITS>(x, fours, u, q);
-                        let window = if trellis.along_lanes {
-                            let old = if first { zero } else { codes::<BITS>(before, fours, u, q) };
-                            along_lanes::<BITS>(code, old)
-                        } else {
-                            let window = along_steps::<BITS>(code, last, second);
-                            (last, second) = (code, last);
-                            window
-                        };
-                        let level = _mm512_permutexvar_epi8(window, table);
-                        _mm512_storeu_si512(to.add((FOURS * u + q) * VECTOR).cast(), level);
-                    }
-                };
-                for u in 0..fours / FOURS {
-                    (0..FOURS).for_each(|q| write(u, q));
-                }
-                (0..fours % FOURS).for_each(|q| write(fours / FOURS, q));
-            }
+        let table = Bytes::load(levels);
+        wide(m, strips, trellis, out, &|windows: Bytes| Bytes(_mm512_permutexvar_epi8(windows.0, table.0)));
+    }
+
+    /// Made and worked on in [`expand`] alone, all of whose parts become part of it.
+    #[derive(Clone, Copy)]
+    struct Bytes(__m512i);
+
+    // What uses it has been told that the machine has the instructions, and 64 bytes are 64 bytes.
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Vector for Bytes {
+        #[inline(always)]
+        fn load(bytes: &[u8; VECTOR]) -> Self {
+            Self(unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) })
         }
-    }
 
-    /// `a | b << BITS | c << 2 BITS`.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    fn joined<const BITS: usize>(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
-        // Codes are small enough that shifting pairs of bytes moves nothing from one to the other.
-        let (b, c) = match BITS {
-            1 => (_mm512_slli_epi16::<1>(b), _mm512_slli_epi16::<2>(c)),
-            2 => (_mm512_slli_epi16::<2>(b), _mm512_slli_epi16::<4>(c)),
-            _ => (_mm512_slli_epi16::<3>(b), c),
-        };
-        _mm512_ternarylogic_epi32::<0xfe>(a, b, c)
-    }
-
-    /// Windows of codes whose predecessors are one byte lower in the lane, or at the end of the vector before.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    fn along_steps<const BITS: usize>(x: __m512i, last: __m512i, second: __m512i) -> __m512i {
-        let one = _mm512_shldi_epi32::<8>(x, last);
-        match BITS {
-            1 => {
-                let two = _mm512_shldi_epi32::<16>(x, last);
-                let three = _mm512_shldi_epi32::<24>(x, last);
-                let five = _mm512_shldi_epi32::<8>(last, second);
-                let (new, old) = (joined::<1>(x, one, two), joined::<1>(three, last, five));
-                _mm512_or_si512(new, _mm512_slli_epi16::<3>(old))
-            }
-            2 => joined::<2>(x, one, _mm512_shldi_epi32::<16>(x, last)),
-            4 => x,
-            _ => joined::<3>(x, one, _mm512_setzero_si512()),
+        #[inline(always)]
+        fn store(self, bytes: &mut [u8; VECTOR]) {
+            unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), self.0) }
         }
-    }
 
-    /// Windows of codes whose predecessors are one lane lower, or at the end of the strip before.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    fn along_lanes<const BITS: usize>(x: __m512i, before: __m512i) -> __m512i {
-        let one = _mm512_alignr_epi32::<15>(x, before);
-        match BITS {
-            1 => {
-                let two = _mm512_alignr_epi32::<14>(x, before);
-                let three = _mm512_alignr_epi32::<13>(x, before);
-                let four = _mm512_alignr_epi32::<12>(x, before);
-                let five = _mm512_alignr_epi32::<11>(x, before);
-                let (new, old) = (joined::<1>(x, one, two), joined::<1>(three, four, five));
-                _mm512_or_si512(new, _mm512_slli_epi16::<3>(old))
-            }
-            2 => joined::<2>(x, one, _mm512_alignr_epi32::<14>(x, before)),
-            4 => x,
-            _ => joined::<3>(x, one, _mm512_setzero_si512()),
+        #[inline(always)]
+        fn zero() -> Self {
+            Self(unsafe { _mm512_setzero_si512() })
+        }
+
+        #[inline(always)]
+        fn left<const N: u32>(self) -> Self {
+            Self(unsafe { _mm512_slli_epi16::<N>(self.0) })
+        }
+
+        #[inline(always)]
+        fn right<const N: u32>(self) -> Self {
+            Self(unsafe { _mm512_srli_epi16::<N>(self.0) })
+        }
+
+        #[inline(always)]
+        fn select(mask: u8, a: Self, b: Self) -> Self {
+            Self(unsafe { _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(mask as i8), a.0, b.0) })
+        }
+
+        #[inline(always)]
+        fn lanes_left<const N: i32>(self, before: Self) -> Self {
+            Self(unsafe { _mm512_shldi_epi32::<N>(self.0, before.0) })
+        }
+
+        #[inline(always)]
+        fn later<const N: i32>(self, before: Self) -> Self {
+            Self(unsafe { _mm512_alignr_epi32::<N>(self.0, before.0) })
         }
     }
 }
