@@ -77,6 +77,9 @@ pub struct Profile {
     pub prompt_tokens: Option<usize>,
     /// Values of swept keys, as [`Experiment::sweep_over`] takes them.
     pub sweep: IndexMap<String, Vec<toml::Value>>,
+    /// Values of other keys, such as `"fidelity.prefill" = 256`.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub set: IndexMap<String, toml::Value>,
 }
 
 /// One experiment.
@@ -167,21 +170,17 @@ impl Experiment {
     /// As [`Experiment::load`], without the file's name.
     pub fn from_toml(text: &str, overrides: &[String], profile: Option<&str>) -> Result<Self> {
         let locate = |e: &toml::de::Error| crate::error::from_toml(e, text);
+        let read = || crate::toml_from_str::<toml::Table>(text).map_err(|e| locate(&e));
         let mut experiment: Self = if overrides.is_empty() {
             crate::toml_from_str(text).map_err(|e| locate(&e))?
         } else {
-            let mut table: toml::Table = crate::toml_from_str(text).map_err(|e| locate(&e))?;
-            for assignment in overrides {
-                apply(&mut table, assignment)?;
-            }
-            serde_path_to_error::deserialize(table).map_err(
-                |e: serde_path_to_error::Error<toml::de::Error>| {
-                    let message =
-                        format!("{} (after --set {})", e.inner().message(), overrides.join(" --set "));
-                    ConfigError::new(e.path().to_string(), message)
-                },
-            )?
+            overridden(read()?, &IndexMap::new(), overrides)?
         };
+        if let Some(profile) = profile.and_then(|name| experiment.profiles.get(name))
+            && !profile.set.is_empty()
+        {
+            experiment = overridden(read()?, &profile.set, overrides)?;
+        }
         if let Some(name) = profile {
             experiment.take_profile(name, overrides)?;
         }
@@ -242,6 +241,25 @@ impl Experiment {
             self.sweep.insert(key.to_string(), values.to_vec());
         }
     }
+}
+
+/// The experiment in `table`, with the values that a profile sets, and on top of them what the command line does.
+fn overridden(
+    mut table: toml::Table,
+    profile: &IndexMap<String, toml::Value>,
+    overrides: &[String],
+) -> Result<Experiment> {
+    for (key, value) in profile {
+        set(&mut table, key, value.clone()).map_err(|e| e.under("profiles.set"))?;
+    }
+    for assignment in overrides {
+        apply(&mut table, assignment)?;
+    }
+    serde_path_to_error::deserialize(table).map_err(|e: serde_path_to_error::Error<toml::de::Error>| {
+        let after: String = overrides.iter().map(|o| format!(" --set {o}")).collect();
+        let after = if overrides.is_empty() { " what the profile sets" } else { &after };
+        ConfigError::new(e.path().to_string(), format!("{} (after{after})", e.inner().message()))
+    })
 }
 
 /// `[cache]`, a variant's keys and swept keys, read as one cache. Keys that several methods share are left out where one

@@ -158,6 +158,7 @@ limit = 8
 limits = {{ coqa = 2 }}
 prompt_tokens = 512
 sweep = {{ "cache.retention.gamma" = [0.1] }}
+set = {{ "accuracy.batch" = 3, "cache.t" = 0.7 }}
 "#
     );
     let load = |overrides: &[&str]| {
@@ -167,7 +168,19 @@ sweep = {{ "cache.retention.gamma" = [0.1] }}
     let e = load(&[]);
     assert_eq!((e.tasks.as_slice(), e.accuracy.prompt_tokens), (&["coqa".to_string()][..], Some(512)));
     assert_eq!((e.limit_of("coqa"), e.limit_of("gsm8k")), (Some(2), Some(8)));
-    assert_eq!(cells(&e).expect("valid").len(), 1);
+    assert_eq!(e.accuracy.batch, 3);
+    let plan = cells(&e).expect("valid");
+    assert_eq!((plan.len(), merging(&plan[0].cache).t), (1, 0.7));
+
+    let e = load(&["accuracy.batch=5"]);
+    assert_eq!((e.accuracy.batch, merging(&cells(&e).expect("valid")[0].cache).t), (5, 0.7));
+    for (set, key) in
+        [("accuracy.batch", "accuracy.batch"), ("no.such", "no"), ("limit.x", "profiles.set.limit.x")]
+    {
+        let text = text.replace("accuracy.batch", set).replace("= 3,", "= \"three\",");
+        let wrong = Experiment::from_toml(&text, &[], Some("small")).expect_err(set);
+        assert_eq!(wrong.key, key, "{wrong}");
+    }
 
     let e = load(&["tasks=[\"gsm8k\"]", "accuracy.prompt_tokens = 99", "limit=5"]);
     assert_eq!((e.tasks.as_slice(), e.accuracy.prompt_tokens), (&["gsm8k".to_string()][..], Some(99)));
