@@ -11,7 +11,7 @@ use crate::attend;
 use crate::cache::{KvCache, Restored};
 use crate::dense::{View, add_product, mul_transposed};
 use crate::kernels::Float;
-use crate::kernels::loops::{exp_sum, largest};
+use crate::kernels::loops::{self, exp_sum, largest};
 use crate::scratch::with_buffer;
 use crate::states::{States, check_layer, check_truncate};
 use crate::{Footprint, Result};
@@ -21,6 +21,10 @@ pub const DROPPED: &str = "it drops tokens for good";
 
 /// Query tokens worked on together.
 const TILE: usize = 32;
+/// Rows of queries up to which states are read where they lie, a few at a time. For more they are widened as a whole.
+const FEW: usize = 16;
+/// States widened at a time: they are to be in the first-level cache when they are multiplied.
+const BLOCK: usize = 32;
 /// Tokens that room is made for at a time. Doubling would cost fewer copies and hold twice what the method keeps.
 const ROOM: usize = 16;
 
@@ -205,6 +209,26 @@ fn widened<T: Float>(x: &[T], room: usize) -> Vec<f32> {
     out
 }
 
+/// [`loops::dots`] with stored vectors.
+fn dots<T: Float>(x: &[T], dim: usize, q: &[f32], stride: usize, out: &mut [f32]) {
+    with_buffer(BLOCK * dim, |wide| {
+        for (i, x) in x.chunks(BLOCK * dim).enumerate() {
+            T::widen(x, &mut wide[..x.len()]);
+            loops::dots(&wide[..x.len()], dim, q, stride, &mut out[i * BLOCK..]);
+        }
+    });
+}
+
+/// [`loops::add_vectors`] of stored vectors.
+fn add_vectors<T: Float>(x: &[T], dim: usize, p: &[f32], stride: usize, out: &mut [f32]) {
+    with_buffer(BLOCK * dim, |wide| {
+        for (i, x) in x.chunks(BLOCK * dim).enumerate() {
+            T::widen(x, &mut wide[..x.len()]);
+            loops::add_vectors(&wide[..x.len()], dim, &p[i * BLOCK..], stride, out);
+        }
+    });
+}
+
 /// Attention of the step's queries of one KV head over its slots and the step; gives rows `(tokens, group, dim)` and
 /// adds the attention that each held token receives from the queries of the tokens `counted` to
 /// `received (slots + tokens)`.
@@ -220,8 +244,9 @@ fn attend_head<T: Float>(
     let (dim, group) = (shape.head_dim, shape.group());
     let tokens = k.len() / shape.kv_dim();
     let held = slots.positions.len();
-    let mut keys = widened(&slots.keys, tokens * dim);
-    let mut values = widened(&slots.values, tokens * dim);
+    let few = tokens * group <= FEW;
+    let stored = |x: &[T]| if few { Vec::new() } else { widened(x, tokens * dim) };
+    let (mut keys, mut values) = (stored(&slots.keys), stored(&slots.values));
     take_head(k, head, shape, &mut keys);
     take_head(v, head, shape, &mut values);
     let mut out = vec![0.0; tokens * group * dim];
@@ -235,7 +260,12 @@ fn attend_head<T: Float>(
                 let from = ((first + row / group) * shape.heads + head * group + row % group) * dim;
                 query.iter_mut().zip(&q[from..from + dim]).for_each(|(d, s)| *d = s * shape.scale);
             }
-            mul_transposed(View::new(queries, rows, dim, dim), View::new(&keys, width, dim, dim), scores);
+            if few {
+                dots(&slots.keys, dim, queries, width, scores);
+                dots(&keys, dim, queries, width, &mut scores[held..]);
+            } else {
+                mul_transposed(View::new(queries, rows, dim, dim), View::new(&keys, width, dim, dim), scores);
+            }
             attend::cap(shape, scores);
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
                 let token = first + row / group;
@@ -257,7 +287,12 @@ fn attend_head<T: Float>(
                     received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
                 }
             }
-            add_product(scores, rows, View::new(&values, width, dim, dim), out, dim);
+            if few {
+                add_vectors(&slots.values, dim, scores, width, out);
+                add_vectors(&values, dim, &scores[held..], width, out);
+            } else {
+                add_product(scores, rows, View::new(&values, width, dim, dim), out, dim);
+            }
         });
     }
     out

@@ -294,7 +294,7 @@ impl Float for f16 {
         self.to_f32()
     }
     fn widen(x: &[Self], out: &mut [f32]) {
-        x.convert_to_f32_slice(out);
+        loops::widen_f16(x, out);
     }
     fn round(x: &[f32], out: &mut [Self]) {
         out.convert_from_f32_slice(x);
