@@ -168,12 +168,12 @@ set = {{ "accuracy.batch" = 3, "cache.t" = 0.7 }}
     let e = load(&[]);
     assert_eq!((e.tasks.as_slice(), e.accuracy.prompt_tokens), (&["coqa".to_string()][..], Some(512)));
     assert_eq!((e.limit_of("coqa"), e.limit_of("gsm8k")), (Some(2), Some(8)));
-    assert_eq!(e.accuracy.batch, 3);
+    assert_eq!(e.accuracy.batch, Some(3));
     let plan = cells(&e).expect("valid");
     assert_eq!((plan.len(), merging(&plan[0].cache).t), (1, 0.7));
 
     let e = load(&["accuracy.batch=5"]);
-    assert_eq!((e.accuracy.batch, merging(&cells(&e).expect("valid")[0].cache).t), (5, 0.7));
+    assert_eq!((e.accuracy.batch, merging(&cells(&e).expect("valid")[0].cache).t), (Some(5), 0.7));
     for (set, key) in
         [("accuracy.batch", "accuracy.batch"), ("no.such", "no"), ("limit.x", "profiles.set.limit.x")]
     {

@@ -234,7 +234,7 @@ fn go_on(dir: &Path) -> Outcome {
     let store = Store::open(dir, &plan, &["score", "seconds"]).map_err(line)?;
     store.others("model").for_each(drop);
     for key in ["k0", "key"] {
-        let _ = (store.seconds(key), store.made(key), store.rows(key));
+        let _ = (store.seconds(key, ""), store.made(key), store.rows(key));
     }
     let of = ["a", "b", "c"].iter().map(digest).collect();
     let samples = store.samples::<Sample>("key", of).map_err(line)?;

@@ -143,10 +143,10 @@ pub struct Preview {
     pub jobs: Vec<Job>,
     /// Tokens that go through a model for the cells that are not finished, at most.
     pub tokens: usize,
-    /// Seconds that they took when they were computed before, here or where the rows in the folder come from; where
-    /// nothing is known a guess by tokens.
+    /// Seconds that they are estimated to take in one process, times as much as cells of the plan took that were computed
+    /// before on such a device, here or where the rows in the folder come from.
     pub seconds: f64,
-    /// Seconds that finished cells took, and that they were estimated to take (see [`estimates`]).
+    /// Seconds that these took, and that they were estimated to take (see [`estimates`]).
     pub measured: (f64, f64),
 }
 
@@ -170,20 +170,22 @@ pub fn preview(experiment: &Experiment, context: &Context, absent_weights: bool)
     let tokens = plan.tokens(&open);
     let jobs = split::jobs(&plan, is_done);
     let estimates = split::estimates(&jobs);
-    let mut measured = (0.0, 0.0);
-    for p in plan.cells.iter().filter(|p| is_done(p)) {
+    let (mut measured, device) = ((0.0, 0.0), context.device());
+    for p in &plan.cells {
         let estimate = estimates.get(&slot(experiment, &p.cell));
-        if let (Some(seconds), Some(estimate)) = (store.seconds(&p.key), estimate) {
+        if let (Some(seconds), Some(estimate)) = (store.seconds(&p.key, &device), estimate) {
             measured = (measured.0 + seconds, measured.1 + estimate);
         }
     }
+    let pace = if measured.1 > 0.0 { measured.0 / measured.1 } else { 1.0 };
+    let alone: f64 = split(&jobs, 1, 0.0, false).iter().map(|task| task.seconds).sum();
     Ok(Preview {
         dir: plan.folder(context),
         origins: plan.origins(),
         cells,
         jobs,
         tokens,
-        seconds: progress::estimate(&store, &open, tokens),
+        seconds: pace * alone,
         measured,
     })
 }

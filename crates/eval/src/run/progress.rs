@@ -7,13 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::plan::Planned;
-use crate::store::Store;
-
 /// Between two lines where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(15);
-/// Tokens that a small model computes in a second, where nothing better is known.
-const TOKENS_PER_SECOND: f64 = 500.0;
 
 /// Progress over all experiments of a call.
 pub struct Overall {
@@ -69,14 +64,6 @@ impl Overall {
     pub(crate) fn progress(&self, title: impl std::fmt::Display, total: usize) -> Progress<'_> {
         Progress::new(self, format!("{}{title}", self.place()), total)
     }
-}
-
-/// Seconds that the `open` cells of a plan, of `tokens` in all, may take: as long as the same cells took in rows that are
-/// in the folder, with other limits or from another machine; a guess for those that are new.
-pub(super) fn estimate(store: &Store, open: &[&Planned], tokens: usize) -> f64 {
-    let known: Vec<f64> = open.iter().filter_map(|p| store.seconds(&p.key)).collect();
-    let share = 1.0 - known.len() as f64 / open.len().max(1) as f64;
-    known.iter().sum::<f64>() + share * tokens as f64 / TOKENS_PER_SECOND
 }
 
 fn duration(seconds: f64) -> Duration {

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use minicache_config::{Bench, Kind, ModelSettings};
+use minicache_config::{Bench, Kind, ModelSettings, WeightMode};
 use minicache_core::ModelShape;
 use minicache_core::settings::Calibration;
 
@@ -22,6 +22,8 @@ const PREFILL_RATE: f64 = 3.5e11;
 const DECODE_RATE: f64 = 1.3e11;
 /// Weights of a model that is not there to be looked at, where none of the others is either.
 const UNKNOWN_WEIGHTS: f64 = 1e9;
+/// Times that weights in f32 take longer.
+const F32_COST: f64 = 2.5;
 /// Weights that are read in a second.
 const LOAD_RATE: f64 = 5e8;
 /// Numbers of a synthetic cache that are made, stored and read in a second.
@@ -98,21 +100,21 @@ pub(super) fn jobs(plan: &Plan<'_>, is_done: impl Fn(&Planned) -> bool) -> Vec<J
     let known = plan.cells.iter().map(|p| (&p.cell, is_done(p)));
     let unknown = plan.unknown.iter().flat_map(|(cells, _)| cells).map(|cell| (cell, false));
     for (cell, done) in known.chain(unknown) {
-        let weights = weights(plan, &cell.model);
+        let weights = weights(plan, &cell.model) * form_cost(cell.settings.weights);
         let load = Load {
             model: cell.model.clone(),
             settings: cell.settings.clone(),
             calibration: cell.cache.calibration().filter(|_| experiment.kind.needs_weights()).cloned(),
             seconds: load_seconds(plan, cell.settings.align.as_ref(), cell.cache.calibration(), weights),
         };
-        let own = (slot(experiment, cell), own_seconds(plan, &cell.task, &cell.model), done);
+        let own = (slot(experiment, cell), own_seconds(plan, &cell.task, &cell.model, weights), done);
         match jobs.iter_mut().find(|job| job.task == cell.task && job.load.is(&load)) {
             Some(job) => job.cells.push(own),
             None => jobs.push(Job {
                 experiment: experiment.id.clone(),
                 task: cell.task.clone(),
                 load,
-                common: common_seconds(plan, &cell.task, &cell.model),
+                common: common_seconds(plan, &cell.task, weights),
                 cells: vec![own],
                 whole: experiment.kind == Kind::Throughput,
             }),
@@ -142,6 +144,14 @@ fn weights(plan: &Plan<'_>, model: &str) -> f64 {
     }
 }
 
+/// How much more a weight costs in this form than in the fast one.
+fn form_cost(form: WeightMode) -> f64 {
+    match form {
+        WeightMode::Auto => 1.0,
+        WeightMode::F32 | WeightMode::Quantized => F32_COST,
+    }
+}
+
 fn load_seconds(
     plan: &Plan<'_>,
     align: Option<&Calibration>,
@@ -155,8 +165,7 @@ fn load_seconds(
     weights / LOAD_RATE + weights * tokens as f64 / PREFILL_RATE
 }
 
-fn common_seconds(plan: &Plan<'_>, task: &str, model: &str) -> f64 {
-    let weights = weights(plan, model);
+fn common_seconds(plan: &Plan<'_>, task: &str, weights: f64) -> f64 {
     match plan.experiment.kind {
         Kind::Accuracy => weights * accuracy::common_tokens(plan, task) as f64 / PREFILL_RATE,
         Kind::Fidelity => {
@@ -167,8 +176,7 @@ fn common_seconds(plan: &Plan<'_>, task: &str, model: &str) -> f64 {
     }
 }
 
-fn own_seconds(plan: &Plan<'_>, task: &str, model: &str) -> f64 {
-    let weights = weights(plan, model);
+fn own_seconds(plan: &Plan<'_>, task: &str, model: &str, weights: f64) -> f64 {
     let Bench { context, .. } = &plan.experiment.bench;
     match plan.experiment.kind {
         Kind::Accuracy => weights * accuracy::own_tokens(plan, task) as f64 / DECODE_RATE,

@@ -208,13 +208,11 @@ impl Store {
         others.filter_map(move |(_, rows)| rows.first()?.get(column).map(String::as_str))
     }
 
-    /// Seconds that a planned cell took when it was computed before: in its own rows, or in rows that go by its names
-    /// (of other limits or data).
-    pub fn seconds(&self, key: &str) -> Option<f64> {
-        let named = names(self.plan.get(key)?);
-        let alike = |rows: &&Vec<Row>| rows.first().is_some_and(|row| names(row) == named);
-        let rows =
-            self.rows.get(key).or_else(|| self.rows.values().chain(self.aside.values()).find(alike))?;
+    /// Seconds that a planned cell took when it was computed before on `device` (empty: the host), here or where the rows
+    /// come from.
+    pub fn seconds(&self, key: &str, device: &str) -> Option<f64> {
+        let there = self.made.get(key).map_or("", |made| &made.device);
+        let rows = self.rows.get(key).filter(|_| there == device)?;
         rows.iter().filter_map(|row| row.get("seconds")?.parse().ok()).reduce(f64::max)
     }
 
