@@ -23,7 +23,7 @@ use std::time::SystemTime;
 use indexmap::IndexMap;
 
 use self::merge::Cadence;
-use self::names::{name, names};
+use self::names::name;
 use super::claim::Claim;
 use super::failed::{self, FailedCell};
 use super::files::{self, Cells};

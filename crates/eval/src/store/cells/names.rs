@@ -53,7 +53,7 @@ fn is_name(column: &str) -> bool {
 }
 
 /// What a row goes by: an absent name and an empty one are the same.
-pub(super) fn names(row: &Row) -> BTreeMap<&str, &str> {
+fn names(row: &Row) -> BTreeMap<&str, &str> {
     let names = row.iter().filter(|(column, value)| is_name(column) && !value.is_empty());
     names.map(|(column, value)| (column.as_str(), value.as_str())).collect()
 }
