@@ -149,7 +149,8 @@ fn latents(c: &mut Criterion) {
     const NUMBERS: usize = 128;
     const ROWS: usize = 3;
     let rows = random(NUMBERS * NEAR);
-    let kinds: [(&str, fn(&[(u8, usize)], Side) -> Store, &[u8]); 2] =
+    type New = fn(&[(u8, usize)], Side) -> Store;
+    let kinds: [(&str, New, &[u8]); 2] =
         [("uniform", Store::sections, &[2, 3]), ("trellis", Store::trellis, &[1, 2, 3])];
     let mut group = c.benchmark_group(format!("{NEAR} latents of {NUMBERS} numbers"));
     group.throughput(Throughput::Elements(NEAR as u64));
