@@ -28,6 +28,8 @@ const F32_COST: f64 = 2.5;
 const LOAD_RATE: f64 = 5e8;
 /// Numbers of a synthetic cache that are made, stored and read in a second.
 const SYNTHETIC_RATE: f64 = 2e7;
+/// Until it is known what a cache of a context holds.
+const MEMORY_SECONDS: f64 = 0.05;
 /// Times that the bound on the time is halved.
 const HALVINGS: usize = 40;
 
@@ -186,7 +188,9 @@ fn own_seconds(plan: &Plan<'_>, task: &str, model: &str, weights: f64) -> f64 {
             weights * tokens as f64 / PREFILL_RATE
         }
         Kind::Throughput => weights * throughput::tokens(&plan.experiment.bench, 1) as f64 / DECODE_RATE,
-        Kind::Memory | Kind::Overhead => {
+        // Of layers that hold alike one is filled, and models of one shape once.
+        Kind::Memory => context.len() as f64 * MEMORY_SECONDS,
+        Kind::Overhead => {
             let numbers = plan.shapes.get(model).map_or(0, |s| 2 * s.layers * s.kv_heads * s.head_dim);
             (numbers * context.iter().sum::<usize>()) as f64 / SYNTHETIC_RATE
         }
