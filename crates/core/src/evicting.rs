@@ -209,22 +209,13 @@ fn widened<T: Float>(x: &[T], room: usize) -> Vec<f32> {
     out
 }
 
-/// [`loops::dots`] with stored vectors.
-fn dots<T: Float>(x: &[T], dim: usize, q: &[f32], stride: usize, out: &mut [f32]) {
+/// Calls `f(first, vectors)` with stored vectors widened, [`BLOCK`] at a time.
+fn in_blocks<T: Float>(x: &[T], dim: usize, mut f: impl FnMut(usize, &[f32])) {
     with_buffer(BLOCK * dim, |wide| {
         for (i, x) in x.chunks(BLOCK * dim).enumerate() {
-            T::widen(x, &mut wide[..x.len()]);
-            loops::dots(&wide[..x.len()], dim, q, stride, &mut out[i * BLOCK..]);
-        }
-    });
-}
-
-/// [`loops::add_vectors`] of stored vectors.
-fn add_vectors<T: Float>(x: &[T], dim: usize, p: &[f32], stride: usize, out: &mut [f32]) {
-    with_buffer(BLOCK * dim, |wide| {
-        for (i, x) in x.chunks(BLOCK * dim).enumerate() {
-            T::widen(x, &mut wide[..x.len()]);
-            loops::add_vectors(&wide[..x.len()], dim, &p[i * BLOCK..], stride, out);
+            let wide = &mut wide[..x.len()];
+            T::widen(x, wide);
+            f(i * BLOCK, wide);
         }
     });
 }
@@ -261,8 +252,8 @@ fn attend_head<T: Float>(
                 query.iter_mut().zip(&q[from..from + dim]).for_each(|(d, s)| *d = s * shape.scale);
             }
             if few {
-                dots(&slots.keys, dim, queries, width, scores);
-                dots(&keys, dim, queries, width, &mut scores[held..]);
+                in_blocks(&slots.keys, dim, |at, x| loops::dots(x, dim, queries, width, &mut scores[at..]));
+                loops::dots(&keys, dim, queries, width, &mut scores[held..]);
             } else {
                 mul_transposed(View::new(queries, rows, dim, dim), View::new(&keys, width, dim, dim), scores);
             }
@@ -288,8 +279,8 @@ fn attend_head<T: Float>(
                 }
             }
             if few {
-                add_vectors(&slots.values, dim, scores, width, out);
-                add_vectors(&values, dim, &scores[held..], width, out);
+                in_blocks(&slots.values, dim, |at, x| loops::add_vectors(x, dim, &scores[at..], width, out));
+                loops::add_vectors(&values, dim, &scores[held..], width, out);
             } else {
                 add_product(scores, rows, View::new(&values, width, dim, dim), out, dim);
             }

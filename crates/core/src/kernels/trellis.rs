@@ -66,16 +66,17 @@ fn expand(isa: Isa, m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: 
     if m.width < LANES {
         return narrow(m, trellis, out);
     }
-    let levels = by_fields(m.bits, trellis.levels);
+    let levels = &by_fields(m.bits, trellis.levels);
+    let trellis = Trellis { levels, ..trellis };
     match isa.set() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the machine has the instructions.
-        Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, strips, trellis, &levels, out) },
+        Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, strips, trellis, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an instruction set is active only on machines that have it, and AVX-512 has AVX2.
-        Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, strips, trellis, &levels, out) },
+        Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, strips, trellis, out) },
         #[cfg(target_arch = "aarch64")]
-        Set::Neon => wide(m, strips, trellis, out, &neon::look_up(&levels)),
+        Set::Neon => wide(m, strips, trellis, out, &neon::look_up(levels)),
         Set::Scalar => wide(m, strips, trellis, out, &|windows: Four| {
             windows.map(|four| u32::from_le_bytes(four.to_le_bytes().map(|w| levels[usize::from(w & 63)])))
         }),
@@ -350,14 +351,8 @@ mod avx2 {
 
     /// See [`super::expand`].
     #[target_feature(enable = "avx2")]
-    pub(super) fn expand(
-        m: &Codes,
-        strips: Range<usize>,
-        trellis: Trellis<'_>,
-        levels: &[u8; STATES],
-        out: &mut [u8],
-    ) {
-        wide(m, strips, trellis, out, &|windows| look_up(levels, windows));
+    pub(super) fn expand(m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
+        wide(m, strips, trellis, out, &|windows| look_up(trellis.levels, windows));
     }
 
     #[target_feature(enable = "avx2")]
@@ -417,7 +412,7 @@ mod avx512 {
     use std::ops::Range;
     use std::sync::OnceLock;
 
-    use super::{Codes, STATES, Trellis, VECTOR, Vector, wide};
+    use super::{Codes, Trellis, VECTOR, Vector, wide};
 
     /// Whether the machine has the byte permutations and double shifts that come with some AVX-512 machines only.
     pub(super) fn has() -> bool {
@@ -432,14 +427,8 @@ mod avx512 {
 
     /// See [`super::expand`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    pub(super) fn expand(
-        m: &Codes,
-        strips: Range<usize>,
-        trellis: Trellis<'_>,
-        levels: &[u8; STATES],
-        out: &mut [u8],
-    ) {
-        let table = Bytes::load(levels);
+    pub(super) fn expand(m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
+        let table = Bytes::load(trellis.levels);
         wide(m, strips, trellis, out, &|windows: Bytes| Bytes(_mm512_permutexvar_epi8(windows.0, table.0)));
     }
 
