@@ -9,12 +9,13 @@ use std::ops::Range;
 
 use crate::settings::ModelShape;
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use crate::dense::{View, add_product, mul_transposed};
 use crate::kernels::loops::{exp_sum, largest};
 use crate::scratch::with_buffer;
 use crate::states::States;
-use crate::view::{LayerView, SideView};
+use crate::view::{HeadView, LayerView, SideView};
 
 /// Stored positions scored at a time: scores of all rows stay in the first-level cache.
 const BLOCK: usize = 512;
@@ -48,13 +49,19 @@ pub fn on_one_thread<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The stored states of one layer, of which positions `start..end` are read.
+/// The stored states of one layer, or of one KV head of it, of which the indices `start..end` are read.
 #[derive(Clone, Copy)]
 struct Past<'p, 'a> {
     keys: &'p SideView<'a>,
     values: &'p SideView<'a>,
     start: usize,
     end: usize,
+    /// The KV head that is the first one of the views.
+    first_head: usize,
+    /// Positions of rows that lie in any order; without these, indices are positions.
+    scattered: Option<&'p [u32]>,
+    /// The position of the step's first token.
+    len: usize,
     /// The layer's sliding window.
     window: Option<usize>,
 }
@@ -63,6 +70,36 @@ impl Past<'_, '_> {
     /// First position that the query at `position` sees.
     fn seen_from(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
+    }
+
+    /// The first index to read where nothing before the position `limit` is seen.
+    fn from(&self, limit: usize) -> usize {
+        if self.scattered.is_some() { self.start } else { self.start.max(limit) }
+    }
+
+    /// Hides the scores of the indices `range` that lie before the position `limit`.
+    fn hide(&self, range: &Range<usize>, limit: usize, scores: &mut [f32]) {
+        match self.scattered {
+            None => {
+                let hidden = limit.saturating_sub(range.start).min(scores.len());
+                scores[..hidden].fill(f32::NEG_INFINITY);
+            }
+            Some(positions) if limit > 0 => {
+                let hidden = scores.iter_mut().zip(&positions[range.clone()]);
+                hidden.filter(|(_, p)| (**p as usize) < limit).for_each(|(s, _)| *s = f32::NEG_INFINITY);
+            }
+            Some(_) => (),
+        }
+    }
+
+    /// The first index that the step's first query sees. Of scattered rows those that it does not see are not held.
+    fn first_read(&self) -> usize {
+        self.from(self.seen_from(self.len)).min(self.end)
+    }
+
+    /// KV heads of the model as heads of the views.
+    fn stored(&self, heads: &Range<usize>) -> Range<usize> {
+        heads.start - self.first_head..heads.end - self.first_head
     }
 }
 
@@ -77,19 +114,49 @@ pub(crate) fn attend(
     out: &mut [f32],
 ) {
     let (keys, values, window) = (&view.keys, &view.values, shape.window_of(layer));
-    let past = Past { keys, values, start: view.start().min(len), end: len, window };
+    let start = view.start().min(len);
+    let past = Past { keys, values, start, end: len, first_head: 0, scattered: None, len, window };
+    attend_all(shape, &[past], step, out);
+}
+
+/// [`attend`] over the tokens that each KV head has for itself, after `len` tokens.
+pub(crate) fn attend_heads(
+    shape: &ModelShape,
+    layer: usize,
+    heads: &[HeadView<'_>],
+    len: usize,
+    step: States<'_>,
+    out: &mut [f32],
+) {
+    assert_eq!(heads.len(), shape.kv_heads, "views of heads");
+    let window = shape.window_of(layer);
+    let mut pasts = SmallVec::<[Past<'_, '_>; 8]>::new();
+    for (first_head, HeadView { keys, values, positions }) in heads.iter().enumerate() {
+        let (end, scattered) = (positions.len(), Some(*positions));
+        pasts.push(Past { keys, values, start: 0, end, first_head, scattered, len, window });
+    }
+    attend_all(shape, &pasts, step, out);
+}
+
+/// Over one past for all KV heads, or one for each.
+fn attend_all(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mut [f32]) {
     let count = step.tokens(shape);
     if count == 1 {
-        return decode(shape, past, step, out);
+        return decode(shape, pasts, step, out);
     }
     // By the length alone: what a row is computed beside shows in its last digits.
     let tile = count.div_ceil(TILES).min(TILE);
     out.par_chunks_mut(tile * shape.heads * shape.head_dim).enumerate().for_each(|(i, out)| {
         let tokens = i * tile..((i + 1) * tile).min(count);
         for head in 0..shape.kv_heads {
-            tile_attention(shape, past, step, head, tokens.clone(), out);
+            tile_attention(shape, of_lane(pasts, head), step, head, tokens.clone(), out);
         }
     });
+}
+
+/// The past of a lane: the one that all share, or its own.
+fn of_lane<'p, 'a>(pasts: &[Past<'p, 'a>], lane: usize) -> Past<'p, 'a> {
+    pasts[lane.min(pasts.len() - 1)]
 }
 
 /// Running softmax of one tile: `rows` queries of one KV head.
@@ -141,7 +208,7 @@ impl<'a> Online<'a> {
 }
 
 /// Copies the query heads of KV head `head` for `tokens` as rows (token, head within the group), scaled.
-fn gather(shape: &ModelShape, q: &[f32], head: usize, tokens: Range<usize>, rows: &mut [f32]) {
+pub(crate) fn gather(shape: &ModelShape, q: &[f32], head: usize, tokens: Range<usize>, rows: &mut [f32]) {
     let width = shape.group() * shape.head_dim;
     for (row, token) in rows.chunks_exact_mut(width).zip(tokens) {
         let from = token * shape.heads * shape.head_dim + head * width;
@@ -182,27 +249,27 @@ fn tile_attention(
         let mut online = Online::new(rest, rows);
         online.sink(step.sink_scores, head * group, group);
         gather(shape, step.q, head, tokens.clone(), q);
-        past.keys.map_queries(head..head + 1, dim, q, mapped);
-        let limit = |row: usize| past.seen_from(past.end + tokens.start + row / group);
+        let heads = past.stored(&(head..head + 1));
+        past.keys.map_queries(heads.clone(), dim, q, mapped);
+        let limit = |row: usize| past.seen_from(past.len + tokens.start + row / group);
 
-        let mut at = past.start.max(limit(0));
+        let mut at = past.from(limit(0));
         while at < past.end {
             let range = at..block_end(&past, at, TILE_BLOCK).min(past.end);
             let width = range.len();
             let block = &mut scores[..rows * width];
-            past.keys.scores(head..head + 1, dim, range.clone(), mapped, rows, block);
+            past.keys.scores(heads.clone(), dim, range.clone(), mapped, rows, block);
             cap(shape, block);
             for (r, row) in block.chunks_exact_mut(width).enumerate() {
-                let hidden = limit(r).saturating_sub(range.start).min(width);
-                row[..hidden].fill(f32::NEG_INFINITY);
+                past.hide(&range, limit(r), row);
             }
             online.absorb(block, width);
-            past.values.accumulate(head..head + 1, dim, range, block, rows, online.acc);
+            past.values.accumulate(heads.clone(), dim, range, block, rows, online.acc);
             at += width;
         }
 
         let kv_dim = shape.kv_dim();
-        let mut at = limit(0).saturating_sub(past.end);
+        let mut at = limit(0).saturating_sub(past.len);
         while at < tokens.end {
             let range = at..(at + TILE_BLOCK).min(tokens.end);
             let width = range.len();
@@ -212,7 +279,7 @@ fn tile_attention(
             mul_transposed(View::new(q, rows, dim, dim), keys, block);
             cap(shape, block);
             for (r, row) in block.chunks_exact_mut(width).enumerate() {
-                let hidden = limit(r).saturating_sub(past.end + range.start).min(width);
+                let hidden = limit(r).saturating_sub(past.len + range.start).min(width);
                 row[..hidden].fill(f32::NEG_INFINITY);
                 let seen = (tokens.start + r / group + 1).saturating_sub(range.start).min(width);
                 row[seen..].fill(f32::NEG_INFINITY);
@@ -225,36 +292,59 @@ fn tile_attention(
         for (acc, total) in online.acc.chunks_exact_mut(sum).zip(&*online.sum) {
             acc.iter_mut().for_each(|a| *a /= total);
         }
-        past.values.map_sums(head, dim, online.acc, rows, q);
+        past.values.map_sums(heads.start, dim, online.acc, rows, q);
         for (token, q) in q.chunks_exact(group * dim).enumerate() {
             out[(token * shape.heads + head * group) * dim..][..group * dim].copy_from_slice(q);
         }
     });
 }
 
+/// How the past of a lane is cut into parts.
+#[derive(Clone, Copy)]
+struct Cut {
+    start: usize,
+    end: usize,
+    /// Parts end on multiples of the block from here on, so that packed pages are not split between tasks.
+    base: usize,
+    length: usize,
+}
+
+impl Cut {
+    fn of(past: &Past<'_, '_>, parts: usize) -> Self {
+        let (start, end) = (past.first_read(), past.end);
+        let length = (end - start).div_ceil(parts).next_multiple_of(BLOCK);
+        let aligned = past.keys.aligned_from();
+        Self { start, end, base: aligned + start.saturating_sub(aligned) / BLOCK * BLOCK, length }
+    }
+
+    /// What is in the part of this number, of so many.
+    fn part(&self, part: usize, parts: usize) -> Range<usize> {
+        let from = if part == 0 { self.start } else { (self.base + part * self.length).min(self.end) };
+        let to = (self.base + (part + 1) * self.length).clamp(from, self.end);
+        from..if part + 1 == parts { self.end } else { to }
+    }
+}
+
 /// One new token: the past is split into parts, over KV heads and, where long, over positions; parts are joined by
 /// their maxima and sums.
-fn decode(shape: &ModelShape, past: Past<'_, '_>, step: States<'_>, out: &mut [f32]) {
+fn decode(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mut [f32]) {
     let (dim, group) = (shape.head_dim, shape.group());
-    let heads_per_task = past.keys.together().max(past.values.together());
+    // Pasts of single heads are alike but for what they hold.
+    let (keys, values) = (pasts[0].keys, pasts[0].values);
+    let heads_per_task = keys.together().max(values.together());
     let rows = heads_per_task * group;
-    let start = past.start.max(past.seen_from(past.end));
-    let held = past.end - start.min(past.end);
+    let held = pasts.iter().map(|past| past.end - past.first_read()).max().unwrap_or(0);
     let alone = ALONE.get();
     let parts = held.div_ceil(SPLIT).max(1);
-    // Parts end on multiples of the block, so that packed pages are not split between tasks.
-    let length = held.div_ceil(parts).next_multiple_of(BLOCK);
-    let aligned = past.keys.aligned_from();
-    let base = aligned + start.saturating_sub(aligned) / BLOCK * BLOCK;
-    let (query, sum) = (past.keys.query_dim(dim), past.values.sum_dim(dim));
+    let (query, sum) = (keys.query_dim(dim), values.sum_dim(dim));
     let record = rows * (sum + 2);
     let work = |queries: &[f32], mapped: &[f32], task: usize, partial: &mut [f32]| {
         let (lane, part) = (task / parts, task % parts);
         let heads = lane * heads_per_task..(lane + 1) * heads_per_task;
+        let past = of_lane(pasts, lane);
+        let stored = past.stored(&heads);
         let mapped = &mapped[lane * rows * query..(lane + 1) * rows * query];
-        let from = if part == 0 { start } else { (base + part * length).min(past.end) };
-        let to = (base + (part + 1) * length).clamp(from, past.end);
-        let to = if part + 1 == parts { past.end } else { to };
+        let Range { start: from, end: to } = Cut::of(&past, parts).part(part, parts);
         let mut online = Online::new(partial, rows);
         if part == 0 {
             online.sink(step.sink_scores, heads.start * group, rows);
@@ -265,10 +355,10 @@ fn decode(shape: &ModelShape, past: Past<'_, '_>, step: States<'_>, out: &mut [f
                 let range = at..block_end(&past, at, BLOCK).min(to);
                 let width = range.len();
                 let block = &mut scores[..rows * width];
-                past.keys.scores(heads.clone(), dim, range.clone(), mapped, rows, block);
+                past.keys.scores(stored.clone(), dim, range.clone(), mapped, rows, block);
                 cap(shape, block);
                 online.absorb(block, width);
-                past.values.accumulate(heads.clone(), dim, range, block, rows, online.acc);
+                past.values.accumulate(stored.clone(), dim, range, block, rows, online.acc);
                 at += width;
             }
             if part + 1 == parts {
@@ -296,10 +386,11 @@ fn decode(shape: &ModelShape, past: Past<'_, '_>, step: States<'_>, out: &mut [f
             gather(shape, step.q, head, 0..1, &mut queries[head * group * dim..(head + 1) * group * dim]);
         }
         for lane in 0..lanes {
+            let past = of_lane(pasts, lane);
             let heads = lane * heads_per_task..(lane + 1) * heads_per_task;
             let from = &queries[lane * rows * dim..(lane + 1) * rows * dim];
             past.keys.map_queries(
-                heads,
+                past.stored(&heads),
                 dim,
                 from,
                 &mut mapped[lane * rows * query..(lane + 1) * rows * query],
@@ -315,8 +406,10 @@ fn decode(shape: &ModelShape, past: Past<'_, '_>, step: States<'_>, out: &mut [f
             (0..rows).for_each(|row| join(records, rows, row, sum));
             let sums = records[2 * rows..record].chunks_exact(group * sum);
             let outs = out[lane * rows * dim..(lane + 1) * rows * dim].chunks_exact_mut(group * dim);
+            let past = of_lane(pasts, lane);
             for (i, (sums, out)) in sums.zip(outs).enumerate() {
-                past.values.map_sums(lane * heads_per_task + i, dim, sums, group, out);
+                let head = lane * heads_per_task + i - past.first_head;
+                past.values.map_sums(head, dim, sums, group, out);
             }
         }
     });

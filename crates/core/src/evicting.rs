@@ -2,29 +2,29 @@
 
 use std::ops::Range;
 
-use crate::settings::{ModelShape, StoreType};
-use half::f16;
 use rayon::prelude::*;
 
-use crate::archive::{Archive, Number, damaged};
+use crate::archive::{Archive, damaged};
 use crate::attend;
 use crate::cache::{KvCache, Restored};
-use crate::dense::{View, add_product, mul_transposed};
-use crate::kernels::Float;
+use crate::dense::{View, mul_transposed};
 use crate::kernels::loops::{self, exp_sum, largest};
+use crate::kernels::{Sums, Weights};
+use crate::methods::exact;
 use crate::scratch::with_buffer;
+use crate::settings::{ModelShape, StoreType};
 use crate::states::{States, check_layer, check_truncate};
+use crate::store::{Scheme, Side, Store};
+use crate::view::{HeadView, Segment, SideView};
 use crate::{Footprint, Result};
 
 /// Why a cache that drops tokens cannot go back.
 pub const DROPPED: &str = "it drops tokens for good";
 
-/// Query tokens worked on together.
-const TILE: usize = 32;
-/// Rows of queries up to which states are read where they lie, a few at a time. For more they are widened as a whole.
-const FEW: usize = 16;
-/// States widened at a time: they are to be in the first-level cache when they are multiplied.
-const BLOCK: usize = 32;
+/// Query tokens worked on together: their scores, of all that they see, stay in the second-level cache.
+const TILE: usize = 16;
+/// Shares of a prompt's queries that threads have to divide, beside KV heads.
+const SHARES: usize = 4;
 /// Tokens that room is made for at a time. Doubling would cost fewer copies and hold twice what the method keeps.
 const ROOM: usize = 16;
 
@@ -79,7 +79,9 @@ pub(crate) fn drop_least(
     let mut some = some;
     if some.len() > most {
         let positions = held.positions;
-        some.sort_unstable_by(|&i, &j| score(j).total_cmp(&score(i)).then(positions[i].cmp(&positions[j])));
+        some.select_nth_unstable_by(most, |&i, &j| {
+            score(j).total_cmp(&score(i)).then(positions[i].cmp(&positions[j]))
+        });
         some[most..].iter().for_each(|&i| keep[i] = false);
     }
 }
@@ -90,22 +92,26 @@ pub(crate) fn evicting(
     dtype: StoreType,
     evict: impl Evict + Clone + 'static,
 ) -> Box<dyn KvCache> {
-    match dtype {
-        StoreType::F16 => Box::new(Evicting::<_, f16>::new(shape, evict)),
-        StoreType::F32 => Box::new(Evicting::<_, f32>::new(shape, evict)),
-    }
+    Box::new(Evicting::new(shape, exact(dtype), evict))
 }
 
-/// The states held for one KV head of one layer, in no particular order.
-#[derive(Clone, Default)]
-struct Slots<T> {
+/// What is held for one KV head of one layer, in no particular order.
+#[derive(Clone)]
+struct Slots {
     positions: Vec<u32>,
-    keys: Vec<T>,
-    values: Vec<T>,
+    keys: Store,
+    values: Store,
+    /// What each token has received so far, of methods that remember it.
     attention: Vec<f32>,
 }
 
-impl<T: Float> Slots<T> {
+impl Slots {
+    fn new(shape: &ModelShape, scheme: Scheme) -> Self {
+        let store = |side| Store::new(1, shape.head_dim, scheme, side).with_blocks(ROOM);
+        let (keys, values) = (store(Side::Keys), store(Side::Values));
+        Self { positions: Vec::new(), keys, values, attention: Vec::new() }
+    }
+
     /// Takes the step's states of KV head `head`, whose first token is at position `len`, and the attention that held
     /// and new tokens received in it; then evicts.
     fn take(
@@ -118,18 +124,13 @@ impl<T: Float> Slots<T> {
     ) {
         let dim = shape.head_dim;
         let tokens = states.tokens(shape);
-        make_room(&mut self.positions, tokens, ROOM);
+        fit(&mut self.positions, tokens);
         self.positions.extend((len..len + tokens).map(|p| p as u32));
         for (store, x) in [(&mut self.keys, states.k), (&mut self.values, states.v)] {
-            make_room(store, tokens * dim, ROOM * dim);
-            for token in x.chunks_exact(shape.kv_dim()) {
-                let at = store.len();
-                store.resize(at + dim, T::default());
-                T::round(&token[head * dim..(head + 1) * dim], &mut store[at..]);
-            }
+            x.chunks_exact(shape.kv_dim()).for_each(|token| store.push(&token[head * dim..(head + 1) * dim]));
         }
         if evict.remembers() {
-            make_room(&mut self.attention, tokens, ROOM);
+            fit(&mut self.attention, tokens);
             self.attention.resize(self.positions.len(), 0.0);
             self.attention.iter_mut().zip(received).for_each(|(a, r)| *a += r);
         }
@@ -138,158 +139,126 @@ impl<T: Float> Slots<T> {
         evict.keep(&Held { shape, head, len, states, positions: &self.positions, received }, &mut keep);
         let start = shape.first_seen(layer, len + tokens);
         keep.iter_mut().zip(&self.positions).for_each(|(k, &p)| *k &= p as usize >= start);
-        self.retain(&keep, dim);
+        self.retain(&keep);
     }
 
-    /// Removes the tokens that are not marked, filling gaps from the end.
-    fn retain(&mut self, keep: &[bool], dim: usize) {
-        let mut next = 0;
-        for (i, _) in keep.iter().enumerate().filter(|(_, k)| **k) {
-            if i != next {
-                self.positions[next] = self.positions[i];
-                self.keys.copy_within(i * dim..(i + 1) * dim, next * dim);
-                self.values.copy_within(i * dim..(i + 1) * dim, next * dim);
+    /// Removes the tokens that are not marked: the last ones take their places.
+    fn retain(&mut self, keep: &[bool]) {
+        let (mut at, mut end) = (0, keep.len());
+        while at < end {
+            if !keep[at] {
+                end -= 1;
+                if !keep[end] {
+                    continue;
+                }
+                self.positions[at] = self.positions[end];
+                self.keys.copy_within(end, at);
+                self.values.copy_within(end, at);
                 if !self.attention.is_empty() {
-                    self.attention[next] = self.attention[i];
+                    self.attention[at] = self.attention[end];
                 }
             }
-            next += 1;
+            at += 1;
         }
-        self.positions.truncate(next);
-        self.keys.truncate(next * dim);
-        self.values.truncate(next * dim);
-        self.attention.truncate(next);
-        // A prefill's tokens are mostly dropped at once; the room for them goes back, with some left to grow into.
-        if self.positions.capacity() > next + 2 * ROOM {
-            self.positions.shrink_to(next + ROOM);
-            self.keys.shrink_to((next + ROOM) * dim);
-            self.values.shrink_to((next + ROOM) * dim);
-            self.attention.shrink_to(next + ROOM);
-        }
+        self.positions.truncate(end);
+        self.keys.truncate(end);
+        self.values.truncate(end);
+        self.attention.truncate(end);
+        // A prefill's tokens are mostly dropped at once; the room for them goes back.
+        fit(&mut self.positions, 0);
+        fit(&mut self.attention, 0);
+    }
+
+    fn view(&self) -> HeadView<'_> {
+        let places = 0..self.positions.len();
+        let side = |store| SideView::from(Segment::new(places.clone(), store, 0));
+        HeadView { keys: side(&self.keys), values: side(&self.values), positions: &self.positions }
     }
 }
 
-/// Room for `more` numbers, at least `step` where there is not enough.
-fn make_room<T>(list: &mut Vec<T>, more: usize, step: usize) {
-    if list.capacity() - list.len() < more {
-        list.reserve_exact(more.max(step));
+/// Gives a list room for `more` numbers and for no others, but for what is lacking to a multiple of [`ROOM`].
+fn fit<T>(list: &mut Vec<T>, more: usize) {
+    let room = (list.len() + more).next_multiple_of(ROOM);
+    if list.capacity() < room {
+        list.reserve_exact(room - list.len());
+    } else {
+        list.shrink_to(room);
     }
 }
 
-/// See the module; states are kept as `T`.
+/// See the module.
 #[derive(Clone)]
-pub(crate) struct Evicting<E, T> {
+struct Evicting<E> {
     shape: ModelShape,
+    scheme: Scheme,
     evict: E,
     /// By layer, then KV head.
-    slots: Vec<Vec<Slots<T>>>,
+    slots: Vec<Vec<Slots>>,
     len: usize,
     step: usize,
 }
 
-impl<E: Evict + Clone + 'static, T: Float + 'static> Evicting<E, T> {
-    pub(crate) fn new(shape: &ModelShape, evict: E) -> Self {
-        let slots = vec![vec![Slots::default(); shape.kv_heads]; shape.layers];
-        Self { shape: *shape, evict, slots, len: 0, step: 0 }
+impl<E: Evict + Clone + 'static> Evicting<E> {
+    fn new(shape: &ModelShape, scheme: Scheme, evict: E) -> Self {
+        let slots = vec![vec![Slots::new(shape, scheme); shape.kv_heads]; shape.layers];
+        Self { shape: *shape, scheme, evict, slots, len: 0, step: 0 }
     }
 }
 
-/// Columns `head` of `x (tokens, kv_heads, dim)` appended to `to`.
-fn take_head(x: &[f32], head: usize, shape: &ModelShape, to: &mut Vec<f32>) {
-    let dim = shape.head_dim;
-    for token in x.chunks_exact(shape.kv_dim()) {
-        to.extend_from_slice(&token[head * dim..(head + 1) * dim]);
-    }
-}
-
-fn widened<T: Float>(x: &[T], room: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(x.len() + room);
-    out.resize(x.len(), 0.0);
-    T::widen(x, &mut out);
-    out
-}
-
-/// Calls `f(first, vectors)` with stored vectors widened, [`BLOCK`] at a time.
-fn in_blocks<T: Float>(x: &[T], dim: usize, mut f: impl FnMut(usize, &[f32])) {
-    with_buffer(BLOCK * dim, |wide| {
-        for (i, x) in x.chunks(BLOCK * dim).enumerate() {
-            let wide = &mut wide[..x.len()];
-            T::widen(x, wide);
-            f(i * BLOCK, wide);
-        }
-    });
-}
-
-/// Attention of the step's queries of one KV head over its slots and the step; gives rows `(tokens, group, dim)` and
-/// adds the attention that each held token receives from the queries of the tokens `counted` to
-/// `received (slots + tokens)`.
-fn attend_head<T: Float>(
+/// Attention that each held token of KV head `head`, then each of the step's, receives from the queries of the step's tokens
+/// `counted`, of all the query heads that share it.
+fn received(
     shape: &ModelShape,
-    slots: &Slots<T>,
+    slots: &Slots,
     (layer, head, len): (usize, usize, usize),
     states: States<'_>,
     counted: Range<usize>,
-    received: &mut [f32],
 ) -> Vec<f32> {
-    let States { q, k, v, sink_scores } = states;
-    let (dim, group) = (shape.head_dim, shape.group());
-    let tokens = k.len() / shape.kv_dim();
+    let States { q, k, sink_scores, .. } = states;
+    let (dim, group, kv_dim) = (shape.head_dim, shape.group(), shape.kv_dim());
     let held = slots.positions.len();
-    let few = tokens * group <= FEW;
-    let stored = |x: &[T]| if few { Vec::new() } else { widened(x, tokens * dim) };
-    let (mut keys, mut values) = (stored(&slots.keys), stored(&slots.values));
-    take_head(k, head, shape, &mut keys);
-    take_head(v, head, shape, &mut values);
-    let mut out = vec![0.0; tokens * group * dim];
-    for (tile, out) in out.chunks_mut(TILE * group * dim).enumerate() {
-        let first = tile * TILE;
-        let rows = out.len() / dim;
-        let width = held + (first + TILE).min(tokens);
+    let mut received = vec![0.0; held + states.tokens(shape)];
+    for first in counted.clone().step_by(TILE) {
+        let tile = first..(first + TILE).min(counted.end);
+        let (rows, width) = (tile.len() * group, held + tile.end);
         with_buffer(rows * (width + dim), |buffer| {
             let (scores, queries) = buffer.split_at_mut(rows * width);
-            for (row, query) in queries.chunks_exact_mut(dim).enumerate() {
-                let from = ((first + row / group) * shape.heads + head * group + row % group) * dim;
-                query.iter_mut().zip(&q[from..from + dim]).for_each(|(d, s)| *d = s * shape.scale);
-            }
-            if few {
-                in_blocks(&slots.keys, dim, |at, x| loops::dots(x, dim, queries, width, &mut scores[at..]));
-                loops::dots(&keys, dim, queries, width, &mut scores[held..]);
+            attend::gather(shape, q, head, tile.clone(), queries);
+            let own = View::new(&k[head * dim..], tile.end, dim, kv_dim);
+            let rows_of = |x| View::new(x, rows, dim, dim);
+            if held == 0 {
+                mul_transposed(rows_of(queries), own, scores);
             } else {
-                mul_transposed(View::new(queries, rows, dim, dim), View::new(&keys, width, dim, dim), scores);
+                scores.fill(0.0);
+                let sums = Sums { y: &mut *scores, stride: width };
+                slots.keys.add_scores(0, 0..held, Weights { w: queries, stride: dim, rows }, sums);
+                with_buffer(rows * tile.end, |of_own| {
+                    mul_transposed(rows_of(queries), own, of_own);
+                    let rows = scores.chunks_exact_mut(width).zip(of_own.chunks_exact(tile.end));
+                    rows.for_each(|(row, own)| row[held..].copy_from_slice(own));
+                });
             }
             attend::cap(shape, scores);
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
                 let token = first + row / group;
                 scores[held + token + 1..].fill(f32::NEG_INFINITY);
-                if shape.window_of(layer).is_some() {
-                    let start = shape.first_seen(layer, len + token);
-                    for (s, &p) in scores.iter_mut().zip(&slots.positions) {
-                        if (p as usize) < start {
-                            *s = f32::NEG_INFINITY;
-                        }
-                    }
+                let start = shape.first_seen(layer, len + token);
+                if start > 0 {
+                    let hidden = scores.iter_mut().zip(&slots.positions);
+                    hidden.filter(|(_, p)| (**p as usize) < start).for_each(|(s, _)| *s = f32::NEG_INFINITY);
                     scores[held..held + start.saturating_sub(len)].fill(f32::NEG_INFINITY);
                 }
                 let sink = sink_scores.get(head * group + row % group).copied().unwrap_or(f32::NEG_INFINITY);
                 let top = largest(scores).max(sink);
                 let factor = 1.0 / (exp_sum(scores, top) + (sink - top).exp());
-                scores.iter_mut().for_each(|s| *s *= factor);
-                if counted.contains(&token) {
-                    received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p);
-                }
-            }
-            if few {
-                in_blocks(&slots.values, dim, |at, x| loops::add_vectors(x, dim, &scores[at..], width, out));
-                loops::add_vectors(&values, dim, &scores[held..], width, out);
-            } else {
-                add_product(scores, rows, View::new(&values, width, dim, dim), out, dim);
+                received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p * factor);
             }
         });
     }
-    out
+    received
 }
 
-impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCache for Evicting<E, T> {
+impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
     fn shape(&self) -> &ModelShape {
         &self.shape
     }
@@ -299,25 +268,30 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
         layer: usize,
         states: States<'_>,
         out: &mut [f32],
-        received: &mut Vec<f32>,
+        all: &mut Vec<f32>,
     ) -> Result<()> {
-        let (shape, len) = (self.shape, self.len);
-        let tokens = states.tokens(&shape);
-        let heads = self.slots[layer].par_iter().enumerate().map(|(head, slots)| {
-            let counted = self.evict.counted(len, tokens);
-            let ranked = if counted.is_empty() { 0 } else { slots.positions.len() + tokens };
-            let mut received = vec![0.0; ranked];
-            let rows = attend_head(&shape, slots, (layer, head, len), states, counted, &mut received);
-            (rows, received)
-        });
-        let heads: Vec<(Vec<f32>, Vec<f32>)> = heads.collect();
-        let width = shape.group() * shape.head_dim;
-        for (i, part) in out.chunks_exact_mut(width).enumerate() {
-            let (token, head) = (i / shape.kv_heads, i % shape.kv_heads);
-            part.copy_from_slice(&heads[head].0[token * width..(token + 1) * width]);
+        let (shape, len, slots) = (&self.shape, self.len, &self.slots[layer]);
+        let heads: Vec<HeadView<'_>> = slots.iter().map(Slots::view).collect();
+        HeadView::attend(&heads, shape, layer, len, states, out);
+        all.clear();
+        let counted = self.evict.counted(len, states.tokens(shape));
+        if counted.is_empty() {
+            return Ok(());
         }
-        received.clear();
-        heads.iter().for_each(|(_, of_head)| received.extend(of_head));
+        // By the number of tokens alone: where a share ends shows in the last digits.
+        let share = counted.len().div_ceil(SHARES).next_multiple_of(TILE);
+        let shares: Vec<Range<usize>> =
+            counted.clone().step_by(share).map(|t| t..(t + share).min(counted.end)).collect();
+        let of = |i: usize| {
+            let (head, share) = (i / shares.len(), i % shares.len());
+            received(shape, &slots[head], (layer, head, len), states, shares[share].clone())
+        };
+        let parts: Vec<Vec<f32>> = (0..slots.len() * shares.len()).into_par_iter().map(of).collect();
+        for of_head in parts.chunks_exact(shares.len()) {
+            let first = all.len();
+            all.extend(&of_head[0]);
+            of_head[1..].iter().for_each(|part| loops::add(part, &mut all[first..]));
+        }
         Ok(())
     }
 
@@ -348,7 +322,7 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
             _ => Err(DROPPED),
         })?;
         if len == 0 {
-            *self = Self::new(&self.shape, self.evict.clone());
+            *self = Self::new(&self.shape, self.scheme, self.evict.clone());
         }
         Ok(())
     }
@@ -360,7 +334,7 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
     fn footprint(&self) -> Footprint {
         let mut total = Footprint::default();
         for slots in self.slots.iter().flatten() {
-            total.states += (slots.keys.capacity() + slots.values.capacity()) * size_of::<T>();
+            total.states += slots.keys.bytes().total() + slots.values.bytes().total();
             total.state += (slots.positions.capacity() + slots.attention.capacity()) * size_of::<u32>();
         }
         total
@@ -370,8 +344,7 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
     /// those of head 0. Where a sliding window has left heads with different numbers, the newest of each are given.
     fn restored(&self, layer: usize) -> Result<Restored> {
         check_layer(&self.shape, layer)?;
-        let dim = self.shape.head_dim;
-        let order = |slots: &Slots<T>| {
+        let order = |slots: &Slots| {
             let mut order: Vec<usize> = (0..slots.positions.len()).collect();
             order.sort_by_key(|&i| slots.positions[i]);
             order
@@ -384,9 +357,12 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
         for i in 0..common {
             restored.positions.push(layer[0].positions[orders[0][i]] as usize);
             for (slots, order) in layer.iter().zip(&orders) {
-                let at = order[i] * dim..(order[i] + 1) * dim;
-                restored.keys.extend(slots.keys[at.clone()].iter().map(|x| x.get()));
-                restored.values.extend(slots.values[at].iter().map(|x| x.get()));
+                for (store, to) in [(&slots.keys, &mut restored.keys), (&slots.values, &mut restored.values)]
+                {
+                    let first = to.len();
+                    to.resize(first + store.dim(), 0.0);
+                    store.read(0, order[i], &mut to[first..]);
+                }
             }
         }
         Ok(restored)
@@ -396,13 +372,13 @@ impl<E: Evict + Clone + 'static, T: Float + Number + Send + Sync + 'static> KvCa
         archive.count(&mut self.len)?;
         for slots in self.slots.iter_mut().flatten() {
             archive.numbers(&mut slots.positions)?;
-            archive.numbers(&mut slots.keys)?;
-            archive.numbers(&mut slots.values)?;
+            slots.keys.archive(archive)?;
+            slots.values.archive(archive)?;
             archive.numbers(&mut slots.attention)?;
-            let (held, numbers) = (slots.positions.len(), slots.positions.len() * self.shape.head_dim);
+            let held = slots.positions.len();
             let ranked = if self.evict.remembers() { held } else { 0 };
             damaged(slots.positions.iter().all(|&p| (p as usize) < self.len))?;
-            damaged(slots.keys.len() == numbers && slots.values.len() == numbers)?;
+            damaged([&slots.keys, &slots.values].iter().all(|s| (s.start(), s.len()) == (0, held)))?;
             damaged(slots.attention.len() == ranked)?;
         }
         Ok(())

@@ -65,4 +65,4 @@ pub use states::States;
 pub use steps::{StepTime, time_steps};
 pub use store::{BlockLayout, CodeLayout, Scheme, SectionLayout, Side, Store, StoreBytes, StoreCount};
 pub use synthetic::{LayerSimilarity, Synthetic};
-pub use view::{LayerView, Segment, SideView};
+pub use view::{HeadView, LayerView, Segment, SideView};

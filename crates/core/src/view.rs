@@ -63,6 +63,53 @@ impl LayerView<'_> {
     }
 }
 
+/// Keys and values of one KV head that a cache holds of earlier tokens, which other heads need not hold: of the methods that
+/// drop tokens. The segments' "positions" are places, 0 and on; `positions` says which tokens lie there, in any order.
+///
+/// ```
+/// use minicache_core::{HeadView, ModelShape, Scheme, Segment, Side, States, Store};
+///
+/// let shape = ModelShape { layers: 1, heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25, ..ModelShape::PLAIN };
+/// let [mut keys, mut values] = [Side::Keys, Side::Values].map(|side| Store::new(1, 16, Scheme::F16, side));
+/// keys.push(&[0.5; 2 * 16]);
+/// values.push(&[1.0; 2 * 16]);
+/// // Tokens 7 and 3 are left of the nine that have been seen.
+/// let place = |store| Segment::new(0..2, store, 0).into();
+/// let head = HeadView { keys: place(&keys), values: place(&values), positions: &[7, 3] };
+/// let (q, k, v, mut out) = ([0.5; 2 * 16], [0.5; 16], [4.0; 16], [0.0; 2 * 16]);
+/// HeadView::attend(&[head], &shape, 0, 9, States::new(&q, &k, &v), &mut out);
+/// // Three keys of one score: the mean of the three values.
+/// assert!(out.iter().all(|x| (x - 2.0).abs() < 1e-3));
+/// ```
+#[derive(Clone)]
+pub struct HeadView<'a> {
+    /// Keys, of stores of one head.
+    pub keys: SideView<'a>,
+    /// Values, in the same places.
+    pub values: SideView<'a>,
+    /// The position of the token in each place.
+    pub positions: &'a [u32],
+}
+
+impl HeadView<'_> {
+    /// Causal attention of the step's queries, for [`crate::KvCache::attend_held`] of `layer`, over what each of the KV
+    /// heads holds and the step's own states: `len` tokens have been seen before the step. Of a layer with a sliding
+    /// window no token is held that the step's first query does not see.
+    ///
+    /// # Panics
+    /// Views of fewer heads or more; states whose shapes have not been checked.
+    pub fn attend(
+        heads: &[Self],
+        shape: &ModelShape,
+        layer: usize,
+        len: usize,
+        states: States<'_>,
+        out: &mut [f32],
+    ) {
+        attend::attend_heads(shape, layer, heads, len, states, out);
+    }
+}
+
 /// One side (keys or values) of a layer: segments that follow each other without gaps.
 #[derive(Clone, Default)]
 pub struct SideView<'a> {

@@ -107,50 +107,6 @@ fn widen_f16_f16c(x: &[f16], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn dots_body<const FMA: bool>(x: &[f32], dim: usize, q: &[f32], stride: usize, out: &mut [f32]) {
-    for (i, x) in x.chunks_exact(dim).enumerate() {
-        for (row, q) in q.chunks_exact(dim).enumerate() {
-            out[row * stride + i] = dot_body::<FMA>(q, x);
-        }
-    }
-}
-
-dispatch! {
-    /// Dot products of each row of `q (rows, dim)` with each vector of `x (n, dim)`: n for each row, `stride` apart.
-    pub fn dots(x: &[f32], dim: usize, q: &[f32], stride: usize, out: &mut [f32]) = dots_body
-}
-
-#[inline(always)]
-fn add_vectors_body<const FMA: bool>(x: &[f32], dim: usize, p: &[f32], stride: usize, out: &mut [f32]) {
-    // Several vectors at a time, so that sums are loaded and stored less often.
-    const AT_ONCE: usize = 4;
-    let whole = x.len() / dim / AT_ONCE * AT_ONCE;
-    for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-        let p = &p[row * stride..];
-        let (x, tail) = x.split_at(whole * dim);
-        for (x, p) in x.chunks_exact(AT_ONCE * dim).zip(p.chunks_exact(AT_ONCE)) {
-            let (x0, x) = x.split_at(dim);
-            let (x1, x) = x.split_at(dim);
-            let (x2, x3) = x.split_at(dim);
-            let all = out.iter_mut().zip(x0).zip(x1).zip(x2).zip(x3);
-            for ((((out, x0), x1), x2), x3) in all {
-                let even = fma::<FMA>(p[0], *x0, fma::<FMA>(p[2], *x2, *out));
-                *out = fma::<FMA>(p[1], *x1, fma::<FMA>(p[3], *x3, even));
-            }
-        }
-        for (x, p) in tail.chunks_exact(dim).zip(&p[whole..]) {
-            add_scaled_body::<FMA>(x, *p, out);
-        }
-    }
-}
-
-dispatch! {
-    /// Adds to each row of `out (rows, dim)` the vectors of `x (n, dim)`, weighed by n numbers of `p` for each row, `stride`
-    /// apart.
-    pub fn add_vectors(x: &[f32], dim: usize, p: &[f32], stride: usize, out: &mut [f32]) = add_vectors_body
-}
-
-#[inline(always)]
 fn sum_squares_body<const FMA: bool>(x: &[f32]) -> f32 {
     dot_body::<FMA>(x, x)
 }
@@ -339,38 +295,6 @@ mod tests {
                 }
                 assert_eq!((largest(&s), largest(&s[1..3]), largest(&[])), (0.0, -0.3, f32::NEG_INFINITY));
             });
-        }
-    }
-
-    #[test]
-    fn products_with_many_vectors_equal_the_definition() {
-        for (n, dim, rows) in [(1, 8, 1), (9, 20, 3), (37, 64, 2), (64, 128, 5)] {
-            let (x, q) = (wave(n * dim, 0.13), wave(rows * dim, 0.29));
-            let stride = n + 3;
-            for isa in Isa::available() {
-                with_isa(isa, || {
-                    let mut scores = vec![7.0; rows * stride];
-                    dots(&x, dim, &q, stride, &mut scores);
-                    let mut sums = vec![1.0; rows * dim];
-                    add_vectors(&x, dim, &scores, stride, &mut sums);
-                    for row in 0..rows {
-                        let at = |i: usize, c: usize| f64::from(x[i * dim + c]);
-                        let mut want = vec![1.0; dim];
-                        for i in 0..n {
-                            let dot: f64 = (0..dim).map(|c| f64::from(q[row * dim + c]) * at(i, c)).sum();
-                            let got = f64::from(scores[row * stride + i]);
-                            assert!((got - dot).abs() < 1e-3, "{isa:?}: {got} {dot}");
-                            (0..dim).for_each(|c| want[c] += got * at(i, c));
-                        }
-                        let sums = &sums[row * dim..];
-                        assert!(
-                            (0..dim).all(|c| (f64::from(sums[c]) - want[c]).abs()
-                                < 1e-5 * (1.0 + want[c].abs()) + 1e-2)
-                        );
-                        assert_eq!(scores[row * stride + n], 7.0);
-                    }
-                });
-            }
         }
     }
 

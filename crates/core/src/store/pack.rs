@@ -10,6 +10,7 @@ use super::layout::{FloatBlock, Scaling};
 use super::{Block, RECENT, Scheme, Store, at_least, head_view, lloyd, normal, trellis};
 use crate::kernels::f8::F8;
 use crate::kernels::{Float, Line, view_mut};
+use crate::scratch::with_buffer;
 use crate::settings::{Axis, StoreType};
 
 thread_local! {
@@ -80,6 +81,28 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Writes the vectors of the token at index `from` over those at `to`, both held, of a store of floats.
+    pub(crate) fn copy_within(&mut self, from: usize, to: usize) {
+        let (Block::F32(block) | Block::F16(block) | Block::F8(block)) = self.block else {
+            panic!("codes stay where they are");
+        };
+        with_buffer(self.heads * self.dim, |row| {
+            row.chunks_exact_mut(self.dim).enumerate().for_each(|(head, x)| self.read(head, from, x));
+            let (lines, slot) = (self.pages.block_mut(to / block.slots), to % block.slots);
+            PACKING.with_borrow_mut(|p| match self.scheme {
+                Scheme::F16 => {
+                    rounded(row, &mut p.halves);
+                    write_token(lines, block, slot, &p.halves);
+                }
+                Scheme::F8 => {
+                    rounded(row, &mut p.eighths);
+                    write_token(lines, block, slot, &p.eighths);
+                }
+                _ => write_token(lines, block, slot, row),
+            });
+        });
     }
 
     fn push_float<T: Float>(&mut self, row: &[T]) {

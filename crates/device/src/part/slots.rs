@@ -3,7 +3,7 @@
 
 use half::f16;
 use minicache_core::settings::StoreType;
-use minicache_core::{Footprint, Restored};
+use minicache_core::{Footprint, Restored, Scheme, Side, Store, StoreCount};
 
 use super::PartCache;
 use crate::Result;
@@ -22,6 +22,10 @@ pub(crate) struct Slots {
     /// How many slots a KV head of each has, at most; after the step in progress, too.
     held: [usize; 2],
     next: [usize; 2],
+    /// Tokens of the step in progress.
+    step: usize,
+    /// The keys of a KV head of each, as the host counts them; values are as many bytes.
+    stores: [StoreCount; 2],
     /// How many each KV head of each layer has: i32, on the device.
     counts: Piece,
 }
@@ -72,7 +76,10 @@ impl Method {
 impl Slots {
     pub(super) fn new(device: &Device, method: &Method) -> Result<Self> {
         let counts = device.pool.take(method.layers.len() * method.shape.kv_heads * size_of::<i32>())?;
-        Ok(Self { tables: Default::default(), held: [0; 2], next: [0; 2], counts })
+        let scheme = if method.exact() == StoreType::F16 { Scheme::F16 } else { Scheme::F32 };
+        let store = Store::new(1, method.shape.head_dim, scheme, Side::Keys).with_blocks(RECENT).count();
+        let stores = [store.clone(), store];
+        Ok(Self { tables: Default::default(), held: [0; 2], next: [0; 2], step: 0, stores, counts })
     }
 
     /// Addresses of the tables and of the counts.
@@ -99,6 +106,7 @@ impl Slots {
         (len, tokens): (usize, usize),
     ) -> Result<()> {
         let bytes = method.slot_blocks(evicting);
+        self.step = tokens;
         for (class, layer) in method.slot_classes().into_iter().enumerate() {
             let Some(layer) = layer else { continue };
             let held = self.held[class];
@@ -117,8 +125,11 @@ impl Slots {
     /// Ends a step; blocks beyond what it left are given back.
     pub(super) fn end(&mut self) {
         self.held = self.next;
-        for (table, held) in self.tables.iter_mut().zip(self.held) {
+        let tables = self.tables.iter_mut().zip(&mut self.stores);
+        for ((table, store), held) in tables.zip(self.held) {
             table.truncate(held.div_ceil(RECENT));
+            store.push(self.step);
+            store.truncate(held);
         }
     }
 
@@ -126,7 +137,8 @@ impl Slots {
         let counts = device.pool.take(self.counts.bytes())?;
         device.driver.copy(counts.address(), self.counts.address(), self.counts.bytes())?;
         let [a, b] = &self.tables;
-        Ok(Self { tables: [a.fork(device)?, b.fork(device)?], held: self.held, next: self.held, counts })
+        let (tables, stores) = ([a.fork(device)?, b.fork(device)?], self.stores.clone());
+        Ok(Self { tables, held: self.held, next: self.held, step: 0, stores, counts })
     }
 
     /// Bytes of its pieces of memory.
@@ -134,12 +146,15 @@ impl Slots {
         self.counts.bytes() + self.tables.iter().map(Table::bytes).sum::<usize>()
     }
 
+    /// What the host counts for so many tokens, of as many in all heads of layers that see as far.
     pub(super) fn count(&self, method: &Method, evicting: &Evicting, total: &mut Footprint) {
-        let (states, beside) = method.slot_bytes(evicting);
-        for (table, block) in self.tables.iter().zip(method.slot_blocks(evicting)) {
-            let all = table.pieces.iter().flatten().count() * block;
-            total.states += all / (states + beside) * states;
-            total.state += all / (states + beside) * beside;
+        let (_, beside) = method.slot_bytes(evicting);
+        for windowed in [false, true] {
+            let layers = method.layers.clone().filter(|&layer| method.is_windowed(layer) == windowed).count();
+            let heads = layers * method.shape.kv_heads;
+            let class = usize::from(windowed);
+            total.states += heads * 2 * self.stores[class].bytes().total();
+            total.state += heads * self.held[class].div_ceil(RECENT) * beside;
         }
     }
 }

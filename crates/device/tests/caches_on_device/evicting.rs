@@ -208,9 +208,9 @@ fn forks_and_truncation() {
     }
 }
 
-/// Rooms are whole blocks of 16 slots, where the host's grow by 16 from wherever a prompt ends.
+/// Blocks of 16 slots, and the lists that find them: as many as on the host.
 #[test]
-fn bytes_are_those_of_blocks() {
+fn bytes_are_those_of_the_host() {
     let device = device();
     for (spec, held, beside) in [
         ("{ method = \"sinks\", sinks = 4, recent = 30 }", 34, 4),
@@ -225,8 +225,8 @@ fn bytes_are_those_of_blocks() {
         }
         let slots = usize::next_multiple_of(held, 16) * SMALL.layers * SMALL.kv_heads;
         let (want, got) = (host.footprint(), there.footprint());
-        assert_eq!((got.states, got.state), (slots * 2 * 8 * 2, slots * beside), "{spec:?}");
-        assert_eq!(got.total(), got.states + got.state);
-        assert!(got.total() <= want.total() + 16 * (32 + beside) * 8, "{spec:?}: {want:?} on the host");
+        assert_eq!(got, want, "{spec:?}");
+        assert_eq!(got.state, slots * beside);
+        assert!(got.states >= slots * 2 * 8 * 2 && got.total() == got.states + got.state, "{got:?}");
     }
 }
