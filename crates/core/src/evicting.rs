@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::archive::{Archive, damaged};
 use crate::attend;
 use crate::cache::{KvCache, Restored};
-use crate::dense::{View, mul_transposed};
+use crate::dense::{View, mul_transposed_to};
 use crate::kernels::loops::{self, exp_sum, largest};
 use crate::kernels::{Sums, Weights};
 use crate::methods::exact;
@@ -23,6 +23,8 @@ pub const DROPPED: &str = "it drops tokens for good";
 
 /// Query tokens worked on together: their scores, of all that they see, stay in the second-level cache.
 const TILE: usize = 16;
+/// Keys of a step scored at a time: what is packed of more takes room that nothing else needs.
+const BLOCK: usize = 256;
 /// Shares of a prompt's queries that threads have to divide, beside KV heads.
 const SHARES: usize = 4;
 /// Tokens that room is made for at a time. Doubling would cost fewer copies and hold twice what the method keeps.
@@ -224,19 +226,16 @@ fn received(
         with_buffer(rows * (width + dim), |buffer| {
             let (scores, queries) = buffer.split_at_mut(rows * width);
             attend::gather(shape, q, head, tile.clone(), queries);
-            let own = View::new(&k[head * dim..], tile.end, dim, kv_dim);
-            let rows_of = |x| View::new(x, rows, dim, dim);
-            if held == 0 {
-                mul_transposed(rows_of(queries), own, scores);
-            } else {
+            if held > 0 {
                 scores.fill(0.0);
                 let sums = Sums { y: &mut *scores, stride: width };
                 slots.keys.add_scores(0, 0..held, Weights { w: queries, stride: dim, rows }, sums);
-                with_buffer(rows * tile.end, |of_own| {
-                    mul_transposed(rows_of(queries), own, of_own);
-                    let rows = scores.chunks_exact_mut(width).zip(of_own.chunks_exact(tile.end));
-                    rows.for_each(|(row, own)| row[held..].copy_from_slice(own));
-                });
+            }
+            for at in (0..tile.end).step_by(BLOCK) {
+                let block = at..(at + BLOCK).min(tile.end);
+                let keys = View::new(&k[at * kv_dim + head * dim..], block.len(), dim, kv_dim);
+                let queries = View::new(queries, rows, dim, dim);
+                mul_transposed_to(queries, keys, &mut scores[held + at..], width);
             }
             attend::cap(shape, scores);
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
