@@ -131,7 +131,7 @@ fn soak(spec: &str, tokens: usize, check: usize) {
     // Every thread comes to its working memory in the first quarter; lists may still grow with the longest sequence that a
     // thread has met. Caches that left, hundreds of them, would show as several times as much.
     let [_, second, _, last] = besides;
-    assert!(last <= second + second / 4, "{spec}: besides the caches, {besides:?} bytes");
+    assert!(last <= second + second / 10, "{spec}: besides the caches, {besides:?} bytes");
     assert!(!finished.is_empty());
     for (id, tokens) in finished {
         let mut alone = [Sequence::new(&decoder, spec, id)];
