@@ -84,11 +84,7 @@ impl Past<'_, '_> {
                 let hidden = limit.saturating_sub(range.start).min(scores.len());
                 scores[..hidden].fill(f32::NEG_INFINITY);
             }
-            Some(positions) if limit > 0 => {
-                let hidden = scores.iter_mut().zip(&positions[range.clone()]);
-                hidden.filter(|(_, p)| (**p as usize) < limit).for_each(|(s, _)| *s = f32::NEG_INFINITY);
-            }
-            Some(_) => (),
+            Some(positions) => hide_scattered(&positions[range.clone()], limit, scores),
         }
     }
 
@@ -152,6 +148,14 @@ fn attend_all(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out:
             tile_attention(shape, of_lane(pasts, head), step, head, tokens.clone(), out);
         }
     });
+}
+
+/// Hides the scores of tokens that lie in any order, of those before the position `limit`.
+pub(crate) fn hide_scattered(positions: &[u32], limit: usize, scores: &mut [f32]) {
+    if limit > 0 {
+        let hidden = scores.iter_mut().zip(positions).filter(|(_, p)| (**p as usize) < limit);
+        hidden.for_each(|(s, _)| *s = f32::NEG_INFINITY);
+    }
 }
 
 /// The past of a lane: the one that all share, or its own.
@@ -299,30 +303,16 @@ fn tile_attention(
     });
 }
 
-/// How the past of a lane is cut into parts.
-#[derive(Clone, Copy)]
-struct Cut {
-    start: usize,
-    end: usize,
-    /// Parts end on multiples of the block from here on, so that packed pages are not split between tasks.
-    base: usize,
-    length: usize,
-}
-
-impl Cut {
-    fn of(past: &Past<'_, '_>, parts: usize) -> Self {
-        let (start, end) = (past.first_read(), past.end);
-        let length = (end - start).div_ceil(parts).next_multiple_of(BLOCK);
-        let aligned = past.keys.aligned_from();
-        Self { start, end, base: aligned + start.saturating_sub(aligned) / BLOCK * BLOCK, length }
-    }
-
-    /// What is in the part of this number, of so many.
-    fn part(&self, part: usize, parts: usize) -> Range<usize> {
-        let from = if part == 0 { self.start } else { (self.base + part * self.length).min(self.end) };
-        let to = (self.base + (part + 1) * self.length).clamp(from, self.end);
-        from..if part + 1 == parts { self.end } else { to }
-    }
+/// What of a past is read in the part of this number, of so many.
+fn part_of(past: &Past<'_, '_>, part: usize, parts: usize) -> Range<usize> {
+    let (start, end) = (past.first_read(), past.end);
+    // Parts end on multiples of the block, so that packed pages are not split between tasks.
+    let length = (end - start).div_ceil(parts).next_multiple_of(BLOCK);
+    let aligned = past.keys.aligned_from();
+    let base = aligned + start.saturating_sub(aligned) / BLOCK * BLOCK;
+    let from = if part == 0 { start } else { (base + part * length).min(end) };
+    let to = (base + (part + 1) * length).clamp(from, end);
+    from..if part + 1 == parts { end } else { to }
 }
 
 /// One new token: the past is split into parts, over KV heads and, where long, over positions; parts are joined by
@@ -344,7 +334,7 @@ fn decode(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mu
         let past = of_lane(pasts, lane);
         let stored = past.stored(&heads);
         let mapped = &mapped[lane * rows * query..(lane + 1) * rows * query];
-        let Range { start: from, end: to } = Cut::of(&past, parts).part(part, parts);
+        let Range { start: from, end: to } = part_of(&past, part, parts);
         let mut online = Online::new(partial, rows);
         if part == 0 {
             online.sink(step.sink_scores, heads.start * group, rows);

@@ -114,6 +114,12 @@ impl Slots {
         Self { positions: Vec::new(), keys, values, attention: Vec::new() }
     }
 
+    /// None, stored in the same way.
+    fn empty(&self) -> Self {
+        let (keys, values) = (self.keys.empty(), self.values.empty());
+        Self { positions: Vec::new(), keys, values, attention: Vec::new() }
+    }
+
     /// Takes the step's states of KV head `head`, whose first token is at position `len`, and the attention that held
     /// and new tokens received in it; then evicts.
     fn take(
@@ -192,7 +198,6 @@ fn fit<T>(list: &mut Vec<T>, more: usize) {
 #[derive(Clone)]
 struct Evicting<E> {
     shape: ModelShape,
-    scheme: Scheme,
     evict: E,
     /// By layer, then KV head.
     slots: Vec<Vec<Slots>>,
@@ -203,7 +208,7 @@ struct Evicting<E> {
 impl<E: Evict + Clone + 'static> Evicting<E> {
     fn new(shape: &ModelShape, scheme: Scheme, evict: E) -> Self {
         let slots = vec![vec![Slots::new(shape, scheme); shape.kv_heads]; shape.layers];
-        Self { shape: *shape, scheme, evict, slots, len: 0, step: 0 }
+        Self { shape: *shape, evict, slots, len: 0, step: 0 }
     }
 }
 
@@ -242,11 +247,8 @@ fn received(
                 let token = first + row / group;
                 scores[held + token + 1..].fill(f32::NEG_INFINITY);
                 let start = shape.first_seen(layer, len + token);
-                if start > 0 {
-                    let hidden = scores.iter_mut().zip(&slots.positions);
-                    hidden.filter(|(_, p)| (**p as usize) < start).for_each(|(s, _)| *s = f32::NEG_INFINITY);
-                    scores[held..held + start.saturating_sub(len)].fill(f32::NEG_INFINITY);
-                }
+                attend::hide_scattered(&slots.positions, start, scores);
+                scores[held..held + start.saturating_sub(len)].fill(f32::NEG_INFINITY);
                 let sink = sink_scores.get(head * group + row % group).copied().unwrap_or(f32::NEG_INFINITY);
                 let top = largest(scores).max(sink);
                 let factor = 1.0 / (exp_sum(scores, top) + (sink - top).exp());
@@ -321,7 +323,8 @@ impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
             _ => Err(DROPPED),
         })?;
         if len == 0 {
-            *self = Self::new(&self.shape, self.scheme, self.evict.clone());
+            self.slots.iter_mut().flatten().for_each(|slots| *slots = slots.empty());
+            (self.len, self.step) = (0, 0);
         }
         Ok(())
     }

@@ -319,7 +319,7 @@ impl PartCache {
         self.len += tokens;
         self.stepped |= tokens > 0;
         if let Some(slots) = &mut self.slots {
-            slots.end();
+            slots.end(tokens);
             return Ok(());
         }
         let first = self.method.first_seen(self.len);

@@ -37,15 +37,7 @@ impl Store {
         assert_eq!(rows.len() % size.max(1), 0, "rows of {size} numbers, not {}", rows.len());
         for row in rows.chunks_exact(size) {
             match self.scheme {
-                Scheme::F32 => self.push_float(row),
-                Scheme::F16 => PACKING.with_borrow_mut(|p| {
-                    rounded(row, &mut p.halves);
-                    self.push_float(&p.halves);
-                }),
-                Scheme::F8 => PACKING.with_borrow_mut(|p| {
-                    rounded(row, &mut p.eighths);
-                    self.push_float(&p.eighths);
-                }),
+                Scheme::F32 | Scheme::F16 | Scheme::F8 => self.push_floats(row),
                 Scheme::Sections => {
                     PACKING.with_borrow_mut(|p| self.pack_sections(row, p));
                     self.len += 1;
@@ -85,35 +77,38 @@ impl Store {
 
     /// Writes the vectors of the token at index `from` over those at `to`, both held, of a store of floats.
     pub(crate) fn copy_within(&mut self, from: usize, to: usize) {
-        let (Block::F32(block) | Block::F16(block) | Block::F8(block)) = self.block else {
-            panic!("codes stay where they are");
-        };
         with_buffer(self.heads * self.dim, |row| {
             row.chunks_exact_mut(self.dim).enumerate().for_each(|(head, x)| self.read(head, from, x));
-            let (lines, slot) = (self.pages.block_mut(to / block.slots), to % block.slots);
-            PACKING.with_borrow_mut(|p| match self.scheme {
-                Scheme::F16 => {
-                    rounded(row, &mut p.halves);
-                    write_token(lines, block, slot, &p.halves);
-                }
-                Scheme::F8 => {
-                    rounded(row, &mut p.eighths);
-                    write_token(lines, block, slot, &p.eighths);
-                }
-                _ => write_token(lines, block, slot, row),
-            });
+            self.write_floats(to, row);
         });
     }
 
-    fn push_float<T: Float>(&mut self, row: &[T]) {
-        let (Block::F32(block) | Block::F16(block) | Block::F8(block)) = self.block else { return };
-        let slot = self.len % block.slots;
-        if slot == 0 {
+    fn push_floats(&mut self, row: &[f32]) {
+        if self.len.is_multiple_of(self.block_tokens()) {
             self.pages.push();
         }
-        write_token(self.pages.block_mut(self.len / block.slots), block, slot, row);
+        self.write_floats(self.len, row);
         self.len += 1;
         self.packed = self.len;
+    }
+
+    /// Writes a token into its slot, for which there is a block.
+    fn write_floats(&mut self, index: usize, row: &[f32]) {
+        let (Block::F32(block) | Block::F16(block) | Block::F8(block)) = self.block else {
+            panic!("codes are written otherwise");
+        };
+        let (lines, slot) = (self.pages.block_mut(index / block.slots), index % block.slots);
+        PACKING.with_borrow_mut(|p| match self.scheme {
+            Scheme::F16 => {
+                rounded(row, &mut p.halves);
+                write_token(lines, block, slot, &p.halves);
+            }
+            Scheme::F8 => {
+                rounded(row, &mut p.eighths);
+                write_token(lines, block, slot, &p.eighths);
+            }
+            _ => write_token(lines, block, slot, row),
+        });
     }
 
     /// Appends the next token to those that wait.

@@ -22,8 +22,6 @@ pub(crate) struct Slots {
     /// How many slots a KV head of each has, at most; after the step in progress, too.
     held: [usize; 2],
     next: [usize; 2],
-    /// Tokens of the step in progress.
-    step: usize,
     /// The keys of a KV head of each, as the host counts them; values are as many bytes.
     stores: [StoreCount; 2],
     /// How many each KV head of each layer has: i32, on the device.
@@ -58,13 +56,18 @@ impl Method {
         (states, RECENT * size_of::<u32>() * if evicting.remembers() { 2 } else { 1 })
     }
 
+    /// KV heads of the layers of each of the two tables.
+    fn slot_heads(&self) -> [usize; 2] {
+        [false, true].map(|windowed| {
+            let layers = self.layers.clone().filter(|&layer| self.is_windowed(layer) == windowed).count();
+            layers * self.shape.kv_heads
+        })
+    }
+
     /// Bytes of a block of each of the two tables.
     fn slot_blocks(&self, evicting: &Evicting) -> [usize; 2] {
         let (states, beside) = self.slot_bytes(evicting);
-        [false, true].map(|windowed| {
-            let layers = self.layers.clone().filter(|&layer| self.is_windowed(layer) == windowed).count();
-            layers * self.shape.kv_heads * (states + beside)
-        })
+        self.slot_heads().map(|heads| heads * (states + beside))
     }
 
     /// A layer of each of the two tables, if it has any.
@@ -79,7 +82,7 @@ impl Slots {
         let scheme = if method.exact() == StoreType::F16 { Scheme::F16 } else { Scheme::F32 };
         let store = Store::new(1, method.shape.head_dim, scheme, Side::Keys).with_blocks(RECENT).count();
         let stores = [store.clone(), store];
-        Ok(Self { tables: Default::default(), held: [0; 2], next: [0; 2], step: 0, stores, counts })
+        Ok(Self { tables: Default::default(), held: [0; 2], next: [0; 2], stores, counts })
     }
 
     /// Addresses of the tables and of the counts.
@@ -106,7 +109,6 @@ impl Slots {
         (len, tokens): (usize, usize),
     ) -> Result<()> {
         let bytes = method.slot_blocks(evicting);
-        self.step = tokens;
         for (class, layer) in method.slot_classes().into_iter().enumerate() {
             let Some(layer) = layer else { continue };
             let held = self.held[class];
@@ -122,13 +124,13 @@ impl Slots {
         Ok(())
     }
 
-    /// Ends a step; blocks beyond what it left are given back.
-    pub(super) fn end(&mut self) {
+    /// Ends a step of so many tokens; blocks beyond what it left are given back.
+    pub(super) fn end(&mut self, tokens: usize) {
         self.held = self.next;
         let tables = self.tables.iter_mut().zip(&mut self.stores);
         for ((table, store), held) in tables.zip(self.held) {
             table.truncate(held.div_ceil(RECENT));
-            store.push(self.step);
+            store.push(tokens);
             store.truncate(held);
         }
     }
@@ -138,7 +140,7 @@ impl Slots {
         device.driver.copy(counts.address(), self.counts.address(), self.counts.bytes())?;
         let [a, b] = &self.tables;
         let (tables, stores) = ([a.fork(device)?, b.fork(device)?], self.stores.clone());
-        Ok(Self { tables, held: self.held, next: self.held, step: 0, stores, counts })
+        Ok(Self { tables, held: self.held, next: self.held, stores, counts })
     }
 
     /// Bytes of its pieces of memory.
@@ -149,12 +151,9 @@ impl Slots {
     /// What the host counts for so many tokens, of as many in all heads of layers that see as far.
     pub(super) fn count(&self, method: &Method, evicting: &Evicting, total: &mut Footprint) {
         let (_, beside) = method.slot_bytes(evicting);
-        for windowed in [false, true] {
-            let layers = method.layers.clone().filter(|&layer| method.is_windowed(layer) == windowed).count();
-            let heads = layers * method.shape.kv_heads;
-            let class = usize::from(windowed);
-            total.states += heads * 2 * self.stores[class].bytes().total();
-            total.state += heads * self.held[class].div_ceil(RECENT) * beside;
+        for ((heads, store), held) in method.slot_heads().into_iter().zip(&self.stores).zip(self.held) {
+            total.states += heads * 2 * store.bytes().total();
+            total.state += heads * held.div_ceil(RECENT) * beside;
         }
     }
 }
