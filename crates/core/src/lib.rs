@@ -6,6 +6,7 @@ mod account;
 mod angles;
 pub mod archive;
 mod attend;
+mod backend;
 mod batch;
 mod cache;
 mod dense;
@@ -43,6 +44,7 @@ mod view;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
 pub use attend::on_one_thread;
+pub use backend::{Backend, BackendStep, Host};
 pub use batch::Batch;
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};

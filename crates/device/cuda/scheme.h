@@ -63,6 +63,10 @@ struct Kept {
     float least, most, least_kept;  // running extremes of the distances
     int settled;                    // tokens of the rule up to the last that moved these, or that came with others
     int from;                       // the first that no window has left behind
+    // What a step has changed, to go back to: of the step after so many tokens.
+    int before, settled_before;
+    float least_before, most_before, least_kept_before;
+    int pad;
 };
 
 // Where a layer finds its states on one side.

@@ -161,6 +161,8 @@ DEVICE void mark(const RetainParams& p, int side, const Sequence& s, Kept& kept,
     if (rule == TOP_FRACTION && !one) least_kept = block_least(least_kept);
     __syncthreads();
     if (threadIdx.x == 0) {
+        kept.before = s.len, kept.settled_before = kept.settled;
+        kept.least_before = kept.least, kept.most_before = kept.most, kept.least_kept_before = kept.least_kept;
         kept.least = least, kept.most = most, kept.least_kept = least_kept;
         if (ranked > 0 && moved) kept.settled = s.len + s.rows - p.sinks;
     }
@@ -260,7 +262,7 @@ DEVICE void forget_side(const ForgetParams& p) {
         if (p.how == LEFT_BEHIND)
             kept[i].from = at;
         else
-            kept[i].count = at;
+            kept[i].count = at, kept[i].before = -1;
     }
 }
 

@@ -4,11 +4,11 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::{bf16, f16};
 use minicache_core::{CacheSpec, Footprint, KvCache, ModelShape, Resources, Restored, States};
 
+use crate::backend::{attended, carried, part_of};
 use crate::device::Device;
-use crate::driver::{Act, Acts, Address, Memory, bytes_of, bytes_of_mut};
+use crate::driver::Memory;
 use crate::method::{Arithmetic, Method};
 use crate::part::PartCache;
 use crate::step::{DeviceStates, GroupStep, Workspace};
@@ -16,15 +16,15 @@ use crate::{Error, Result};
 
 /// A sequence's cache on the devices that a model's layers lie on.
 ///
-/// A decoder on the same devices takes it through its steps ([`crate::GroupStep`]). Given states of the host's, as other
-/// caches are, it carries them over layer by layer, which is slow.
+/// A decoder on the same devices takes it through its steps together with others ([`crate::Devices::step`]). Given states
+/// of the host's, as other caches are, it carries them over layer by layer, which is slow.
 #[derive(Debug)]
 pub struct DeviceCache {
     parts: Vec<PartCache>,
-    /// Keys and values of the host's that were stored last: a pair needs those of both its layers.
-    last: Option<[Memory; 2]>,
-    /// Working memory of a step with states of the host's, by part: latents need those of all layers of a group.
-    rooms: Vec<Workspace>,
+    /// States of the host's that were stored last: a pair needs those of both its layers.
+    last: Option<[Memory; 3]>,
+    /// Working memory of a step with states of the host's, and of which part: latents need those of all layers of a group.
+    room: Option<(usize, Workspace)>,
     arithmetic: Arithmetic,
 }
 
@@ -52,23 +52,32 @@ impl DeviceCache {
         Ok(Self {
             parts: devices.iter().map(part).collect::<Result<_>>()?,
             last: None,
-            rooms: Vec::new(),
+            room: None,
             arithmetic,
         })
     }
 
-    /// Whether its method drops tokens.
-    pub(crate) fn drops_tokens(&self) -> bool {
-        self.method().evicting.is_some()
+    /// A sequence's cache, if it lives on devices.
+    pub fn of(sequence: &mut minicache_core::Sequence) -> Option<&mut Self> {
+        sequence.cache_mut().as_any_mut()?.downcast_mut()
+    }
+
+    /// Compiles the kernels of its method, or finds them compiled: a second for each file of them that is not. Several
+    /// may do so at once.
+    ///
+    /// # Errors
+    /// Of the compiler.
+    pub fn compile(&self) -> Result<()> {
+        self.parts.iter().try_for_each(PartCache::compile)
     }
 
     /// Its parts, one for each device.
-    pub fn parts(&self) -> &[PartCache] {
+    pub(crate) fn parts(&self) -> &[PartCache] {
         &self.parts
     }
 
     /// As [`Self::parts`].
-    pub fn parts_mut(&mut self) -> &mut [PartCache] {
+    pub(crate) fn parts_mut(&mut self) -> &mut [PartCache] {
         &mut self.parts
     }
 
@@ -78,31 +87,28 @@ impl DeviceCache {
     /// No memory for its tables.
     pub fn try_fork(&self) -> Result<Self> {
         let parts = self.parts.iter().map(PartCache::try_fork).collect::<Result<_>>()?;
-        Ok(Self { parts, last: None, rooms: Vec::new(), arithmetic: self.arithmetic })
+        Ok(Self { parts, last: None, room: None, arithmetic: self.arithmetic })
     }
 
     /// Makes room for a step of `tokens` tokens on every device.
     ///
     /// # Errors
     /// No memory: the cache is as it was. A step before that went wrong after it had begun to store.
-    pub fn begin(&mut self, tokens: usize) -> Result<()> {
-        let done = self.parts.iter_mut().try_for_each(|part| part.begin(tokens));
-        if done.is_err() {
-            self.give_up();
+    fn begin(&mut self, tokens: usize) -> Result<()> {
+        for at in 0..self.parts.len() {
+            if let Err(error) = self.parts[at].begin(tokens) {
+                self.parts[..at].iter_mut().for_each(|part| part.step = 0);
+                return Err(error);
+            }
         }
-        done
-    }
-
-    /// Takes back [`DeviceCache::begin`], before anything is stored.
-    pub fn give_up(&mut self) {
-        self.parts.iter_mut().for_each(|part| part.step = 0);
+        Ok(())
     }
 
     /// Ends a step: its tokens count as cached.
     ///
     /// # Errors
     /// Of the device.
-    pub fn end(&mut self) -> Result<()> {
+    fn end(&mut self) -> Result<()> {
         self.parts.iter_mut().try_for_each(PartCache::end)
     }
 
@@ -142,41 +148,19 @@ impl DeviceCache {
 
     /// The part that has a layer.
     fn part_of(&self, layer: usize) -> Result<usize> {
-        let layers = self.shape().layers;
-        self.parts.iter().position(|part| part.method.layers.contains(&layer)).ok_or_else(|| {
-            let (expected, got) = (format!("below {layers}"), layer.to_string());
-            Error::Core(minicache_core::Error::Shape { what: "layer", expected, got })
-        })
+        part_of(self.parts.iter().map(|part| &part.method.layers), layer)
     }
 
     /// Attention of states of the host's.
     fn attend_host(&self, layer: usize, states: States<'_>, out: &mut [f32]) -> Result<()> {
         // A step has a cache to itself, and this one is only looked at.
         let (mut copy, tokens) = (self.try_fork()?, states.tokens(self.shape()));
-        let Arithmetic { act, precise } = self.arithmetic;
         let index = copy.part_of(layer)?;
         let part = &mut copy.parts[index];
         let device = part.device.clone();
-        let mut room = Workspace::new(&device)?;
-        let group = GroupStep::new(&device, vec![(part, tokens)], &mut room)?;
-        let memory = |x: &[f32]| Memory::of(&device.driver, bytes_of(x));
-        let (q, k, v) = (memory(states.q)?, memory(states.k)?, memory(states.v)?);
-        let halves = Memory::new(&device.driver, out.len() * 4)?;
-        let half = (out.len() * 2) as Address;
-        let place = Acts { high: halves.address(), low: if precise { halves.address() + half } else { 0 } };
-        let given = DeviceStates { q: q.address(), k: k.address(), v: v.address() };
-        group.attend(layer, given, place)?;
-        let mut bits = vec![0u16; 2 * out.len()];
-        device.driver.download(halves.address(), bytes_of_mut(&mut bits))?;
-        let widen = |bits: u16| match act {
-            Act::F16 => f16::from_bits(bits).to_f32(),
-            Act::Bf16 => bf16::from_bits(bits).to_f32(),
-        };
-        let (high, low) = bits.split_at(out.len());
-        for (out, (high, low)) in out.iter_mut().zip(high.iter().zip(low)) {
-            *out = widen(*high) + if precise { widen(*low) } else { 0.0 };
-        }
-        Ok(())
+        let group = GroupStep::new(&device, &[(part, tokens)], Workspace::new(&device)?)?;
+        let (_held, given) = carried(&device, states)?;
+        attended(&device, self.arithmetic, out, |acts| group.attend(layer, given, acts))
     }
 
     /// Stores states of the host's; the first layer begins a step.
@@ -187,30 +171,20 @@ impl DeviceCache {
         }
         let last = self.last.take();
         let index = self.part_of(layer)?;
-        while self.rooms.len() <= index {
-            self.rooms.push(Workspace::new(&self.parts[self.rooms.len()].device)?);
-        }
-        let (part, room) = (&mut self.parts[index], &mut self.rooms[index]);
+        let part = &mut self.parts[index];
         let device = part.device.clone();
-        let memory = |x: &[f32]| Memory::of(&device.driver, bytes_of(x));
-        let now = [memory(states.k)?, memory(states.v)?];
-        // Methods that drop tokens look at the queries, where there are any.
-        let queries = if states.q.is_empty() { None } else { Some(memory(states.q)?) };
-        let q = queries.as_ref().map_or(0, Memory::address);
-        let of = |m: &[Memory; 2]| DeviceStates { q, k: m[0].address(), v: m[1].address() };
-        let mut group = GroupStep::new(&device, vec![(part, tokens)], room)?;
-        group.store(layer, of(&now), of(last.as_ref().unwrap_or(&now)))?;
+        let room = self.room.take().filter(|(other, _)| *other == index);
+        let room = room.map_or_else(|| Workspace::new(&device), |(_, room)| Ok(room))?;
+        let (now, given) = carried(&device, states)?;
+        let before =
+            last.as_ref().map_or(given, |[_, k, v]| DeviceStates { q: 0, k: k.address(), v: v.address() });
+        let mut caches = [(part, tokens)];
+        let group = GroupStep::new(&device, &caches, room)?;
+        group.store(&mut caches, layer, given, before)?;
         // The states are given back with the next layer's.
         device.driver.synchronise()?;
-        self.last = Some(now);
+        (self.last, self.room) = (Some(now), Some((index, group.into_room())));
         Ok(())
-    }
-}
-
-fn core_error(error: Error) -> minicache_core::Error {
-    match error {
-        Error::Core(error) => error,
-        other => minicache_core::Error::Backend(other.to_string()),
     }
 }
 
@@ -226,17 +200,16 @@ impl KvCache for DeviceCache {
         out: &mut [f32],
         _: &mut Vec<f32>,
     ) -> minicache_core::Result<()> {
-        self.attend_host(layer, states, out).map_err(core_error)
+        Ok(self.attend_host(layer, states, out)?)
     }
 
     fn store(&mut self, layer: usize, states: States<'_>, _: &[f32]) -> minicache_core::Result<()> {
-        self.store_host(layer, states).map_err(core_error)
+        Ok(self.store_host(layer, states)?)
     }
 
     fn finish_step(&mut self) -> minicache_core::Result<()> {
-        self.last = None;
-        self.rooms.clear();
-        self.end().map_err(core_error)
+        (self.last, self.room) = (None, None);
+        Ok(self.end()?)
     }
 
     fn len(&self) -> usize {
@@ -250,15 +223,12 @@ impl KvCache for DeviceCache {
     }
 
     fn restored(&self, layer: usize) -> minicache_core::Result<Restored> {
-        let Some(part) = self.parts.iter().find(|part| part.method.layers.contains(&layer)) else {
-            let (expected, got) = (format!("below {}", self.shape().layers), layer.to_string());
-            return Err(minicache_core::Error::Shape { what: "layer", expected, got });
-        };
-        part.device.restored(part, layer).map_err(core_error)
+        let part = &self.parts[self.part_of(layer)?];
+        Ok(part.device.restored(part, layer)?)
     }
 
     fn truncate(&mut self, len: usize) -> minicache_core::Result<()> {
-        self.take_back(len).map_err(core_error)
+        Ok(self.take_back(len)?)
     }
 
     fn fork(&self) -> Box<dyn KvCache> {

@@ -55,5 +55,14 @@ pub enum Error {
     Core(#[from] minicache_core::Error),
 }
 
+impl From<Error> for minicache_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Core(error) => error,
+            other => Self::Backend(other.to_string()),
+        }
+    }
+}
+
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

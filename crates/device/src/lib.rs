@@ -1,9 +1,11 @@
 //! Caches that live on a GPU: the kernels (`cuda/*.cu`), what launches them, and a device of the host's to test them on.
 //!
 //! A [`Device`] is a driver ([`driver::Driver`]: NVIDIA's, or [`emulated::Emulated`]) with a pool of memory. A
-//! [`DeviceCache`] is a [`minicache_core::KvCache`] whose pages lie there, in the host's layout, and a [`GroupStep`] takes a
-//! step of many sequences through attention, merging and packing. `docs/device.md` says how.
+//! [`DeviceCache`] is a [`minicache_core::KvCache`] whose pages lie there, in the host's layout, and [`Devices`] are the
+//! [`minicache_core::Backend`] that takes steps of many sequences through attention, merging and packing.
+//! `docs/device.md` says how.
 
+mod backend;
 mod cache;
 pub mod check;
 mod cuda;
@@ -25,11 +27,11 @@ mod step;
 mod step_latents;
 mod table;
 
+pub use backend::{DeviceStep, Devices};
 pub use cache::DeviceCache;
 pub use device::Device;
 pub use emulated::Emulated;
 pub use error::{Error, Result};
 pub use method::Arithmetic;
 pub use ops::{Norm, Ops, Rotation};
-pub use part::PartCache;
-pub use step::{DeviceStates, GroupStep, Workspace};
+pub use step::DeviceStates;

@@ -41,14 +41,48 @@ pub(crate) struct KeptHead {
     least_kept: f32,
     settled: i32,
     from: i32,
+    before: i32,
+    settled_before: i32,
+    least_before: f32,
+    most_before: f32,
+    least_kept_before: f32,
+    pad: i32,
 }
-// SAFETY: 32 bytes of numbers, without padding.
+// SAFETY: 56 bytes of numbers, without padding.
 unsafe impl crate::driver::Plain for KeptHead {}
 
 impl KeptHead {
     /// Of no tokens.
-    const NONE: Self =
-        Self { blocks: 0, count: 0, least: 3e38, most: -3e38, least_kept: 3e38, settled: 0, from: 0 };
+    const NONE: Self = Self {
+        blocks: 0,
+        count: 0,
+        least: 3e38,
+        most: -3e38,
+        least_kept: 3e38,
+        settled: 0,
+        from: 0,
+        before: -1,
+        settled_before: 0,
+        least_before: 3e38,
+        most_before: -3e38,
+        least_kept_before: 3e38,
+        pad: 0,
+    };
+
+    /// What the rule knew before the step after `len` tokens, if that has been here.
+    fn taken_back(self, len: usize) -> Self {
+        if self.before != len as i32 {
+            return self;
+        }
+        let Self { settled_before, least_before, most_before, least_kept_before, .. } = self;
+        Self {
+            settled: settled_before,
+            least: least_before,
+            most: most_before,
+            least_kept: least_kept_before,
+            ..self
+        }
+    }
 }
 
 /// What becomes of tokens that `forget` is told of.
@@ -137,7 +171,7 @@ impl SideTables {
 
 /// The part of a sequence's cache that is on one device.
 #[derive(Debug)]
-pub struct PartCache {
+pub(crate) struct PartCache {
     pub(crate) device: Arc<Device>,
     pub(crate) method: Arc<Method>,
     sides: [SideTables; 2],
@@ -147,6 +181,8 @@ pub struct PartCache {
     pub(crate) len: usize,
     /// Tokens of the step in progress.
     pub(crate) step: usize,
+    /// Whether the step in progress has begun to store.
+    pub(crate) stored: bool,
     /// Whether a step has ended since it was new or a fork.
     stepped: bool,
 }
@@ -168,7 +204,7 @@ impl PartCache {
         }
         let slots = method.evicting.as_ref().map(|_| Slots::new(device, method)).transpose()?;
         let (device, method, rotary) = (device.clone(), method.clone(), SequenceRotary::default());
-        Ok(Self { device, method, sides, slots, rotary, len: 0, step: 0, stepped: false })
+        Ok(Self { device, method, sides, slots, rotary, len: 0, step: 0, stored: false, stepped: false })
     }
 
     pub(crate) fn slots(&self) -> Option<&Slots> {
@@ -212,7 +248,7 @@ impl PartCache {
         let (device, method, len) = (self.device.clone(), self.method.clone(), self.len);
         if let (Some(slots), Some(evicting)) = (&mut self.slots, &method.evicting) {
             slots.begin(&device, &method, evicting, (len, tokens))?;
-            self.step = tokens;
+            (self.step, self.stored) = (tokens, false);
             return Ok(());
         }
         let end = len + tokens;
@@ -245,7 +281,7 @@ impl PartCache {
                 self.room_for_kept(index, 1)?;
             }
         }
-        self.step = tokens;
+        (self.step, self.stored) = (tokens, false);
         Ok(())
     }
 
@@ -341,6 +377,32 @@ impl PartCache {
         Ok(())
     }
 
+    /// Goes back to what it was before the step that has not ended, if it can: where tokens were dropped for this step's it
+    /// cannot, and says so when the next one begins.
+    pub(crate) fn roll_back(&mut self) {
+        if self.step > 0 && self.try_roll_back().is_ok_and(|done| done) {
+            self.step = 0;
+        }
+    }
+
+    fn try_roll_back(&mut self) -> Result<bool> {
+        if !self.stored {
+            return Ok(true);
+        }
+        if self.slots.is_some() && self.len > 0 {
+            return Ok(false);
+        }
+        for side in 0..2 {
+            if let Some(piece) = &self.sides[side].kept.heads {
+                let heads = self.kept_heads(side)?;
+                let heads: Vec<KeptHead> = heads.into_iter().map(|head| head.taken_back(self.len)).collect();
+                self.device.driver.upload(piece.address(), bytes_of(&heads))?;
+            }
+        }
+        self.truncate(self.len)?;
+        Ok(true)
+    }
+
     /// Gives back what is kept of a side before a position.
     fn leave_behind(&mut self, side: usize, position: usize) -> Result<()> {
         let heads = self.kept_heads(side)?;
@@ -356,12 +418,8 @@ impl PartCache {
         Ok(())
     }
 
-    /// Compiles the kernels of its method, or finds them compiled: a second for each file of them that is not. Several
-    /// may do so at once.
-    ///
-    /// # Errors
-    /// Of the compiler.
-    pub fn compile(&self) -> Result<()> {
+    /// See [`crate::DeviceCache::compile`].
+    pub(crate) fn compile(&self) -> Result<()> {
         self.device.kernels(&self.method).map(drop)
     }
 
@@ -488,7 +546,17 @@ impl PartCache {
         }
         let slots = self.slots.as_ref().map(|slots| slots.fork(&self.device)).transpose()?;
         let (device, method, rotary) = (self.device.clone(), self.method.clone(), self.rotary.clone());
-        Ok(Self { device, method, sides, slots, rotary, len: self.len, step: 0, stepped: false })
+        Ok(Self {
+            device,
+            method,
+            sides,
+            slots,
+            rotary,
+            len: self.len,
+            step: 0,
+            stored: false,
+            stepped: false,
+        })
     }
 
     /// What a side's columns keep now, counted; as far as is known, where the device does not answer.

@@ -27,7 +27,7 @@ const LEAST_SPLIT: usize = TILE;
 
 /// Working memory of steps on one device, kept from step to step.
 #[derive(Debug)]
-pub struct Workspace {
+pub(crate) struct Workspace {
     tables: Memory,
     pub(crate) parts: Memory,
     shared: [Memory; 2],
@@ -48,7 +48,7 @@ impl Workspace {
     ///
     /// # Errors
     /// No memory.
-    pub fn new(device: &Device) -> Result<Self> {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
         let one = || Memory::new(&device.driver, 256);
         let two = || Ok::<_, crate::Error>([one()?, one()?]);
         Ok(Self {
@@ -79,15 +79,14 @@ pub struct DeviceStates {
     pub v: Address,
 }
 
-/// A step of sequences of one method, in order, one after the other in its rows.
-pub struct GroupStep<'a> {
+/// A step of sequences of one method on one device, in order, one after the other in its rows.
+#[derive(Debug)]
+pub(crate) struct GroupStep {
     pub(crate) device: Arc<Device>,
     pub(crate) method: Arc<Method>,
     pub(crate) kernels: Kernels,
-    caches: Vec<&'a mut PartCache>,
+    pub(crate) count: usize,
     pub(crate) rows: usize,
-    /// New tokens of each sequence.
-    tokens: Vec<usize>,
     pub(crate) sequences: Address,
     pub(crate) row_entries: Address,
     tiles: (Address, usize),
@@ -98,20 +97,27 @@ pub struct GroupStep<'a> {
     pub(crate) splits: usize,
     pub(crate) length: usize,
     evicting: Option<EvictStep>,
-    pub(crate) room: &'a mut Workspace,
+    pub(crate) room: Workspace,
 }
 
-impl<'a> GroupStep<'a> {
-    /// A step in which each cache gets so many new tokens, for which it has made room ([`DeviceCache::begin`]).
-    ///
-    /// [`DeviceCache::begin`]: crate::DeviceCache::begin
+impl DeviceStates {
+    /// From row `row` on, of queries of `q_dim` numbers and keys and values of `kv_dim`.
+    #[must_use]
+    pub fn skip(self, row: usize, q_dim: usize, kv_dim: usize) -> Self {
+        let at = |address: Address, width: usize| address + (row * width * size_of::<f32>()) as Address;
+        Self { q: at(self.q, q_dim), k: at(self.k, kv_dim), v: at(self.v, kv_dim) }
+    }
+}
+
+impl GroupStep {
+    /// A step in which each cache gets so many new tokens, for which it has made room ([`PartCache::begin`]).
     ///
     /// # Errors
     /// No memory.
-    pub fn new(
+    pub(crate) fn new(
         device: &Arc<Device>,
-        caches: Vec<(&'a mut PartCache, usize)>,
-        room: &'a mut Workspace,
+        caches: &[(&mut PartCache, usize)],
+        mut room: Workspace,
     ) -> Result<Self> {
         let method = caches[0].0.method().clone();
         let kernels = device.kernels(&method)?;
@@ -155,7 +161,7 @@ impl<'a> GroupStep<'a> {
             })
         };
         let held = method.layers.clone().flat_map(seen).max().unwrap_or(0);
-        let evicting = EvictStep::new(device, &method, &caches, &mut room.evict)?;
+        let evicting = EvictStep::new(device, &method, caches, &mut room.evict)?;
         let held = evicting.as_ref().map_or(held, |step| step.held);
         // Enough blocks to keep the device busy; a step of many rows has them anyway.
         let blocks = (rows.len() * shape.kv_heads * method.passes()).max(1);
@@ -193,13 +199,12 @@ impl<'a> GroupStep<'a> {
                 room.index[i].reserve(numbers * size_of::<i32>())?;
             }
         }
-        method.reserve_latents(room, rows.len(), packed)?;
+        method.reserve_latents(&mut room, rows.len(), packed)?;
         Ok(Self {
             packed,
             device: device.clone(),
             kernels,
-            tokens: caches.iter().map(|(_, tokens)| *tokens).collect(),
-            caches: caches.into_iter().map(|(cache, _)| cache).collect(),
+            count: caches.len(),
             rows: rows.len(),
             sequences: base + at[0],
             row_entries: base + at[1],
@@ -213,9 +218,15 @@ impl<'a> GroupStep<'a> {
         })
     }
 
-    /// Stores that keys lie in: of every layer, or of pairs of them.
-    pub(crate) fn stores(&self) -> usize {
-        self.method.sides[0].stores
+    /// Numbers of a row of queries, and of one of keys or values.
+    pub(crate) fn widths(&self) -> (usize, usize) {
+        let shape = &self.method.shape;
+        (shape.heads * shape.head_dim, shape.kv_dim())
+    }
+
+    /// Its working memory, for the next step.
+    pub(crate) fn into_room(self) -> Workspace {
+        self.room
     }
 
     pub(crate) fn launch<T: Plain>(&self, kernel: &str, grid: [usize; 3], params: &T) -> Result<()> {
@@ -230,7 +241,7 @@ impl<'a> GroupStep<'a> {
     ///
     /// # Errors
     /// Of the device.
-    pub fn attend(&self, layer: usize, states: DeviceStates, out: Acts) -> Result<()> {
+    pub(crate) fn attend(&self, layer: usize, states: DeviceStates, out: Acts) -> Result<()> {
         let shape = &self.method.shape;
         let window = shape.window_of(layer).unwrap_or(0) as i32;
         let (scale, softcap) = (shape.scale, shape.softcap.unwrap_or(0.0));
@@ -291,11 +302,18 @@ impl<'a> GroupStep<'a> {
         self.launch("join", [self.rows, shape.heads, 1], &params)
     }
 
-    /// Stores a layer's states; `shallower` are those of the layer before, which a pair needs.
+    /// Stores a layer's states; `shallower` are those of the layer before, which a pair needs, and `caches` the step's.
     ///
     /// # Errors
     /// Of the device, no memory for what is kept exact.
-    pub fn store(&mut self, layer: usize, states: DeviceStates, shallower: DeviceStates) -> Result<()> {
+    pub(crate) fn store(
+        &self,
+        caches: &mut [(&mut PartCache, usize)],
+        layer: usize,
+        states: DeviceStates,
+        shallower: DeviceStates,
+    ) -> Result<()> {
+        caches.iter_mut().for_each(|(cache, _)| cache.stored = true);
         if let Some(step) = &self.evicting {
             return self.evict(step, layer, states);
         }
@@ -308,7 +326,7 @@ impl<'a> GroupStep<'a> {
         let mut rows = [0, 1].map(|side| if places[side].pair < 0 { own[side] } else { 0 });
         let merged = [0, 1].map(|side: usize| places[side].pair >= 0 && places[side].member == 1);
         if merged.contains(&true) {
-            self.merge(places.map(|p| p.pair), merged, own, [shallower.k, shallower.v])?;
+            self.merge(caches, places.map(|p| p.pair), merged, own, [shallower.k, shallower.v])?;
             for side in 0..2 {
                 if merged[side] {
                     rows[side] = self.room.shared[side].address();
@@ -338,8 +356,15 @@ impl<'a> GroupStep<'a> {
     }
 
     /// Merges the sides of a pair that are complete, and keeps apart what the rule says.
-    fn merge(&mut self, pairs: [i32; 2], merged: [bool; 2], b: [Address; 2], a: [Address; 2]) -> Result<()> {
-        let method = self.method.clone();
+    fn merge(
+        &self,
+        caches: &mut [(&mut PartCache, usize)],
+        pairs: [i32; 2],
+        merged: [bool; 2],
+        b: [Address; 2],
+        a: [Address; 2],
+    ) -> Result<()> {
+        let method = &self.method;
         let merging = &method.merging;
         let rows = self.rows as i32;
         let address =
@@ -379,9 +404,9 @@ impl<'a> GroupStep<'a> {
                 pad: 0,
             };
             let columns = method.sides[0].columns.max(method.sides[1].columns);
-            self.launch("retain", [self.caches.len(), columns, 1], &params)?;
+            self.launch("retain", [self.count, columns, 1], &params)?;
             // Single tokens have had their room made.
-            let long = self.caches.iter_mut().zip(&self.tokens).filter(|(_, tokens)| **tokens > 1);
+            let long = caches.iter_mut().filter(|(_, tokens)| *tokens > 1);
             for (cache, _) in long {
                 for side in (0..2).filter(|&side| keeps[side]) {
                     cache.settle_kept(side)?;

@@ -34,7 +34,7 @@ impl Method {
     }
 }
 
-impl GroupStep<'_> {
+impl GroupStep {
     fn latents(&self) -> Arc<LatentMethod> {
         match &self.method.latents {
             Some(latents) => latents.clone(),
@@ -106,7 +106,7 @@ impl GroupStep<'_> {
     }
 
     /// Stores a layer's states: exact ones at once, those that become latents with the last layer of their group.
-    pub(crate) fn store_latents(&mut self, layer: usize, states: DeviceStates) -> Result<()> {
+    pub(crate) fn store_latents(&self, layer: usize, states: DeviceStates) -> Result<()> {
         let latents = self.latents();
         let bytes = self.rows * self.method.shape.kv_dim() * size_of::<f32>();
         for (side, own) in [states.k, states.v].into_iter().enumerate() {

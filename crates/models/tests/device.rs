@@ -290,24 +290,33 @@ fn a_device_that_is_too_small_says_so() {
     let message = Decoder::load(&config, &source, &options).unwrap_err().to_string();
     assert!(message.starts_with("device: the model needs"), "{message}");
 
-    // Weights fit, and some sequences: the first that does not stays as it was, and the others go on.
-    let decoder = load("llama2", WeightMode::F32, vec![emulated(0, 4_000_000)]);
-    let tokens = vec![1u32; 60];
-    let mut sequences = Vec::new();
-    let message = loop {
-        let mut next = sequence(&decoder, &CacheSpec::default(), 0);
-        let mut steps = [Step { tokens: &tokens, sequence: &mut next, logits: LogitsFor::None }];
-        let done = decoder.forward(&mut steps).map(drop);
-        sequences.push(next);
-        match done {
-            Err(error) => break error.to_string(),
-            Ok(()) => assert!(sequences.len() < 1000, "nothing is ever full"),
-        }
-    };
-    assert!(message.contains("cannot be allocated"), "{message}");
-    let lengths: Vec<usize> = sequences.iter().map(Sequence::len).collect();
-    assert!(lengths.len() > 1 && lengths[lengths.len() - 1] == 0, "{lengths:?}");
-    sequences.pop();
-    let mut step = [Step { tokens: &tokens[..1], sequence: &mut sequences[0], logits: LogitsFor::Last }];
-    decoder.forward(&mut step).unwrap();
+    // Weights fit, and some sequences: the first that does not stays as it was, and the others go on. The second cache runs
+    // out in the middle of a step, where it is known how many tokens are kept.
+    let keeping =
+        "{ method = \"minicache\", start_layer = 0, retention = { rule = \"top_fraction\", gamma = 0.9 } }";
+    for spec in ["full", keeping] {
+        let spec = CacheSpec::parse(spec).unwrap();
+        let decoder = load("llama2", WeightMode::F32, vec![emulated(0, 1_500_000)]);
+        let tokens = vec![1u32; 60];
+        let fill = |sequence: &mut Sequence| {
+            let mut steps = [Step { tokens: &tokens, sequence, logits: LogitsFor::Last }];
+            decoder.forward(&mut steps).map(minicache_models::Logits::into_data)
+        };
+        let (mut sequences, mut first) = (Vec::new(), Vec::new());
+        let (mut last, message) = loop {
+            let mut next = sequence(&decoder, &spec, 0);
+            match fill(&mut next) {
+                Err(error) => break (next, error.to_string()),
+                Ok(logits) => first = logits,
+            }
+            sequences.push(next);
+            assert!(sequences.len() < 1000, "nothing is ever full");
+        };
+        assert!(message.contains("cannot be allocated"), "{message}");
+        assert!(sequences.len() > 1 && last.is_empty(), "{} {}", sequences.len(), last.len());
+        sequences.truncate(1);
+        assert_eq!(fill(&mut last).unwrap(), first, "{}", spec.label());
+        let mut step = [Step { tokens: &tokens[..1], sequence: &mut sequences[0], logits: LogitsFor::Last }];
+        decoder.forward(&mut step).unwrap();
+    }
 }

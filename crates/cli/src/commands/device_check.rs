@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use minicache_core::{CacheSpec, ModelShape, Resources, Sequence};
-use minicache_device::{Device, check, kernels};
+use minicache_device::driver::Act;
+use minicache_device::{Arithmetic, Device, Devices, check, kernels};
 use minicache_models::{Decoder, LogitsFor, ModelConfig, Step, Target};
 use serde_json::{Value, json};
 
@@ -161,14 +162,19 @@ fn compare(device: &Arc<Device>, args: &Args, wrong: &mut usize) -> Result<Value
     for (name, shape) in shapes {
         for text in caches {
             let spec = CacheSpec::parse(text).or_usage(text)?;
+            let arithmetic = Arithmetic { act: Act::F16, precise: false };
+            let devices = Devices::new(vec![(device.clone(), 0..shape.layers)], arithmetic);
             let found =
-                check::compare(device, &spec, &shape, false).with_context(|| format!("{text} ({name})"))?;
+                check::compare(&devices, &spec, &shape).with_context(|| format!("{text} ({name})"))?;
             // Where a number became another code, outputs are held to what that makes of them on the whole.
             let near = match found.states < TOLERANCE {
                 true => found.outputs < TOLERANCE,
                 false => found.apart < MOST_APART && found.spread < TOLERANCE,
             };
-            let good = near && (found.bytes == 1.0 || found.rooms) && found.truncation.is_none();
+            // A method that drops tokens for a step's cannot take them back, and room for heavy hitters behind a sliding
+            // window is that of the head which could have most.
+            let whole = found.bytes == 1.0 && !found.stuck;
+            let good = near && found.truncation.is_none() && (whole || spec.drops_tokens());
             *wrong += usize::from(!good);
             if !args.json {
                 output::line(format!(
@@ -195,6 +201,7 @@ fn compare(device: &Arc<Device>, args: &Args, wrong: &mut usize) -> Result<Value
                 "bytes": found.bytes,
                 "allocated": found.allocated,
                 "truncation": found.truncation,
+                "stuck": found.stuck,
                 "equal": good,
             }));
         }

@@ -5,17 +5,16 @@ mod basis;
 use std::sync::Arc;
 use std::time::Instant;
 
-use half::f16;
-use minicache_core::{CacheSpec, KvCache, ModelShape, build};
+use minicache_core::{Backend, BackendStep, CacheSpec, KvCache, ModelShape, Sequence, States, build};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 pub use self::basis::resources;
-use crate::driver::{Act, Acts, Memory, bytes_of, bytes_of_mut};
+use crate::driver::{Act, Acts, Memory};
 use crate::kernels::Source;
 use crate::method::Method;
 use crate::ops::Ops;
-use crate::{Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Result, Workspace};
+use crate::{Arithmetic, Device, DeviceCache, DeviceStates, Devices, Result};
 
 /// What [`compare`] found: the largest differences, relative to the largest number.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,10 +32,10 @@ pub struct Comparison {
     /// Bytes of the cache on the device over those on the host; 1 if they are equal to the byte, part by part. Forks may
     /// differ by half a percent, see [`compare`].
     pub bytes: f64,
-    /// The method drops tokens: room for those that stay grows otherwise than on the host, and bytes differ by it.
-    pub rooms: bool,
-    /// Bytes of the device's memory over those.
-    pub allocated: f64,
+    /// Bytes of a device's memory over those.
+    pub allocated: Option<f64>,
+    /// A step was given up in the middle and could not be taken back.
+    pub stuck: bool,
     /// The first truncation that one side could do and the other could not, or for another reason.
     pub truncation: Option<String>,
 }
@@ -44,46 +43,42 @@ pub struct Comparison {
 /// A sequence on both sides.
 struct Both {
     host: Box<dyn KvCache>,
-    device: DeviceCache,
+    there: Sequence,
 }
 
 impl Both {
-    fn fork(&self) -> Result<Self> {
-        Ok(Self { host: self.host.fork(), device: self.device.try_fork()? })
+    fn fork(&self) -> Self {
+        Self { host: self.host.fork(), there: self.there.fork() }
     }
 }
 
-/// Takes sequences with caches of `spec` through a long prefill, ragged steps, a fork, single tokens and truncations, on
-/// random states, on `device` and on the host. `precise`: computed there as in f32, else outputs are halves.
+/// Takes sequences with caches of `spec` through a long prefill, ragged steps, a fork, single tokens, truncations and steps
+/// that are given up, on random states: together on `backend`, and each for itself on the host.
 ///
 /// # Errors
-/// A method without kernels, errors of the device.
-pub fn compare(
-    device: &Arc<Device>,
+/// A method that the backend does not have, its errors.
+pub fn compare<B: Backend>(
+    backend: &B,
     spec: &CacheSpec,
     shape: &ModelShape,
-    precise: bool,
-) -> Result<Comparison> {
+) -> minicache_core::Result<Comparison> {
     let made = resources(spec, shape, None)?;
-    let arithmetic = Arithmetic { act: Act::F16, precise };
-    let new = || -> Result<Both> {
-        let host = build(spec, shape, &made)?;
-        let parts = [(device.clone(), 0..shape.layers)];
-        Ok(Both { host, device: DeviceCache::new(&parts, spec, shape, arithmetic, &made)? })
+    let new = || -> minicache_core::Result<Both> {
+        let there = Sequence::new(backend.cache(spec, shape, &made)?);
+        Ok(Both { host: build(spec, shape, &made)?, there })
     };
-    let mut room = Workspace::new(device)?;
     let (mut a, mut b) = (new()?, new()?);
-    let (mut outputs, mut states, mut seed) = (Outputs::default(), States::default(), 0u64);
-    let mut run = |all: &mut [(&mut Both, usize)]| -> Result<()> {
+    let (mut outputs, mut states, mut seed) = (Outputs::default(), Restored::default(), 0u64);
+    let mut run = |all: &mut [(&mut Both, usize)]| -> minicache_core::Result<()> {
         seed += 1;
-        outputs.add(step(device, &mut room, all, shape, seed)?);
+        outputs.add(step(backend, all, shape, seed)?);
         Ok(())
     };
     run(&mut [(&mut a, 75)])?;
     states.compare(&a, shape)?;
     run(&mut [(&mut a, 1), (&mut b, 33)])?;
     let first = weighed(&a);
-    let mut c = a.fork()?;
+    let mut c = a.fork();
     // Beyond a tile of attention, and more than one part of the positions.
     run(&mut [(&mut a, 220), (&mut b, 150), (&mut c, 1)])?;
     for _ in 0..20 {
@@ -100,34 +95,45 @@ pub fn compare(
             bytes = ratio;
         }
     }
-    let allocated = a.device.allocated() as f64 / a.host.footprint().total() as f64;
+    let allocated = DeviceCache::of(&mut a.there).map(|cache| cache.allocated());
+    let allocated = allocated.map(|bytes| bytes as f64 / a.host.footprint().total() as f64);
     for len in TRUNCATED.into_iter().map(|back| a.host.len() - back).chain([40, 0]) {
-        let mut both = a.fork()?;
-        let done = [both.host.truncate(len), both.device.truncate(len)].map(|d| d.map_err(|e| e.to_string()));
+        let mut both = a.fork();
+        let done = [both.host.truncate(len), both.there.truncate(len)].map(|d| d.map_err(|e| e.to_string()));
         if done[0] != done[1] {
-            truncation.get_or_insert(format!(
-                "to {len} tokens: {:?} on the host, {:?} on the device",
-                done[0], done[1]
-            ));
+            truncation
+                .get_or_insert(format!("to {len} tokens: {:?} on the host, {:?} there", done[0], done[1]));
         } else if done[0].is_ok() {
             for tokens in [1, 30, 1] {
                 seed += 1;
-                outputs.add(step(device, &mut room, &mut [(&mut both, tokens)], shape, seed)?);
+                outputs.add(step(backend, &mut [(&mut both, tokens)], shape, seed)?);
             }
             states.compare(&both, shape)?;
         }
     }
+    let (mut d, mut e) = (a.fork(), b.fork());
+    give_up(backend, &mut [(&mut d, 1), (&mut e, 20)], shape, seed)?;
+    let mut stuck = false;
+    for both in [&mut d, &mut e] {
+        seed += 1;
+        match step(backend, &mut [(both, 3)], shape, seed) {
+            Ok(found) => outputs.add(found),
+            Err(_) => stuck = true,
+        }
+        if !stuck {
+            states.compare(both, shape)?;
+        }
+    }
     let (states, apart) = (states.largest, states.apart as f32 / states.all.max(1) as f32);
-    let rooms = a.device.drops_tokens();
     let spread = (outputs.off / outputs.all).sqrt() as f32;
-    Ok(Comparison { outputs: outputs.largest, spread, states, apart, bytes, rooms, allocated, truncation })
+    Ok(Comparison { outputs: outputs.largest, spread, states, apart, bytes, allocated, truncation, stuck })
 }
 
-/// Bytes of the device's cache over those of the host's: 1 if all parts are equal, and only then.
+/// Bytes of the backend's cache over those of the host's: 1 if all parts are equal, and only then.
 fn weighed(both: &Both) -> f64 {
-    let (host, device) = (both.host.footprint(), both.device.footprint());
-    let ratio = device.total() as f64 / host.total() as f64;
-    if ratio == 1.0 && host != device { f64::INFINITY } else { ratio }
+    let (host, there) = (both.host.footprint(), both.there.footprint());
+    let ratio = there.total() as f64 / host.total() as f64;
+    if ratio == 1.0 && host != there { f64::INFINITY } else { ratio }
 }
 
 /// How many tokens are taken back.
@@ -160,16 +166,9 @@ impl Outputs {
     }
 }
 
-/// One step of all sequences; gives how their outputs differ.
-fn step(
-    device: &Arc<Device>,
-    room: &mut Workspace,
-    all: &mut [(&mut Both, usize)],
-    shape: &ModelShape,
-    seed: u64,
-) -> Result<Outputs> {
+/// Queries, keys and values of every layer, of a step of `rows` tokens.
+fn random(shape: &ModelShape, rows: usize, seed: u64) -> Vec<[Vec<f32>; 3]> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let rows: usize = all.iter().map(|(_, n)| n).sum();
     let (q_dim, kv_dim) = (shape.heads * shape.head_dim, shape.kv_dim());
     let mut layers: Vec<[Vec<f32>; 3]> = Vec::new();
     for _ in 0..shape.layers {
@@ -179,6 +178,19 @@ fn step(
         let v = noise(&mut rng, rows * kv_dim, last.map_or(&[], |l| &l[2]));
         layers.push([q, k, v]);
     }
+    layers
+}
+
+/// One step of all sequences; gives how their outputs differ.
+fn step<B: Backend>(
+    backend: &B,
+    all: &mut [(&mut Both, usize)],
+    shape: &ModelShape,
+    seed: u64,
+) -> minicache_core::Result<Outputs> {
+    let rows: usize = all.iter().map(|(_, n)| n).sum();
+    let (q_dim, kv_dim) = (shape.heads * shape.head_dim, shape.kv_dim());
+    let layers = random(shape, rows, seed);
     let mut wanted = vec![vec![0.0; rows * q_dim]; shape.layers];
     for (layer, [q, k, v]) in layers.iter().enumerate() {
         let mut at = 0;
@@ -189,44 +201,42 @@ fn step(
             at += *n;
         }
     }
-    for (both, n) in all.iter_mut() {
-        both.host.finish_step()?;
-        both.device.begin(*n)?;
-    }
-    let out = Memory::new(&device.driver, rows * q_dim * 4)?;
-    let precise = all[0].0.device.parts_mut()[0].method().precise;
-    let low = if precise { out.address() + (rows * q_dim * 2) as u64 } else { 0 };
+    let mut step = backend.begin(all.iter_mut().map(|(both, n)| (&mut both.there, *n)).collect())?;
     let (mut found, mut top) = (Outputs::default(), 0f32);
-    {
-        let caches = all.iter_mut().map(|(both, n)| (&mut both.device.parts_mut()[0], *n)).collect();
-        let mut group = GroupStep::new(device, caches, room)?;
-        let mut before: Option<[Memory; 3]> = None;
-        for (states, wanted) in layers.iter().zip(&wanted).enumerate().map(|(layer, (s, w))| ((layer, s), w))
-        {
-            let (layer, [q, k, v]) = states;
-            let memory = |x: &Vec<f32>| Memory::of(&device.driver, bytes_of(x));
-            let now = [memory(q)?, memory(k)?, memory(v)?];
-            let of =
-                |m: &[Memory; 3]| DeviceStates { q: m[0].address(), k: m[1].address(), v: m[2].address() };
-            group.attend(layer, of(&now), Acts { high: out.address(), low })?;
-            group.store(layer, of(&now), of(before.as_ref().unwrap_or(&now)))?;
-            let mut got = vec![0u16; rows * q_dim * 2];
-            device.driver.download(out.address(), bytes_of_mut(&mut got))?;
-            let (high, low) = got.split_at(rows * q_dim);
-            for ((high, low), want) in high.iter().zip(low).zip(wanted) {
-                let left = if precise { f16::from_bits(*low).to_f32() } else { 0.0 };
-                let off = difference(f16::from_bits(*high).to_f32() + left, *want);
-                found.largest = found.largest.max(off);
-                found.off += f64::from(off).powi(2);
-                found.all += f64::from(*want).powi(2);
-                top = top.max(want.abs());
-            }
-            before = Some(now);
+    let mut got = vec![0.0; rows * q_dim];
+    for (layer, ([q, k, v], wanted)) in layers.iter().zip(&wanted).enumerate() {
+        step.attend_host(layer, States::new(q, k, v), &mut got)?;
+        for (got, want) in got.iter().zip(wanted) {
+            let off = difference(*got, *want);
+            found.largest = found.largest.max(off);
+            found.off += f64::from(off).powi(2);
+            found.all += f64::from(*want).powi(2);
+            top = top.max(want.abs());
         }
     }
-    all.iter_mut().try_for_each(|(both, _)| both.device.end())?;
+    step.finish()?;
+    for (both, _) in all.iter_mut() {
+        both.host.finish_step()?;
+    }
     found.largest /= top;
     Ok(found)
+}
+
+/// A step of all sequences on the backend that is given up before its last layer.
+fn give_up<B: Backend>(
+    backend: &B,
+    all: &mut [(&mut Both, usize)],
+    shape: &ModelShape,
+    seed: u64,
+) -> minicache_core::Result<()> {
+    let rows: usize = all.iter().map(|(_, n)| n).sum();
+    let mut step = backend.begin(all.iter_mut().map(|(both, n)| (&mut both.there, *n)).collect())?;
+    let mut out = vec![0.0; rows * shape.heads * shape.head_dim];
+    let layers = random(shape, rows, seed);
+    for (layer, [q, k, v]) in layers.iter().enumerate().take(shape.layers - 1) {
+        step.attend_host(layer, States::new(q, k, v), &mut out)?;
+    }
+    Ok(())
 }
 
 /// Of numbers that are none at all an infinite one.
@@ -237,17 +247,17 @@ fn difference(a: f32, b: f32) -> f32 {
 
 /// How restored states differ.
 #[derive(Debug, Default)]
-struct States {
+struct Restored {
     largest: f32,
     apart: usize,
     all: usize,
 }
 
-impl States {
+impl Restored {
     /// Adds those of a sequence.
-    fn compare(&mut self, both: &Both, shape: &ModelShape) -> Result<()> {
+    fn compare(&mut self, both: &Both, shape: &ModelShape) -> minicache_core::Result<()> {
         for layer in 0..shape.layers {
-            let (want, got) = (both.host.restored(layer)?, both.device.restored(layer)?);
+            let (want, got) = (both.host.restored(layer)?, both.there.restored(layer)?);
             if want.positions != got.positions {
                 self.largest = f32::INFINITY;
             }
@@ -306,7 +316,6 @@ pub fn time_attention(
     let made = resources(spec, shape, None)?;
     let arithmetic = Arithmetic { act: Act::F16, precise: false };
     let ops = Ops::new(device, Act::F16)?;
-    let mut room = Workspace::new(device)?;
     let chunk = context.min(4096);
     let rows = chunk.max(batch);
     let states = |layers: usize| -> Result<Vec<[Memory; 3]>> {
@@ -328,35 +337,28 @@ pub fn time_attention(
         let [q, k, v] = &states[layer % 2];
         DeviceStates { q: q.address(), k: k.address(), v: v.address() }
     };
-    let parts = [(device.clone(), 0..shape.layers)];
+    let devices = Devices::new(vec![(device.clone(), 0..shape.layers)], arithmetic);
     let mut caches = Vec::new();
     for _ in 0..batch {
-        let mut cache = DeviceCache::new(&parts, spec, shape, arithmetic, &made)?;
+        let mut cache = devices.empty(spec, shape, &made)?;
         let mut left = context;
         while left > 0 {
             let tokens = left.min(chunk);
-            cache.begin(tokens)?;
-            let mut group = GroupStep::new(device, vec![(&mut cache.parts_mut()[0], tokens)], &mut room)?;
-            for layer in 0..shape.layers {
-                group.store(layer, of(layer), of(layer + 1))?;
-            }
-            drop(group);
-            cache.end()?;
+            let mut step = devices.step(vec![(&mut cache, tokens)])?;
+            (0..shape.layers).try_for_each(|layer| step.store(layer, of(layer)))?;
+            step.end()?;
             left -= tokens;
         }
         caches.push(cache);
     }
     let held: usize = caches.iter().map(|cache| cache.footprint().total()).sum();
-    for cache in &mut caches {
-        cache.begin(1)?;
-    }
     let room_for_out = Memory::new(&device.driver, batch * shape.heads * shape.head_dim * 2)?;
     let out = Acts { high: room_for_out.address(), low: 0 };
-    let step = caches.iter_mut().map(|cache| (&mut cache.parts_mut()[0], 1)).collect();
-    let group = GroupStep::new(device, step, &mut room)?;
+    let stores = caches[0].parts()[0].method().sides[0].stores as f64;
+    let step = devices.step(caches.iter_mut().map(|cache| (cache, 1)).collect())?;
     let run = |rounds: usize| -> Result<()> {
         for layer in (0..shape.layers).cycle().take(rounds) {
-            group.attend(layer, of(layer), out)?;
+            step.look(layer, of(layer), out)?;
         }
         device.driver.synchronise()
     };
@@ -365,7 +367,6 @@ pub fn time_attention(
     let start = Instant::now();
     run(rounds)?;
     let seconds = start.elapsed().as_secs_f64() / rounds as f64;
-    let stores = group.stores() as f64;
     Ok(Reading { seconds, bytes: held as f64 / stores, held })
 }
 

@@ -146,7 +146,7 @@ impl EvictStep {
     }
 }
 
-impl GroupStep<'_> {
+impl GroupStep {
     fn slot_place(&self, step: &EvictStep, layer: usize) -> SlotPlace {
         let place = self.method.slot_layer(layer);
         SlotPlace {
@@ -213,7 +213,7 @@ impl GroupStep<'_> {
             };
             let square = if shape.head_dim <= 128 { 32 } else { 16 };
             self.launch("weigh", [tiles, shape.heads, 1], &params)?;
-            let grid = [step.most.div_ceil(square), shape.kv_heads, self.caches.len()];
+            let grid = [step.most.div_ceil(square), shape.kv_heads, self.count];
             self.launch("receive", grid, &params)?;
         }
         if let Some(expect) = &step.expect {
@@ -241,9 +241,9 @@ impl GroupStep<'_> {
             softcap,
             pad: 0,
         };
-        self.launch("keep_slots", [self.caches.len(), shape.kv_heads, 1], &params)?;
+        self.launch("keep_slots", [self.count, shape.kv_heads, 1], &params)?;
         if step.long {
-            let grid = [step.after.div_ceil(MOVED), shape.kv_heads, self.caches.len()];
+            let grid = [step.after.div_ceil(MOVED), shape.kv_heads, self.count];
             self.launch("move_slots", grid, &params)?;
         }
         Ok(())

@@ -106,7 +106,7 @@ impl ExpectStep {
     }
 }
 
-impl GroupStep<'_> {
+impl GroupStep {
     /// Writes the scores of the prompts' tokens to `received (kv_heads, total)`.
     pub(super) fn expect(
         &self,

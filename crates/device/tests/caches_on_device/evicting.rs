@@ -8,9 +8,11 @@ fn check(spec: &str, shape: &ModelShape) {
         return;
     }
     let spec = CacheSpec::parse(spec).unwrap();
-    let found = compare(&device(), &spec, shape, true).unwrap();
+    let found = compare(&devices(shape, true), &spec, shape).unwrap();
     let what = format!("{spec:?} with heads of {}: {found:?}", shape.head_dim);
     assert!(found.outputs < 1e-3 && found.states < 2e-3 && found.truncation.is_none(), "{what}");
+    // What is dropped for a step's tokens is gone.
+    assert!(found.stuck, "{what}");
 }
 
 /// Every method that drops tokens, with budgets of both kinds.

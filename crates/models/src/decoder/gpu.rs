@@ -10,11 +10,9 @@ mod weights;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use minicache_core::{Batch, CacheSpec, ModelShape, Resources, Sequence};
+use minicache_core::{CacheSpec, ModelShape, Resources, Sequence};
 use minicache_device::driver::{Acts, Address, Memory};
-use minicache_device::{
-    Arithmetic, Device, DeviceCache, DeviceStates, GroupStep, Norm, Ops, PartCache, Rotation, Workspace,
-};
+use minicache_device::{Device, DeviceCache, DeviceStates, Devices, Norm, Ops, Rotation};
 use rayon::prelude::*;
 
 use super::attention::Positions;
@@ -37,8 +35,9 @@ const LOADED_TOGETHER: usize = 4;
 /// A loaded model.
 #[derive(Debug)]
 pub(crate) struct Body {
-    arithmetic: Arithmetic,
     parts: Vec<Part>,
+    /// Where caches live.
+    devices: Devices,
     /// The embedding, on the first device.
     table: Matrix,
     /// The output projection on the last device; `None`: the embedding there.
@@ -114,7 +113,9 @@ impl Body {
         };
         let norm = Memory::of(&last.driver, &as_bytes(&source.vector(FINAL_NORM, config.hidden)?))?;
         tick();
-        Ok(Self { arithmetic, table, head, norm, parts })
+        let places = parts.iter().map(|part| (part.device.clone(), part.layers.clone())).collect();
+        let devices = Devices::new(places, arithmetic);
+        Ok(Self { devices, table, head, norm, parts })
     }
 
     /// Bytes of the weights on each of `devices`.
@@ -157,9 +158,7 @@ impl Body {
         shape: &ModelShape,
         resources: &Resources,
     ) -> Result<Option<DeviceCache>> {
-        let parts: Vec<_> =
-            self.parts.iter().map(|part| (part.device.clone(), part.layers.clone())).collect();
-        match DeviceCache::new(&parts, spec, shape, self.arithmetic, resources) {
+        match self.devices.empty(spec, shape, resources) {
             Ok(cache) => Ok(Some(cache)),
             Err(minicache_device::Error::Unsupported(reason)) => {
                 static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -200,8 +199,8 @@ impl Body {
         sequences: &mut [Sequence],
     ) -> Result<Vec<f32>> {
         let ids: Vec<u32> = exact.iter().flat_map(|s| s.tokens).copied().collect();
-        let mut runs = runs(exact)?;
-        runs.extend(filled(sequences, specs, ids.len()));
+        let mut runs = runs(&self.devices, exact)?;
+        runs.extend(filled(&self.devices, sequences, specs, ids.len())?);
         self.pass(config, &ids, runs, positions, wanted, None, |part, room, rows| {
             finite_logits(config, part, room, rows)
         })
@@ -259,7 +258,7 @@ impl Body {
         read: impl Fn(&Part, &mut Room, usize) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
         let ids: Vec<u32> = steps.iter().flat_map(|s| s.tokens).copied().collect();
-        self.pass(config, &ids, runs(steps)?, positions, wanted, observer, read)
+        self.pass(config, &ids, runs(&self.devices, steps)?, positions, wanted, observer, read)
     }
 
     /// Runs the tokens `ids` of `runs`. `read` takes what is wanted of the logits of so many rows.
@@ -275,19 +274,6 @@ impl Body {
         read: impl Fn(&Part, &mut Room, usize) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
         let rows = ids.len();
-        let begun = runs.iter_mut().try_for_each(|run| match run {
-            Run::Device { caches, .. } => caches.iter_mut().try_for_each(|(cache, n)| cache.begin(*n)),
-            Run::Host { .. } | Run::Filled { .. } => Ok(()),
-        });
-        if let Err(error) = begun {
-            for run in &mut runs {
-                if let Run::Device { caches, .. } = run {
-                    caches.iter_mut().for_each(|(cache, _)| cache.give_up());
-                }
-            }
-            return Err(error.into());
-        }
-
         let mut stream: Option<Vec<f32>> = None;
         let mut predicted = Vec::new();
         for (index, part) in self.parts.iter().enumerate() {
@@ -304,7 +290,7 @@ impl Body {
                     part.ops.embed(at, self.table.acts(), room.x.address(), rows, config.hidden)?;
                 }
             }
-            part.forward(config, room, rows, index, &mut runs, &mut observer)?;
+            part.forward(config, room, rows, &mut runs, &mut observer)?;
             if index + 1 < self.parts.len() {
                 stream = Some(floats(&part.device, room.x.address(), rows * config.hidden)?);
             } else {
@@ -314,16 +300,7 @@ impl Body {
                 };
             }
         }
-        for run in runs {
-            match run {
-                Run::Device { caches, .. } => caches.into_iter().try_for_each(|(cache, _)| cache.end())?,
-                Run::Host { batch, .. } => batch.finish()?,
-                Run::Filled { sequences, .. } => {
-                    // Where all of a prompt is compressed.
-                    sequences.into_par_iter().try_for_each(|(s, _)| s.cache_mut().finish_step())?;
-                }
-            }
-        }
+        runs.into_iter().try_for_each(Run::finish)?;
         Ok(predicted)
     }
 
@@ -376,104 +353,74 @@ impl Part {
         config: &ModelConfig,
         room: &mut Room,
         rows: usize,
-        part: usize,
         runs: &mut [Run<'_>],
         observer: &mut Option<Observer<'_>>,
     ) -> Result<()> {
         let (q_dim, kv_dim, hidden) = (config.q_dim(), config.kv_dim(), config.hidden);
-        // A step of methods that are new to the device has kernels to compile, which takes a second for each file.
-        let methods: Vec<&PartCache> = runs.iter().filter_map(|run| run.a_cache(part)).collect();
-        methods.par_iter().try_for_each(|cache| cache.compile())?;
-        let mut spaces = std::mem::take(&mut room.groups);
-        while spaces.len() < runs.len() {
-            spaces.push(Workspace::new(&self.device)?);
-        }
-        {
-            let mut groups: Vec<(Range<usize>, Group<'_, '_>)> = Vec::new();
-            for (run, space) in runs.iter_mut().zip(&mut spaces) {
-                groups.push(match run {
-                    Run::Device { caches, rows, attends } => {
-                        let caches = caches.iter_mut().map(|(c, n)| (&mut c.parts_mut()[part], *n)).collect();
-                        let step = Box::new(GroupStep::new(&self.device, caches, space)?);
-                        (rows.clone(), Group::Device { step, attends: *attends })
-                    }
-                    Run::Host { batch, rows } => (rows.clone(), Group::Host(batch)),
-                    Run::Filled { sequences, rows } => (rows.clone(), Group::Filled(sequences)),
-                });
+        let norm = |bias: Address, weight: &Memory, room: &Room| Norm {
+            x: room.x.address(),
+            bias,
+            weight: weight.address(),
+            out: room.acts(&room.normed, rows * hidden),
+            index: 0,
+            rows,
+            width: hidden,
+            eps: config.rms_eps,
+        };
+        let mut bias = 0;
+        for (layer, index) in self.weights.iter().zip(self.layers.clone()) {
+            self.ops.rms_norm(&norm(bias, &layer.input_norm, room))?;
+            if let Some(observer) = observer {
+                // With the bias of the layer before, which the norm has added.
+                observer(index, &floats(&self.device, room.x.address(), rows * hidden)?);
             }
-            let norm = |bias: Address, weight: &Memory, room: &Room| Norm {
-                x: room.x.address(),
-                bias,
-                weight: weight.address(),
-                out: room.acts(&room.normed, rows * hidden),
-                index: 0,
+            let normed = room.acts(&room.normed, rows * hidden);
+            let attended = room.acts(&room.attended, rows * q_dim);
+            layer.qkv.apply(&self.ops, normed, room.qkv.address(), rows, false)?;
+            let own = index % 2;
+            self.ops.rotate(&Rotation {
+                qkv: room.qkv.address(),
+                bias: layer.qkv.bias(),
+                angles: room.angles.address(),
+                norms: layer.head_norms.as_ref().map_or([0; 2], |n| [n[0].address(), n[1].address()]),
+                out: [room.q.address(), room.k[own].address(), room.v[own].address()],
                 rows,
-                width: hidden,
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+                rotary: config.rope.rotary_dim,
                 eps: config.rms_eps,
-            };
-            let mut bias = 0;
-            for (layer, index) in self.weights.iter().zip(self.layers.clone()) {
-                self.ops.rms_norm(&norm(bias, &layer.input_norm, room))?;
-                if let Some(observer) = observer {
-                    // With the bias of the layer before, which the norm has added.
-                    observer(index, &floats(&self.device, room.x.address(), rows * hidden)?);
-                }
-                let normed = room.acts(&room.normed, rows * hidden);
-                let attended = room.acts(&room.attended, rows * q_dim);
-                layer.qkv.apply(&self.ops, normed, room.qkv.address(), rows, false)?;
-                let own = index % 2;
-                self.ops.rotate(&Rotation {
-                    qkv: room.qkv.address(),
-                    bias: layer.qkv.bias(),
-                    angles: room.angles.address(),
-                    norms: layer.head_norms.as_ref().map_or([0; 2], |n| [n[0].address(), n[1].address()]),
-                    out: [room.q.address(), room.k[own].address(), room.v[own].address()],
-                    rows,
-                    heads: config.heads,
-                    kv_heads: config.kv_heads,
-                    head_dim: config.head_dim,
-                    rotary: config.rope.rotary_dim,
-                    eps: config.rms_eps,
-                })?;
-                for (rows, group) in &mut groups {
-                    let states = |parity: usize| DeviceStates {
-                        q: room.q.address() + (rows.start * q_dim * 4) as Address,
-                        k: room.k[parity].address() + (rows.start * kv_dim * 4) as Address,
-                        v: room.v[parity].address() + (rows.start * kv_dim * 4) as Address,
-                    };
-                    let out = attended.from_row(rows.start, q_dim);
-                    match group {
-                        Group::Device { step, attends } => {
-                            if *attends {
-                                step.attend(index, states(own), out)?;
-                            }
-                            step.store(index, states(own), states(1 - own))?;
-                        }
-                        Group::Host(batch) => {
-                            self.on_host(batch, index, states(own), out, rows.len(), config)?
-                        }
-                        Group::Filled(sequences) => {
-                            self.fill_host(sequences, index, states(own), rows.len(), config)?
-                        }
+            })?;
+            let [q, k, v] = [&room.q, &room.k[own], &room.v[own]].map(Memory::address);
+            let states = DeviceStates { q, k, v };
+            for run in runs.iter_mut() {
+                let Range { start, end } = *run.rows();
+                let states = states.skip(start, q_dim, kv_dim);
+                let (out, rows) = (attended.from_row(start, q_dim), end - start);
+                match run {
+                    Run::Device { step, attends: true, .. } => step.attend(index, states, out)?,
+                    Run::Device { step, .. } => step.store(index, states)?,
+                    Run::Host { batch, .. } => self.on_host(batch, index, states, out, rows, config)?,
+                    Run::Filled { sequences, .. } => {
+                        self.fill_host(sequences, index, states, rows, config)?
                     }
                 }
-                layer.output.apply(&self.ops, attended, room.x.address(), rows, true)?;
-                self.ops.rms_norm(&norm(layer.output.bias(), &layer.mlp_norm, room))?;
-                match &layer.mlp {
-                    Mlp::Dense(swiglu) => {
-                        self.swiglu(swiglu, room, normed, room.x.address(), rows, true)?;
-                    }
-                    Mlp::Sparse { router, experts } => self.experts(config, router, experts, room, rows)?,
+            }
+            layer.output.apply(&self.ops, attended, room.x.address(), rows, true)?;
+            self.ops.rms_norm(&norm(layer.output.bias(), &layer.mlp_norm, room))?;
+            match &layer.mlp {
+                Mlp::Dense(swiglu) => {
+                    self.swiglu(swiglu, room, normed, room.x.address(), rows, true)?;
                 }
-                bias = layer.last_bias();
+                Mlp::Sparse { router, experts } => self.experts(config, router, experts, room, rows)?,
             }
-            // The next part's layers, or the final norm, read a stream that lacks nothing but the last part's bias.
-            if bias != 0 && self.layers.end < config.layers {
-                let last = &self.weights[self.weights.len() - 1].mlp_norm;
-                self.ops.rms_norm(&norm(bias, last, room))?;
-            }
+            bias = layer.last_bias();
         }
-        room.groups = spaces;
+        // The next part's layers, or the final norm, read a stream that lacks nothing but the last part's bias.
+        if bias != 0 && self.layers.end < config.layers {
+            let last = &self.weights[self.weights.len() - 1].mlp_norm;
+            self.ops.rms_norm(&norm(bias, last, room))?;
+        }
         Ok(())
     }
 
@@ -519,11 +466,4 @@ impl Part {
         }
         Ok(())
     }
-}
-
-/// A run in one part.
-enum Group<'g, 'b> {
-    Device { step: Box<GroupStep<'g>>, attends: bool },
-    Host(&'g mut Batch<'b>),
-    Filled(&'g mut Vec<(&'b mut Sequence, &'b CacheSpec)>),
 }

@@ -1,7 +1,7 @@
 //! The working memory of a device's part of a model.
 
+use minicache_device::Device;
 use minicache_device::driver::{Acts, Address, Memory};
-use minicache_device::{Device, Workspace};
 
 use crate::{ModelConfig, Result};
 
@@ -29,7 +29,6 @@ pub(super) struct Room {
     pub(super) rows: Memory,
     pub(super) result: Memory,
     pub(super) logits: Memory,
-    pub(super) groups: Vec<Workspace>,
 }
 
 impl Room {
@@ -51,7 +50,6 @@ impl Room {
             rows: one()?,
             result: one()?,
             logits: one()?,
-            groups: Vec::new(),
         })
     }
 

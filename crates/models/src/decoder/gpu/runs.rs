@@ -6,17 +6,19 @@
 use std::ops::Range;
 
 use minicache_core::{Batch, CacheSpec, Sequence};
-use minicache_device::{DeviceCache, PartCache};
+use minicache_device::{DeviceCache, DeviceStep, Devices};
+use rayon::prelude::*;
 
 use super::super::Step;
 use crate::Result;
 
 /// Sequences next to each other that are taken through attention together.
 pub(super) enum Run<'a> {
+    /// Caches on the devices. `attends`: whether what these rows attend to is taken from them; of a prompt that fills
+    /// several caches one says it.
     Device {
-        caches: Vec<(&'a mut DeviceCache, usize)>,
+        step: DeviceStep<'a>,
         rows: Range<usize>,
-        /// Whether it says what these rows attend to; of a prompt that fills several caches one does.
         attends: bool,
     },
     Host {
@@ -31,83 +33,73 @@ pub(super) enum Run<'a> {
 }
 
 impl Run<'_> {
-    /// One of its caches on a device, of which all have the same method.
-    pub(super) fn a_cache(&self, part: usize) -> Option<&PartCache> {
-        let Run::Device { caches, .. } = self else { return None };
-        caches.first().map(|(cache, _)| &cache.parts()[part])
+    /// Its rows of the pass.
+    pub(super) fn rows(&self) -> &Range<usize> {
+        match self {
+            Run::Device { rows, .. } | Run::Host { rows, .. } | Run::Filled { rows, .. } => rows,
+        }
     }
-}
 
-/// Steps grouped by where and how their caches are.
-pub(super) fn runs<'a>(steps: &'a mut [Step<'_>]) -> Result<Vec<Run<'a>>> {
-    enum Kind<'a> {
-        Device(&'a mut DeviceCache),
-        Host(&'a mut Sequence),
-    }
-    let mut runs = Vec::new();
-    let mut hosts: Vec<(&mut Sequence, usize)> = Vec::new();
-    let mut at = 0;
-    fn close<'a>(
-        runs: &mut Vec<Run<'a>>,
-        hosts: &mut Vec<(&'a mut Sequence, usize)>,
-        end: usize,
-    ) -> Result<()> {
-        let rows: usize = hosts.iter().map(|(_, n)| n).sum();
-        if rows > 0 {
-            runs.push(Run::Host { batch: Batch::begin(hosts.drain(..))?, rows: end - rows..end });
+    /// Ends its step.
+    pub(super) fn finish(self) -> Result<()> {
+        match self {
+            Run::Device { step, .. } => step.end()?,
+            Run::Host { batch, .. } => batch.finish()?,
+            // Where all of a prompt is compressed.
+            Run::Filled { sequences, .. } => {
+                sequences.into_par_iter().try_for_each(|(s, _)| s.cache_mut().finish_step())?;
+            }
         }
         Ok(())
     }
-    for step in steps {
-        let n = step.tokens.len();
-        let sequence: &mut Sequence = step.sequence;
-        let here = device_cache_of(sequence).is_some();
-        let kind = match here {
-            false => Kind::Host(sequence),
-            true => match device_cache_of(sequence) {
-                Some(cache) => Kind::Device(cache),
-                None => unreachable!("just asked"),
-            },
-        };
-        match kind {
-            Kind::Host(sequence) => hosts.push((sequence, n)),
-            Kind::Device(cache) => {
-                close(&mut runs, &mut hosts, at)?;
-                match runs.last_mut() {
-                    Some(Run::Device { caches, rows, .. })
-                        if rows.end == at && caches[0].0.is_like(cache) =>
-                    {
-                        caches.push((cache, n));
-                        rows.end += n;
-                    }
-                    _ => runs.push(Run::Device { caches: vec![(cache, n)], rows: at..at + n, attends: true }),
-                }
-            }
-        }
-        at += n;
+}
+
+/// Steps grouped by where their caches are, and begun there.
+pub(super) fn runs<'a>(devices: &'a Devices, steps: &'a mut [Step<'_>]) -> Result<Vec<Run<'a>>> {
+    let there: Vec<bool> = steps.iter_mut().map(|step| DeviceCache::of(step.sequence).is_some()).collect();
+    let mut runs = Vec::new();
+    let mut steps = steps.iter_mut().map(|step| (&mut *step.sequence, step.tokens.len()));
+    let mut start = 0;
+    for run in there.chunk_by(|a, b| a == b) {
+        let own: Vec<_> = steps.by_ref().take(run.len()).collect();
+        let rows = start..start + own.iter().map(|(_, tokens)| tokens).sum::<usize>();
+        start = rows.end;
+        runs.push(if run[0] {
+            let cache = |(sequence, n): (&'a mut Sequence, usize)| Some((DeviceCache::of(sequence)?, n));
+            let step = devices.step(own.into_iter().filter_map(cache).collect())?;
+            Run::Device { step, rows, attends: true }
+        } else {
+            Run::Host { batch: Batch::begin(own)?, rows }
+        });
     }
-    close(&mut runs, &mut hosts, at)?;
     Ok(runs)
 }
 
 /// The first step of `sequences`, which all get the same `rows` rows.
 pub(super) fn filled<'a>(
+    devices: &'a Devices,
     sequences: &'a mut [Sequence],
     specs: &'a [&CacheSpec],
     rows: usize,
-) -> Vec<Run<'a>> {
-    let (mut runs, mut hosts) = (Vec::new(), Vec::new());
+) -> Result<Vec<Run<'a>>> {
+    let (mut caches, mut hosts) = (Vec::new(), Vec::new());
     for (sequence, spec) in sequences.iter_mut().zip(specs) {
-        if device_cache_of(sequence).is_none() {
-            hosts.push((sequence, *spec));
-        } else if let Some(cache) = device_cache_of(sequence) {
-            runs.push(Run::Device { caches: vec![(cache, rows)], rows: 0..rows, attends: false });
+        match DeviceCache::of(sequence).is_some() {
+            true => caches.extend(DeviceCache::of(sequence)),
+            false => hosts.push((sequence, *spec)),
         }
+    }
+    // Each is a step of its own, but their kernels are compiled together.
+    caches.par_iter().try_for_each(|cache| cache.compile())?;
+    let mut runs = Vec::new();
+    for cache in caches {
+        let step = devices.step(vec![(cache, rows)])?;
+        runs.push(Run::Device { step, rows: 0..rows, attends: false });
     }
     if !hosts.is_empty() {
         runs.push(Run::Filled { sequences: hosts, rows: 0..rows });
     }
-    runs
+    Ok(runs)
 }
 
 /// Calls `work` with the steps in an order in which those of one method follow each other, and with the place that each has
@@ -121,8 +113,8 @@ pub(in crate::decoder) fn grouped<T>(
     let mut keys = Vec::with_capacity(steps.len());
     for at in 0..steps.len() {
         let (before, rest) = steps.split_at_mut(at);
-        let own = device_cache(&mut rest[0]);
-        let like = firsts.iter().position(|&first| match (&own, device_cache(&mut before[first])) {
+        let own = DeviceCache::of(rest[0].sequence);
+        let like = firsts.iter().position(|&first| match (&own, DeviceCache::of(before[first].sequence)) {
             (Some(own), Some(other)) => own.is_like(other),
             (own, other) => own.is_none() && other.is_none(),
         });
@@ -152,15 +144,6 @@ fn arrange<T>(items: &mut [T], places: &[usize]) {
             places.swap(at, to);
         }
     }
-}
-
-fn device_cache<'s>(step: &'s mut Step<'_>) -> Option<&'s mut DeviceCache> {
-    device_cache_of(step.sequence)
-}
-
-/// A sequence's cache, if it lives on devices.
-pub(super) fn device_cache_of(sequence: &mut Sequence) -> Option<&mut DeviceCache> {
-    sequence.cache_mut().as_any_mut()?.downcast_mut()
 }
 
 #[cfg(test)]
