@@ -13,7 +13,8 @@ use smallvec::SmallVec;
 
 use crate::dense::{View, add_product, mul_transposed};
 use crate::kernels::loops::{exp_sum, largest};
-use crate::scratch::with_buffer;
+use crate::received::{Blocks, Received};
+use crate::scratch::{Buffer, with_buffer};
 use crate::states::States;
 use crate::view::{HeadView, LayerView, SideView};
 
@@ -112,10 +113,11 @@ pub(crate) fn attend(
     let (keys, values, window) = (&view.keys, &view.values, shape.window_of(layer));
     let start = view.start().min(len);
     let past = Past { keys, values, start, end: len, first_head: 0, scattered: None, len, window };
-    attend_all(shape, &[past], step, out);
+    attend_all(shape, &[past], step, out, None);
 }
 
-/// [`attend`] over the tokens that each KV head has for itself, after `len` tokens.
+/// [`attend`] over the tokens that each KV head has for itself, after `len` tokens. `received` is told what these and the
+/// step's own receive.
 pub(crate) fn attend_heads(
     shape: &ModelShape,
     layer: usize,
@@ -123,6 +125,7 @@ pub(crate) fn attend_heads(
     len: usize,
     step: States<'_>,
     out: &mut [f32],
+    received: Option<&Received>,
 ) {
     assert_eq!(heads.len(), shape.kv_heads, "views of heads");
     let window = shape.window_of(layer);
@@ -131,27 +134,33 @@ pub(crate) fn attend_heads(
         let (end, scattered) = (positions.len(), Some(*positions));
         pasts.push(Past { keys, values, start: 0, end, first_head, scattered, len, window });
     }
-    attend_all(shape, &pasts, step, out);
+    attend_all(shape, &pasts, step, out, received);
 }
 
 /// Over one past for all KV heads, or one for each.
-fn attend_all(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mut [f32]) {
+fn attend_all(
+    shape: &ModelShape,
+    pasts: &[Past<'_, '_>],
+    step: States<'_>,
+    out: &mut [f32],
+    received: Option<&Received>,
+) {
     let count = step.tokens(shape);
     if count == 1 {
-        return decode(shape, pasts, step, out);
+        return decode(shape, pasts, step, out, received);
     }
     // By the length alone: what a row is computed beside shows in its last digits.
     let tile = count.div_ceil(TILES).min(TILE);
     out.par_chunks_mut(tile * shape.heads * shape.head_dim).enumerate().for_each(|(i, out)| {
         let tokens = i * tile..((i + 1) * tile).min(count);
         for head in 0..shape.kv_heads {
-            tile_attention(shape, of_lane(pasts, head), step, head, tokens.clone(), out);
+            tile_attention(shape, of_lane(pasts, head), step, head, tokens.clone(), out, received);
         }
     });
 }
 
 /// Hides the scores of tokens that lie in any order, of those before the position `limit`.
-pub(crate) fn hide_scattered(positions: &[u32], limit: usize, scores: &mut [f32]) {
+fn hide_scattered(positions: &[u32], limit: usize, scores: &mut [f32]) {
     if limit > 0 {
         let hidden = scores.iter_mut().zip(positions).filter(|(_, p)| (**p as usize) < limit);
         hidden.for_each(|(s, _)| *s = f32::NEG_INFINITY);
@@ -212,7 +221,7 @@ impl<'a> Online<'a> {
 }
 
 /// Copies the query heads of KV head `head` for `tokens` as rows (token, head within the group), scaled.
-pub(crate) fn gather(shape: &ModelShape, q: &[f32], head: usize, tokens: Range<usize>, rows: &mut [f32]) {
+fn gather(shape: &ModelShape, q: &[f32], head: usize, tokens: Range<usize>, rows: &mut [f32]) {
     let width = shape.group() * shape.head_dim;
     for (row, token) in rows.chunks_exact_mut(width).zip(tokens) {
         let from = token * shape.heads * shape.head_dim + head * width;
@@ -229,7 +238,7 @@ fn block_end(past: &Past<'_, '_>, at: usize, block: usize) -> usize {
 }
 
 /// Caps scores as the model does, if it does.
-pub(crate) fn cap(shape: &ModelShape, scores: &mut [f32]) {
+fn cap(shape: &ModelShape, scores: &mut [f32]) {
     if let Some(cap) = shape.softcap {
         scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
     }
@@ -242,14 +251,18 @@ fn tile_attention(
     head: usize,
     tokens: Range<usize>,
     out: &mut [f32],
+    received: Option<&Received>,
 ) {
     let (dim, group) = (shape.head_dim, shape.group());
     let rows = tokens.len() * group;
     let (query, sum) = (past.keys.query_dim(dim), past.values.sum_dim(dim));
-    with_buffer(rows * (dim + query + TILE_BLOCK + sum + 2), |buffer| {
+    // What tokens receive is known when every row's sum is: until then probabilities of all blocks stay.
+    let mut seen = received.and_then(|received| received.of_queries(head, &tokens, group));
+    let width = if seen.is_some() { past.end + tokens.end } else { TILE_BLOCK };
+    with_buffer(rows * (dim + query + width + sum + 2), |buffer| {
         let (q, rest) = buffer.split_at_mut(rows * dim);
         let (mapped, rest) = rest.split_at_mut(rows * query);
-        let (scores, rest) = rest.split_at_mut(rows * TILE_BLOCK);
+        let (scores, rest) = rest.split_at_mut(rows * width);
         let mut online = Online::new(rest, rows);
         online.sink(step.sink_scores, head * group, group);
         gather(shape, step.q, head, tokens.clone(), q);
@@ -261,14 +274,17 @@ fn tile_attention(
         while at < past.end {
             let range = at..block_end(&past, at, TILE_BLOCK).min(past.end);
             let width = range.len();
-            let block = &mut scores[..rows * width];
+            let block = &mut scores[seen.as_ref().map_or(0, Blocks::numbers)..][..rows * width];
             past.keys.scores(heads.clone(), dim, range.clone(), mapped, rows, block);
             cap(shape, block);
             for (r, row) in block.chunks_exact_mut(width).enumerate() {
                 past.hide(&range, limit(r), row);
             }
             online.absorb(block, width);
-            past.values.accumulate(heads.clone(), dim, range, block, rows, online.acc);
+            past.values.accumulate(heads.clone(), dim, range.clone(), block, rows, online.acc);
+            if let Some(seen) = &mut seen {
+                seen.push(range, online.max);
+            }
             at += width;
         }
 
@@ -277,7 +293,7 @@ fn tile_attention(
         while at < tokens.end {
             let range = at..(at + TILE_BLOCK).min(tokens.end);
             let width = range.len();
-            let block = &mut scores[..rows * width];
+            let block = &mut scores[seen.as_ref().map_or(0, Blocks::numbers)..][..rows * width];
             let from = range.start * kv_dim + head * dim;
             let [keys, values] = [step.k, step.v].map(|x| View::new(&x[from..], width, dim, kv_dim));
             mul_transposed(View::new(q, rows, dim, dim), keys, block);
@@ -290,7 +306,13 @@ fn tile_attention(
             }
             online.absorb(block, width);
             add_product(block, rows, values, online.acc, sum);
+            if let Some(seen) = &mut seen {
+                seen.push(past.end + range.start..past.end + range.end, online.max);
+            }
             at += width;
+        }
+        if let Some(seen) = &seen {
+            seen.count(scores, online.max, online.sum);
         }
 
         for (acc, total) in online.acc.chunks_exact_mut(sum).zip(&*online.sum) {
@@ -317,7 +339,13 @@ fn part_of(past: &Past<'_, '_>, part: usize, parts: usize) -> Range<usize> {
 
 /// One new token: the past is split into parts, over KV heads and, where long, over positions; parts are joined by
 /// their maxima and sums.
-fn decode(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mut [f32]) {
+fn decode(
+    shape: &ModelShape,
+    pasts: &[Past<'_, '_>],
+    step: States<'_>,
+    out: &mut [f32],
+    received: Option<&Received>,
+) {
     let (dim, group) = (shape.head_dim, shape.group());
     // Pasts of single heads are alike but for what they hold.
     let (keys, values) = (pasts[0].keys, pasts[0].values);
@@ -329,6 +357,7 @@ fn decode(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mu
     let (query, sum) = (keys.query_dim(dim), values.sum_dim(dim));
     let record = rows * (sum + 2);
     let work = |queries: &[f32], mapped: &[f32], task: usize, partial: &mut [f32]| {
+        let mut seen = received.and_then(|received| received.of_queries(task / parts, &(0..1), group));
         let (lane, part) = (task / parts, task % parts);
         let heads = lane * heads_per_task..(lane + 1) * heads_per_task;
         let past = of_lane(pasts, lane);
@@ -339,33 +368,38 @@ fn decode(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mu
         if part == 0 {
             online.sink(step.sink_scores, heads.start * group, rows);
         }
-        with_buffer(rows * BLOCK, |scores| {
-            let mut at = from;
-            while at < to {
-                let range = at..block_end(&past, at, BLOCK).min(to);
-                let width = range.len();
-                let block = &mut scores[..rows * width];
-                past.keys.scores(stored.clone(), dim, range.clone(), mapped, rows, block);
-                cap(shape, block);
-                online.absorb(block, width);
-                past.values.accumulate(stored.clone(), dim, range, block, rows, online.acc);
-                at += width;
+        let mut scores = Buffer::new(rows * if seen.is_some() { to - from + 1 } else { BLOCK });
+        let mut at = from;
+        while at < to {
+            let range = at..block_end(&past, at, BLOCK).min(to);
+            let width = range.len();
+            let block = &mut scores[seen.as_ref().map_or(0, Blocks::numbers)..][..rows * width];
+            past.keys.scores(stored.clone(), dim, range.clone(), mapped, rows, block);
+            cap(shape, block);
+            online.absorb(block, width);
+            past.values.accumulate(stored.clone(), dim, range.clone(), block, rows, online.acc);
+            if let Some(seen) = &mut seen {
+                seen.push(range, online.max);
             }
-            if part + 1 == parts {
-                let own =
-                    |row: usize| (heads.start + row / group) * dim..(heads.start + row / group + 1) * dim;
-                let block = &mut scores[..rows];
-                let queries = queries[lane * rows * dim..].chunks_exact(dim);
-                for (row, (s, q)) in block.iter_mut().zip(queries).enumerate() {
-                    *s = q.iter().zip(&step.k[own(row)]).map(|(a, b)| a * b).sum();
-                }
-                cap(shape, block);
-                online.absorb(block, 1);
-                for (row, (p, acc)) in block.iter().zip(online.acc.chunks_exact_mut(sum)).enumerate() {
-                    acc.iter_mut().zip(&step.v[own(row)]).for_each(|(a, v)| *a += p * v);
-                }
+            at += width;
+        }
+        if part + 1 == parts {
+            let own = |row: usize| (heads.start + row / group) * dim..(heads.start + row / group + 1) * dim;
+            let block = &mut scores[seen.as_ref().map_or(0, Blocks::numbers)..][..rows];
+            let queries = queries[lane * rows * dim..].chunks_exact(dim);
+            for (row, (s, q)) in block.iter_mut().zip(queries).enumerate() {
+                *s = q.iter().zip(&step.k[own(row)]).map(|(a, b)| a * b).sum();
             }
-        });
+            cap(shape, block);
+            online.absorb(block, 1);
+            for (row, (p, acc)) in block.iter().zip(online.acc.chunks_exact_mut(sum)).enumerate() {
+                acc.iter_mut().zip(&step.v[own(row)]).for_each(|(a, v)| *a += p * v);
+            }
+            if let Some(seen) = &mut seen {
+                seen.push(past.end..past.end + 1, online.max);
+            }
+        }
+        seen.map(|seen| (seen, scores))
     };
     let lanes = shape.kv_heads / heads_per_task;
     let tasks = lanes * parts;
@@ -386,14 +420,19 @@ fn decode(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mu
                 &mut mapped[lane * rows * query..(lane + 1) * rows * query],
             );
         }
-        let (queries, mapped) = (&*queries, &*mapped);
-        if alone || held * shape.kv_heads * dim < SMALL {
-            partials.chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(queries, mapped, t, p));
+        let work = |(task, partial): (usize, &mut [f32])| work(queries, mapped, task, partial);
+        // Without anything to tell of tokens nothing is collected, and nothing allocated.
+        let serial = alone || held * shape.kv_heads * dim < SMALL;
+        let seen: Vec<(Blocks<'_>, Buffer)> = if serial {
+            partials.chunks_exact_mut(record).enumerate().filter_map(work).collect()
         } else {
-            partials.par_chunks_exact_mut(record).enumerate().for_each(|(t, p)| work(queries, mapped, t, p));
-        }
+            partials.par_chunks_exact_mut(record).enumerate().filter_map(work).collect()
+        };
         for (lane, records) in partials.chunks_exact_mut(record * parts).enumerate() {
             (0..rows).for_each(|row| join(records, rows, row, sum));
+            for (seen, scores) in seen.iter().skip(lane * parts).take(parts) {
+                seen.count(scores, &records[..rows], &records[rows..2 * rows]);
+            }
             let sums = records[2 * rows..record].chunks_exact(group * sum);
             let outs = out[lane * rows * dim..(lane + 1) * rows * dim].chunks_exact_mut(group * dim);
             let past = of_lane(pasts, lane);
@@ -405,7 +444,7 @@ fn decode(shape: &ModelShape, pasts: &[Past<'_, '_>], step: States<'_>, out: &mu
     });
 }
 
-/// Joins what the parts accumulated for `row` into the first part's record, by their maxima and sums.
+/// Joins what the parts accumulated for `row` into the first part's record, by their maxima and sums, and those with it.
 fn join(records: &mut [f32], rows: usize, row: usize, sum: usize) {
     let record = rows * (sum + 2);
     let acc = 2 * rows + row * sum;
@@ -421,4 +460,5 @@ fn join(records: &mut [f32], rows: usize, row: usize, sum: usize) {
         first[acc..acc + sum].iter_mut().zip(theirs).for_each(|(a, b)| *a += weight * b);
     }
     first[acc..acc + sum].iter_mut().for_each(|a| *a /= total);
+    (first[row], first[rows + row]) = (top, total);
 }

@@ -19,13 +19,8 @@ impl<'a> View<'a> {
 
 /// `out = a b^T`, with `out` contiguous `(a.rows, b.rows)`.
 pub(crate) fn mul_transposed(a: View<'_>, b: View<'_>, out: &mut [f32]) {
-    mul_transposed_to(a, b, out, b.rows);
-}
-
-/// `out = a b^T`, with `out` `(a.rows, b.rows)` with row stride `stride`.
-pub(crate) fn mul_transposed_to(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize) {
     assert_eq!(a.cols, b.cols);
-    assert!(stride >= b.rows && (a.rows == 0 || out.len() >= (a.rows - 1) * stride + b.rows));
+    assert!(out.len() >= a.rows * b.rows);
     // SAFETY: `View::new` and the assertions above bound every element that these shapes and strides reach.
     unsafe {
         gemm::gemm(
@@ -34,7 +29,7 @@ pub(crate) fn mul_transposed_to(a: View<'_>, b: View<'_>, out: &mut [f32], strid
             a.cols,
             out.as_mut_ptr(),
             1,
-            stride as isize,
+            b.rows as isize,
             false,
             a.data.as_ptr(),
             1,

@@ -7,11 +7,8 @@ use rayon::prelude::*;
 use crate::archive::{Archive, damaged};
 use crate::attend;
 use crate::cache::{KvCache, Restored};
-use crate::dense::{View, mul_transposed_to};
-use crate::kernels::loops::{self, exp_sum, largest};
-use crate::kernels::{Sums, Weights};
 use crate::methods::exact;
-use crate::scratch::with_buffer;
+use crate::received::Received;
 use crate::settings::{ModelShape, StoreType};
 use crate::states::{States, check_layer, check_truncate};
 use crate::store::{Scheme, Side, Store};
@@ -21,12 +18,6 @@ use crate::{Footprint, Result};
 /// Why a cache that drops tokens cannot go back.
 pub const DROPPED: &str = "it drops tokens for good";
 
-/// Query tokens worked on together: their scores, of all that they see, stay in the second-level cache.
-const TILE: usize = 16;
-/// Keys of a step scored at a time: what is packed of more takes room that nothing else needs.
-const BLOCK: usize = 256;
-/// Shares of a prompt's queries that threads have to divide, beside KV heads.
-const SHARES: usize = 4;
 /// Tokens that room is made for at a time. Doubling would cost fewer copies and hold twice what the method keeps.
 const ROOM: usize = 16;
 
@@ -212,53 +203,6 @@ impl<E: Evict + Clone + 'static> Evicting<E> {
     }
 }
 
-/// Attention that each held token of KV head `head`, then each of the step's, receives from the queries of the step's tokens
-/// `counted`, of all the query heads that share it.
-fn received(
-    shape: &ModelShape,
-    slots: &Slots,
-    (layer, head, len): (usize, usize, usize),
-    states: States<'_>,
-    counted: Range<usize>,
-) -> Vec<f32> {
-    let States { q, k, sink_scores, .. } = states;
-    let (dim, group, kv_dim) = (shape.head_dim, shape.group(), shape.kv_dim());
-    let held = slots.positions.len();
-    let mut received = vec![0.0; held + states.tokens(shape)];
-    for first in counted.clone().step_by(TILE) {
-        let tile = first..(first + TILE).min(counted.end);
-        let (rows, width) = (tile.len() * group, held + tile.end);
-        with_buffer(rows * (width + dim), |buffer| {
-            let (scores, queries) = buffer.split_at_mut(rows * width);
-            attend::gather(shape, q, head, tile.clone(), queries);
-            if held > 0 {
-                scores.fill(0.0);
-                let sums = Sums { y: &mut *scores, stride: width };
-                slots.keys.add_scores(0, 0..held, Weights { w: queries, stride: dim, rows }, sums);
-            }
-            for at in (0..tile.end).step_by(BLOCK) {
-                let block = at..(at + BLOCK).min(tile.end);
-                let keys = View::new(&k[at * kv_dim + head * dim..], block.len(), dim, kv_dim);
-                let queries = View::new(queries, rows, dim, dim);
-                mul_transposed_to(queries, keys, &mut scores[held + at..], width);
-            }
-            attend::cap(shape, scores);
-            for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
-                let token = first + row / group;
-                scores[held + token + 1..].fill(f32::NEG_INFINITY);
-                let start = shape.first_seen(layer, len + token);
-                attend::hide_scattered(&slots.positions, start, scores);
-                scores[held..held + start.saturating_sub(len)].fill(f32::NEG_INFINITY);
-                let sink = sink_scores.get(head * group + row % group).copied().unwrap_or(f32::NEG_INFINITY);
-                let top = largest(scores).max(sink);
-                let factor = 1.0 / (exp_sum(scores, top) + (sink - top).exp());
-                received.iter_mut().zip(&*scores).for_each(|(r, p)| *r += p * factor);
-            }
-        });
-    }
-    received
-}
-
 impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
     fn shape(&self) -> &ModelShape {
         &self.shape
@@ -273,25 +217,14 @@ impl<E: Evict + Clone + 'static> KvCache for Evicting<E> {
     ) -> Result<()> {
         let (shape, len, slots) = (&self.shape, self.len, &self.slots[layer]);
         let heads: Vec<HeadView<'_>> = slots.iter().map(Slots::view).collect();
-        HeadView::attend(&heads, shape, layer, len, states, out);
+        let tokens = states.tokens(shape);
+        let counted = self.evict.counted(len, tokens);
+        let received = (!counted.is_empty())
+            .then(|| Received::new(counted, tokens, slots.iter().map(|slots| slots.positions.len())));
+        attend::attend_heads(shape, layer, &heads, len, states, out, received.as_ref());
         all.clear();
-        let counted = self.evict.counted(len, states.tokens(shape));
-        if counted.is_empty() {
-            return Ok(());
-        }
-        // By the number of tokens alone: where a share ends shows in the last digits.
-        let share = counted.len().div_ceil(SHARES).next_multiple_of(TILE);
-        let shares: Vec<Range<usize>> =
-            counted.clone().step_by(share).map(|t| t..(t + share).min(counted.end)).collect();
-        let of = |i: usize| {
-            let (head, share) = (i / shares.len(), i % shares.len());
-            received(shape, &slots[head], (layer, head, len), states, shares[share].clone())
-        };
-        let parts: Vec<Vec<f32>> = (0..slots.len() * shares.len()).into_par_iter().map(of).collect();
-        for of_head in parts.chunks_exact(shares.len()) {
-            let first = all.len();
-            all.extend(&of_head[0]);
-            of_head[1..].iter().for_each(|part| loops::add(part, &mut all[first..]));
+        if let Some(received) = received {
+            received.into_sums(all);
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ mod methods;
 mod observed;
 mod pair;
 mod plain;
+mod received;
 mod resources;
 mod retain;
 mod scaled;

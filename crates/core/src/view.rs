@@ -106,7 +106,7 @@ impl HeadView<'_> {
         states: States<'_>,
         out: &mut [f32],
     ) {
-        attend::attend_heads(shape, layer, heads, len, states, out);
+        attend::attend_heads(shape, layer, heads, len, states, out, None);
     }
 }
 
