@@ -1,21 +1,22 @@
 //! The part of a sequence's cache that is on one device: tables of pieces of memory that the kernels read, and what the
 //! host has to know to hand them out: lengths. Forks share pieces until one of them writes.
 
+mod kept;
 mod rotary;
 mod slots;
 
 use std::sync::Arc;
 
-use minicache_core::{DECIDED, DROPPED, Footprint, GONE, StoreCount};
+use minicache_core::{DECIDED, DROPPED, Footprint, GONE};
 
 use crate::device::Device;
 use crate::driver::{Address, Memory, bytes_of, bytes_of_mut};
 use crate::held::Held;
 use crate::method::{Method, PAGE, RECENT, Side};
 use crate::params::{ForgetParams, SequenceEntry, launch};
-use crate::pool::Piece;
 use crate::table::Table;
 use crate::{Error, Result};
+use kept::KeptSide;
 use rotary::SequenceRotary;
 use slots::Slots;
 
@@ -30,61 +31,6 @@ pub(crate) struct Tables {
     pub(crate) sinks: [Address; 2],
 }
 
-/// What is kept exact of one column of one pair, as kernels have it.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct KeptHead {
-    blocks: Address,
-    pub(crate) count: i32,
-    least: f32,
-    most: f32,
-    least_kept: f32,
-    settled: i32,
-    from: i32,
-    before: i32,
-    settled_before: i32,
-    least_before: f32,
-    most_before: f32,
-    least_kept_before: f32,
-    pad: i32,
-}
-// SAFETY: 56 bytes of numbers, without padding.
-unsafe impl crate::driver::Plain for KeptHead {}
-
-impl KeptHead {
-    /// Of no tokens.
-    const NONE: Self = Self {
-        blocks: 0,
-        count: 0,
-        least: 3e38,
-        most: -3e38,
-        least_kept: 3e38,
-        settled: 0,
-        from: 0,
-        before: -1,
-        settled_before: 0,
-        least_before: 3e38,
-        most_before: -3e38,
-        least_kept_before: 3e38,
-        pad: 0,
-    };
-
-    /// What the rule knew before the step after `len` tokens, if that has been here.
-    fn taken_back(self, len: usize) -> Self {
-        if self.before != len as i32 {
-            return self;
-        }
-        let Self { settled_before, least_before, most_before, least_kept_before, .. } = self;
-        Self {
-            settled: settled_before,
-            least: least_before,
-            most: most_before,
-            least_kept: least_kept_before,
-            ..self
-        }
-    }
-}
-
 /// What becomes of tokens that `forget` is told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
@@ -93,65 +39,13 @@ enum Forgotten {
     TakenBack,
 }
 
-/// What is kept of one column, as the host counts it: a store of each layer, and the list of positions.
-#[derive(Debug, Clone)]
-struct KeptCount {
-    store: StoreCount,
-    /// Positions in the list, and those that it has room for: what has been given back leaves its room.
-    listed: usize,
-    room: usize,
-}
-
-impl KeptCount {
-    /// Of `count` tokens in all, no fewer than so far.
-    fn reach(&mut self, count: usize) {
-        for _ in self.store.len()..count {
-            self.store.push(1);
-            self.listed += 1;
-            if self.listed > self.room {
-                // As a vector grows.
-                self.room = (2 * self.room).max(4);
-            }
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        2 * self.store.bytes().total() + self.room * size_of::<u32>()
-    }
-}
-
-/// Tokens kept exact on one side: a table for each column of each pair.
-#[derive(Debug, Default)]
-struct KeptSide {
-    tables: Vec<Table>,
-    /// The device's array of [`KeptHead`].
-    heads: Option<Piece>,
-    /// How many each column kept when the device was last asked.
-    counts: Vec<usize>,
-    /// Tokens since then.
-    since: usize,
-    /// By column, of no more tokens than are kept.
-    held: Vec<KeptCount>,
-}
-
-impl KeptSide {
-    /// Whether `more` tokens have room, in pieces that nobody else has, whatever became of those since.
-    fn has_room(&self, more: usize) -> bool {
-        self.tables.iter().zip(&self.counts).all(|(table, &count)| {
-            let open = table.pieces.iter().skip(count / RECENT).flatten();
-            count + self.since + more <= table.pieces.len() * RECENT
-                && open.into_iter().all(|piece| Arc::strong_count(piece) == 1)
-        })
-    }
-}
-
 /// One side of a sequence.
 #[derive(Debug)]
 struct SideTables {
     blocks: Table,
     recent: Table,
     magnitudes: Table,
-    kept: KeptSide,
+    kept: Option<KeptSide>,
     sinks: Table,
     held: Held,
 }
@@ -162,7 +56,7 @@ impl SideTables {
             blocks: Table::default(),
             recent: Table::default(),
             magnitudes: Table::default(),
-            kept: KeptSide::default(),
+            kept: None,
             sinks: Table::default(),
             held: side.held.clone(),
         }
@@ -192,14 +86,7 @@ impl PartCache {
         let mut sides = [0, 1].map(|side: usize| SideTables::new(&method.sides[side]));
         for (tables, side) in sides.iter_mut().zip(&method.sides) {
             if side.keeps {
-                let count = side.pairs * side.columns;
-                let heads = device.pool.take(count * size_of::<KeptHead>())?;
-                device.driver.upload(heads.address(), bytes_of(&vec![KeptHead::NONE; count]))?;
-                tables.kept.heads = Some(heads);
-                tables.kept.tables.resize_with(count, Table::default);
-                tables.kept.counts = vec![0; count];
-                let none = KeptCount { store: side.kept_count.clone(), listed: 0, room: 0 };
-                tables.kept.held = vec![none; count];
+                tables.kept = Some(KeptSide::new(device, side)?);
             }
         }
         let slots = method.evicting.as_ref().map(|_| Slots::new(device, method)).transpose()?;
@@ -230,7 +117,7 @@ impl PartCache {
             blocks: of(|s| s.blocks.address()),
             recent: of(|s| s.recent.address()),
             magnitudes: of(|s| s.magnitudes.address()),
-            kept: of(|s| s.kept.heads.as_ref().map_or(0, Piece::address)),
+            kept: of(|s| s.kept.as_ref().map_or(0, KeptSide::address)),
             sinks: of(|s| s.sinks.address()),
         }
     }
@@ -277,73 +164,18 @@ impl PartCache {
                 let pages = len / PAGE..end.div_ceil(PAGE);
                 tables.magnitudes.writable(&device, pages, side.page_bytes())?;
             }
-            if side.keeps && tokens == 1 {
-                self.room_for_kept(index, 1)?;
+            if let Some(kept) = tables.kept.as_mut().filter(|_| tokens == 1) {
+                kept.make_room(&device, 1)?;
             }
         }
         (self.step, self.stored) = (tokens, false);
         Ok(())
     }
 
-    /// Makes room for `more` kept tokens in every column of a side; asks the device for their number only where the room
-    /// might not do.
-    fn room_for_kept(&mut self, side: usize, more: usize) -> Result<()> {
-        if !self.sides[side].kept.has_room(more) {
-            let heads = self.kept_heads(side)?;
-            for (column, head) in heads.iter().enumerate() {
-                self.extend_kept(side, column, head.count as usize, more)?;
-            }
-            self.counted(side, &heads);
-        }
-        self.sides[side].kept.since += more;
-        Ok(())
-    }
-
-    fn counted(&mut self, side: usize, heads: &[KeptHead]) {
-        let kept = &mut self.sides[side].kept;
-        kept.counts = heads.iter().map(|head| head.count as usize).collect();
-        kept.since = 0;
-    }
-
-    /// What a side's columns keep now.
-    fn kept_heads(&self, side: usize) -> Result<Vec<KeptHead>> {
-        let kept = &self.sides[side].kept;
-        let mut heads = vec![KeptHead::NONE; kept.tables.len()];
-        if let Some(piece) = &kept.heads {
-            self.device.driver.download(piece.address(), bytes_of_mut(&mut heads))?;
-        }
-        Ok(heads)
-    }
-
-    /// Makes the blocks of the kept tokens `count .. count + more` of a column writable.
-    fn extend_kept(&mut self, side: usize, column: usize, count: usize, more: usize) -> Result<()> {
-        let bytes = self.method.sides[side].kept_bytes();
-        let kept = &mut self.sides[side].kept;
-        let table = &mut kept.tables[column];
-        let before = table.address();
-        let end = (count + more).div_ceil(RECENT).max(table.pieces.len());
-        table.writable(&self.device, count / RECENT..end, bytes)?;
-        if table.address() != before
-            && let Some(heads) = &kept.heads
-        {
-            let at = heads.address() + (column * size_of::<KeptHead>()) as Address;
-            self.device.driver.upload(at, bytes_of(&[table.address()]))?;
-        }
-        Ok(())
-    }
-
     /// Makes room for what a long step has just decided to keep.
     pub(crate) fn settle_kept(&mut self, side: usize) -> Result<()> {
-        let now = self.kept_heads(side)?;
-        for (column, head) in now.iter().enumerate() {
-            // No fewer were kept before than when the device was last asked.
-            let (from, to) = (self.sides[side].kept.counts[column], head.count as usize);
-            if to > from {
-                self.extend_kept(side, column, from, to - from)?;
-            }
-        }
-        self.counted(side, &now);
-        Ok(())
+        let Some(kept) = &mut self.sides[side].kept else { return Ok(()) };
+        kept.settle(&self.device)
     }
 
     /// Ends a step: its tokens count as cached, and what nobody needs any more is given back.
@@ -370,8 +202,8 @@ impl PartCache {
             tables.recent.drop_before(recent.start);
             tables.sinks.drop_before(sinks.start);
             tables.magnitudes.drop_before(start / PAGE);
-            if start > before && tables.kept.heads.is_some() {
-                self.leave_behind(index, start)?;
+            if start > before {
+                self.forget(index, start, Forgotten::LeftBehind)?;
             }
         }
         Ok(())
@@ -392,30 +224,11 @@ impl PartCache {
         if self.slots.is_some() && self.len > 0 {
             return Ok(false);
         }
-        for side in 0..2 {
-            if let Some(piece) = &self.sides[side].kept.heads {
-                let heads = self.kept_heads(side)?;
-                let heads: Vec<KeptHead> = heads.into_iter().map(|head| head.taken_back(self.len)).collect();
-                self.device.driver.upload(piece.address(), bytes_of(&heads))?;
-            }
+        for kept in self.sides.iter().flat_map(|side| &side.kept) {
+            kept.roll_back(&self.device, self.len)?;
         }
         self.truncate(self.len)?;
         Ok(true)
-    }
-
-    /// Gives back what is kept of a side before a position.
-    fn leave_behind(&mut self, side: usize, position: usize) -> Result<()> {
-        let heads = self.kept_heads(side)?;
-        let gone = self.forget(side, position, Forgotten::LeftBehind)?;
-        let kept = &mut self.sides[side].kept;
-        for (column, (head, gone)) in heads.iter().zip(gone).enumerate() {
-            let held = &mut kept.held[column];
-            held.reach(head.count as usize);
-            held.store.drop_before(gone);
-            held.listed -= gone - head.from as usize;
-            kept.tables[column].drop_before(held.store.blocks()[0].start);
-        }
-        Ok(())
     }
 
     /// See [`crate::DeviceCache::compile`].
@@ -423,14 +236,15 @@ impl PartCache {
         self.device.kernels(&self.method).map(drop)
     }
 
-    /// Has the device forget kept tokens of a side before or after a position; gives the first index from there on, by
-    /// column.
-    fn forget(&self, side: usize, position: usize, how: Forgotten) -> Result<Vec<usize>> {
-        let columns = self.sides[side].kept.tables.len();
-        let kernels = self.device.kernels(&self.method)?;
-        let entry = SequenceEntry { tables: self.tables(), len: self.len as i32, first: 0, rows: 0, pad: 0 };
-        let sequence = Memory::of(&self.device.driver, bytes_of(&[entry]))?;
-        let out = Memory::new(&self.device.driver, columns * size_of::<i32>())?;
+    /// Has the device forget kept tokens of a side before or after a position, and gives back their room.
+    fn forget(&mut self, side: usize, position: usize, how: Forgotten) -> Result<()> {
+        let (tables, device) = (self.tables(), &self.device);
+        let Some(kept) = &mut self.sides[side].kept else { return Ok(()) };
+        let (columns, before) = (kept.columns(), kept.ask(device)?);
+        let kernels = device.kernels(&self.method)?;
+        let entry = SequenceEntry { tables, len: self.len as i32, first: 0, rows: 0, pad: 0 };
+        let sequence = Memory::of(&device.driver, bytes_of(&[entry]))?;
+        let out = Memory::new(&device.driver, columns * size_of::<i32>())?;
         let params = ForgetParams {
             sequence: sequence.address(),
             out: out.address(),
@@ -440,10 +254,15 @@ impl PartCache {
             how: how as i32,
         };
         // SAFETY: the sequence has so many columns on this side, and `out` a number for each.
-        unsafe { launch(&*self.device.driver, kernels.of("forget")?, [1, 1, 1], &params)? };
+        unsafe { launch(&*device.driver, kernels.of("forget")?, [1, 1, 1], &params)? };
         let mut found = vec![0i32; columns];
-        self.device.driver.download(out.address(), bytes_of_mut(&mut found))?;
-        Ok(found.into_iter().map(|at| at as usize).collect())
+        device.driver.download(out.address(), bytes_of_mut(&mut found))?;
+        let found: Vec<usize> = found.into_iter().map(|at| at as usize).collect();
+        match how {
+            Forgotten::LeftBehind => kept.leave_behind(&before, &found),
+            Forgotten::TakenBack => kept.take_back(&before, found),
+        }
+        Ok(())
     }
 
     /// Why it cannot be as if it had never had more than the first `len` tokens, if it cannot: the host's reason.
@@ -463,10 +282,8 @@ impl PartCache {
             if let Err(reason) = self.sides[side].held.can_truncate(len) {
                 return Ok(Some(reason));
             }
-            if ranked == 0 || !self.method.merging.has_rule() || self.sides[side].kept.heads.is_none() {
-                continue;
-            }
-            if self.kept_heads(side)?.iter().any(|head| ranked < head.settled as usize) {
+            let Some(kept) = &self.sides[side].kept else { continue };
+            if ranked > 0 && self.method.merging.has_rule() && kept.decided(&self.device, ranked)? {
                 return Ok(Some(DECIDED));
             }
         }
@@ -482,8 +299,9 @@ impl PartCache {
             self.slots = Some(Slots::new(&self.device, &self.method)?);
         }
         for side in 0..2 {
-            if self.sides[side].kept.heads.is_some() {
-                self.take_back(side, len)?;
+            match &mut self.sides[side].kept {
+                Some(kept) if len == 0 => kept.clear(&self.device)?,
+                _ => self.forget(side, len, Forgotten::TakenBack)?,
             }
             let tables = &mut self.sides[side];
             tables.held.truncate(len);
@@ -497,52 +315,15 @@ impl PartCache {
         Ok(())
     }
 
-    /// Gives back what is kept of a side from position `len` on.
-    fn take_back(&mut self, side: usize, len: usize) -> Result<()> {
-        let before = self.kept_heads(side)?;
-        let left = match len {
-            0 => vec![0; before.len()],
-            _ => self.forget(side, len, Forgotten::TakenBack)?,
-        };
-        let kept = &mut self.sides[side].kept;
-        for (column, (head, left)) in before.iter().zip(&left).enumerate() {
-            let held = &mut kept.held[column];
-            held.reach(head.count as usize);
-            held.store.truncate(*left);
-            held.listed = held.listed.min(left.saturating_sub(head.from as usize));
-            kept.tables[column].truncate(held.store.blocks()[0].end);
-        }
-        if len == 0
-            && let Some(heads) = &kept.heads
-        {
-            let none: Vec<KeptHead> =
-                kept.tables.iter().map(|t| KeptHead { blocks: t.address(), ..KeptHead::NONE }).collect();
-            self.device.driver.upload(heads.address(), bytes_of(&none))?;
-        }
-        (kept.counts, kept.since) = (left, 0);
-        Ok(())
-    }
-
     pub(crate) fn try_fork(&self) -> Result<Self> {
         let mut sides = [0, 1].map(|side: usize| SideTables::new(&self.method.sides[side]));
-        for (index, (to, from)) in sides.iter_mut().zip(&self.sides).enumerate() {
+        for (to, from) in sides.iter_mut().zip(&self.sides) {
             to.blocks = from.blocks.fork(&self.device)?;
             to.recent = from.recent.fork(&self.device)?;
             to.sinks = from.sinks.fork(&self.device)?;
             to.magnitudes = from.magnitudes.fork(&self.device)?;
             to.held = from.held.clone();
-            (to.kept.counts, to.kept.since) = (from.kept.counts.clone(), from.kept.since);
-            to.kept.tables = from.kept.tables.iter().map(|t| t.fork(&self.device)).collect::<Result<_>>()?;
-            if let Some(heads) = &from.kept.heads {
-                let own = self.device.pool.take(heads.bytes())?;
-                self.device.driver.copy(own.address(), heads.address(), heads.bytes())?;
-                for (column, table) in to.kept.tables.iter().enumerate() {
-                    let at = own.address() + (column * size_of::<KeptHead>()) as Address;
-                    self.device.driver.upload(at, bytes_of(&[table.address()]))?;
-                }
-                to.kept.heads = Some(own);
-                to.kept.held = self.kept_counts(index).clone();
-            }
+            to.kept = from.kept.as_ref().map(|kept| kept.fork(&self.device)).transpose()?;
         }
         let slots = self.slots.as_ref().map(|slots| slots.fork(&self.device)).transpose()?;
         let (device, method, rotary) = (self.device.clone(), self.method.clone(), self.rotary.clone());
@@ -557,17 +338,6 @@ impl PartCache {
             stored: false,
             stepped: false,
         })
-    }
-
-    /// What a side's columns keep now, counted; as far as is known, where the device does not answer.
-    fn kept_counts(&self, side: usize) -> Vec<KeptCount> {
-        let kept = &self.sides[side].kept;
-        let mut held = kept.held.clone();
-        match self.kept_heads(side) {
-            Ok(heads) => held.iter_mut().zip(heads).for_each(|(held, head)| held.reach(head.count as usize)),
-            Err(_) => held.iter_mut().zip(&kept.counts).for_each(|(held, count)| held.reach(*count)),
-        }
-        held
     }
 
     /// Adds what the host counts for the same tokens: blocks in the same pages, with what finds them.
@@ -591,19 +361,19 @@ impl PartCache {
             }
             let pages = self.sides[index].magnitudes.pieces.iter().flatten().count();
             total.magnitudes += pages * side.page_bytes();
-            total.retained += self.kept_counts(index).iter().map(KeptCount::bytes).sum::<usize>();
+            let kept = &self.sides[index].kept;
+            total.retained += kept.as_ref().map_or(0, |kept| kept.counted(&self.device));
         }
     }
 
     /// Bytes of its pieces of memory.
     pub(crate) fn allocated(&self) -> usize {
-        let sides = self.sides.iter();
-        let tables = sides
-            .flat_map(|s| [&s.blocks, &s.recent, &s.magnitudes, &s.sinks].into_iter().chain(&s.kept.tables));
         if let Some(slots) = &self.slots {
             return slots.allocated();
         }
-        let heads = self.sides.iter().flat_map(|s| &s.kept.heads).map(Piece::bytes).sum::<usize>();
-        heads + tables.map(Table::bytes).sum::<usize>()
+        let sides = self.sides.iter();
+        let tables = sides.clone().flat_map(|s| [&s.blocks, &s.recent, &s.magnitudes, &s.sinks]);
+        let kept = sides.flat_map(|s| &s.kept).map(KeptSide::allocated);
+        tables.map(Table::bytes).chain(kept).sum()
     }
 }
