@@ -154,7 +154,8 @@ DEVICE void nearest(int bits, const u8* levels, const float* x, int count, float
             const float now = __shfl_sync(ALL, cost, from) + off * off;
             if (now < best) best = now, way = k;
         }
-        cost = best + warp_max(-best);
+        // Sums stay small, however long the section; as on the host, so that codes are the same.
+        cost = i % 16 == 15 ? best + warp_max(-best) : best;
         u32 word = __ballot_sync(ALL, way & 1) & (states == 32 ? ALL : (1u << states) - 1);
         if (bits > 1) word |= (__ballot_sync(ALL, way >> 1 & 1) & ((1u << states) - 1)) << states;
         if (bits > 2) word |= (__ballot_sync(ALL, way >> 2 & 1) & ((1u << states) - 1)) << 2 * states;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use minicache_core::{CacheSpec, KvCache, ModelShape, Resources, Rotary, Sequence};
 
+use crate::awake::Awake;
 use crate::devices::DeviceMap;
 use crate::rope::{Frequencies, Rope};
 use crate::{Error, ModelConfig, Result};
@@ -122,7 +123,10 @@ impl Decoder {
     /// another model's shape; errors of a cache. All leave every sequence as it was.
     pub fn forward(&self, steps: &mut [Step<'_>]) -> Result<Logits> {
         // Inside the pool, so that the many small products of a step do not each wait to be handed over to it.
-        rayon::scope(|_| self.run(steps, None))
+        rayon::scope(|_| {
+            let _awake = (!self.is_on_gpu()).then(Awake::new);
+            self.run(steps, None)
+        })
     }
 
     /// [`Decoder::forward`] that shows `observer` the residual stream entering each layer: its index, and

@@ -1,6 +1,7 @@
 //! Model files to one configuration-driven decoder, with tokenizers, chat templates and the hub.
 
 pub mod align;
+mod awake;
 pub mod calibrate;
 pub mod chat;
 mod config;

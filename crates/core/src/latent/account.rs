@@ -120,7 +120,9 @@ fn group(
         let tokens = step.min(context - first);
         let rows = vec![1.0; tokens * shape.kv_dim()];
         for layer in 0..layers {
-            held.push(layer, &rows, (spec.sinks, spec.residual), |_, _, _, z| z.fill(1.0));
+            if held.wait(layer, &rows) {
+                held.take((spec.sinks, spec.residual), |_, _, _, z| z.fill(1.0));
+            }
         }
         // Groups in which some layer sees all tokens keep them; where layers differ, all groups are taken to be such.
         if let Some(window) = shape.window.filter(|_| shape.full_layers.is_empty()) {

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::coded::Coded;
+use rayon::prelude::*;
+
+use super::coded::{Coded, LATE};
 use super::plan::{LatentPlan, group_of};
 use super::view::{LatentKeys, LatentValues};
 use crate::archive::{Archive, damaged};
@@ -47,19 +49,29 @@ impl LatentCache {
         LayerView { keys, values }
     }
 
-    fn put(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let exact = (self.plan.spec.sinks, self.plan.spec.residual);
-        let kv_dim = self.plan.shape.kv_dim();
-        let g = group_of(&self.plan.keys, layer);
-        let plan = &self.plan.keys[g];
-        self.keys[g].push(layer - plan.first, k, exact, |set, rows, first, z| {
-            plan.sets[set].transform.encode(rows, kv_dim, first, z);
-        });
-        let g = group_of(&self.plan.values, layer);
-        let plan = &self.plan.values[g];
-        self.values[g].push(layer - plan.first, v, exact, |set, rows, _, z| {
-            plan.sets[set].transform.encode(rows, kv_dim, z);
-        });
+    /// Turns the states of these groups of keys and of values into latents, of those that are complete.
+    fn encode(&mut self, keys: Range<usize>, values: Range<usize>) {
+        let plan = &*self.plan;
+        let exact = (plan.spec.sinks, plan.spec.residual);
+        let kv_dim = plan.shape.kv_dim();
+        let (of_keys, of_values) = (&mut self.keys[keys.clone()], &mut self.values[values.clone()]);
+        let keys = || {
+            let groups =
+                of_keys.par_iter_mut().zip(&plan.keys[keys]).filter(|(group, _)| group.is_complete());
+            groups.for_each(|(group, plan)| {
+                group.take(exact, |set, rows, first, z| {
+                    plan.sets[set].transform.encode(rows, kv_dim, first, z);
+                });
+            });
+        };
+        let values = || {
+            let groups =
+                of_values.par_iter_mut().zip(&plan.values[values]).filter(|(group, _)| group.is_complete());
+            groups.for_each(|(group, plan)| {
+                group.take(exact, |set, rows, _, z| plan.sets[set].transform.encode(rows, kv_dim, z));
+            });
+        };
+        rayon::join(keys, values);
     }
 
     /// What of a layer the next query sees.
@@ -80,11 +92,19 @@ impl KvCache for LatentCache {
 
     fn store(&mut self, layer: usize, states: States<'_>, _: &[f32]) -> Result<()> {
         self.step = states.tokens(&self.plan.shape);
-        self.put(layer, states.k, states.v);
+        let (k, v) = (group_of(&self.plan.keys, layer), group_of(&self.plan.values, layer));
+        let complete = [
+            self.keys[k].wait(layer - self.plan.keys[k].first, states.k),
+            self.values[v].wait(layer - self.plan.values[v].first, states.v),
+        ];
+        if self.step > LATE && complete.contains(&true) {
+            self.encode(k..k + 1, v..v + 1);
+        }
         Ok(())
     }
 
     fn finish_step(&mut self) -> Result<()> {
+        self.encode(0..self.keys.len(), 0..self.values.len());
         self.len += std::mem::take(&mut self.step);
         self.plan.phases.extend(self.len);
         let (shape, len) = (self.plan.shape, self.len);

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use crate::archive::{Archive, damaged};
 use crate::methods::Latent;
 use crate::settings::ModelShape;
@@ -14,6 +16,9 @@ use crate::scratch::with_buffer;
 use crate::store::{Side, Store};
 use crate::view::{Segment, SideView};
 use crate::{Footprint, Precision, Result};
+
+/// Tokens of a step up to which a group's states wait for its end, when all groups are encoded side by side.
+pub(super) const LATE: usize = 8;
 
 /// Tokens of a block of the first ones, at most.
 const SINK_BLOCK: usize = 32;
@@ -83,22 +88,27 @@ impl Coded {
         self.first_latent() + self.latent_len()
     }
 
-    /// Stores the states of one layer; with the last layer of the group, turns what is older than `residual` tokens
-    /// into latents by `encode(set of heads, states per layer, first position)`.
-    pub(super) fn push(
-        &mut self,
-        layer: usize,
-        rows: &[f32],
-        (sinks, residual): (usize, usize),
-        encode: impl Fn(usize, &[&[f32]], usize, &mut [f32]),
-    ) {
+    /// Keeps the states of one layer until those of all layers of the group are there; says whether they are.
+    pub(super) fn wait(&mut self, layer: usize, rows: &[f32]) -> bool {
         self.waiting[layer].clear();
         self.waiting[layer].extend_from_slice(rows);
-        if layer + 1 < self.waiting.len() {
-            return;
-        }
+        layer + 1 == self.waiting.len()
+    }
+
+    /// Whether states of all layers are kept.
+    pub(super) fn is_complete(&self) -> bool {
+        self.waiting.last().is_some_and(|rows| !rows.is_empty())
+    }
+
+    /// Stores what is kept of all layers: what is older than `residual` tokens becomes latents by
+    /// `encode(set of heads, states per layer, first position)`.
+    pub(super) fn take(
+        &mut self,
+        (sinks, residual): (usize, usize),
+        encode: impl Fn(usize, &[&[f32]], usize, &mut [f32]) + Sync,
+    ) {
         let width = self.sinks[0].heads() * self.sinks[0].dim();
-        let tokens = rows.len() / width;
+        let tokens = self.waiting[0].len() / width;
         let to_sinks = sinks.saturating_sub(self.first_latent()).min(tokens);
         for (l, waiting) in self.waiting.iter().enumerate() {
             self.sinks[l].push(&waiting[..to_sinks * width]);
@@ -119,7 +129,7 @@ impl Coded {
         }
     }
 
-    fn encode_older(&mut self, residual: usize, encode: impl Fn(usize, &[&[f32]], usize, &mut [f32])) {
+    fn encode_older(&mut self, residual: usize, encode: impl Fn(usize, &[&[f32]], usize, &mut [f32]) + Sync) {
         let (heads, dim) = (self.sinks[0].heads(), self.sinks[0].dim());
         // Indices of `recent` count from the first latent.
         let from = self.latent_len();
@@ -161,6 +171,8 @@ impl Coded {
         self.sinks.iter_mut().for_each(|store| store.truncate(len));
         self.latents.iter_mut().for_each(|store| store.truncate(after));
         self.recent.iter_mut().for_each(|store| store.truncate(after));
+        // Of a step that was given up.
+        self.waiting.iter_mut().for_each(Vec::clear);
     }
 
     pub(super) fn start(&self) -> usize {
@@ -214,12 +226,16 @@ pub(super) fn exact_recent(side: Side, spec: &Latent, shape: &ModelShape) -> Sto
 }
 
 /// Appends the latents of `tokens` tokens to each store: `encode(index, z)` adds them to zeros.
-fn encode_to(latents: &mut [Store], tokens: usize, encode: impl Fn(usize, &mut [f32])) {
-    for (set, store) in latents.iter_mut().enumerate() {
+fn encode_to(latents: &mut [Store], tokens: usize, encode: impl Fn(usize, &mut [f32]) + Sync) {
+    let each = |(set, store): (usize, &mut Store)| {
         with_buffer(tokens * store.dim(), |z| {
             z.fill(0.0);
             encode(set, z);
             store.push(z);
         });
+    };
+    match tokens > LATE {
+        true => latents.par_iter_mut().enumerate().for_each(each),
+        false => latents.iter_mut().enumerate().for_each(each),
     }
 }

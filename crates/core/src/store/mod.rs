@@ -11,6 +11,7 @@ mod scores;
 mod sections;
 mod sums;
 pub(crate) mod trellis;
+mod viterbi;
 mod weigh;
 
 #[cfg(test)]

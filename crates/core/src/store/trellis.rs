@@ -9,9 +9,9 @@
 use half::f16;
 
 use super::normal::rounded_scale;
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::Set;
-use crate::kernels::{Isa, STATES};
+pub(super) use super::viterbi::Room;
+use super::viterbi::nearest;
+use crate::kernels::STATES;
 
 /// The level that is zero.
 pub(super) const MIDDLE: u8 = 128;
@@ -85,93 +85,13 @@ pub(super) fn quantise(x: &[f32], end: usize, table: &Levels, room: &mut Room, c
     scale
 }
 
-/// Working memory of the encoder.
-#[derive(Default)]
-pub(super) struct Room {
-    /// Numbers in units of levels.
-    x: Vec<f32>,
-    /// For each number and each state after it, which of the states that lead there was the best.
-    back: Vec<u8>,
-}
-
-/// The codes whose levels come nearest to `room.x`.
-fn nearest(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
-    match Isa::active().set() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an instruction set is active only on machines that have it.
-        Set::Avx512 => unsafe { nearest_avx512(bits, levels, room, codes) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Set::Avx2 => unsafe { nearest_avx2(bits, levels, room, codes) },
-        _ => nearest_of(bits, levels, room, codes),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-fn nearest_avx512(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
-    nearest_of(bits, levels, room, codes);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn nearest_avx2(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
-    nearest_of(bits, levels, room, codes);
-}
-
-#[inline(always)]
-fn nearest_of(bits: u8, levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
-    match bits {
-        1 => viterbi::<1, 32>(levels, room, codes),
-        2 => viterbi::<2, 16>(levels, room, codes),
-        _ => viterbi::<3, 8>(levels, room, codes),
-    }
-}
-
-/// `S` states, each the window without its oldest code. A window w = t + S k leads to the state t from the state
-/// `t >> BITS | k << (6 - 2 BITS)`, so that all states are worked on in the order in which they lie. The first codes
-/// follow zeros.
-#[inline(always)]
-fn viterbi<const BITS: usize, const S: usize>(levels: &[f32; STATES], room: &mut Room, codes: &mut [u8]) {
-    let from = |t: usize, k: usize| if 2 * BITS < 6 { t >> BITS | k << (6 - 2 * BITS) } else { k };
-    let Room { x, back } = room;
-    back.clear();
-    back.resize(x.len() * S, 0);
-    let mut cost = [f32::MAX; S];
-    cost[0] = 0.0;
-    for (&x, back) in x.iter().zip(back.chunks_exact_mut(S)) {
-        let mut best = [f32::INFINITY; S];
-        let mut choice = [0_i32; S];
-        for k in 0..STATES / S {
-            for t in 0..S {
-                let off = x - levels[t + S * k];
-                let new = cost[from(t, k)] + off * off;
-                let better = new < best[t];
-                best[t] = if better { new } else { best[t] };
-                choice[t] = if better { k as i32 } else { choice[t] };
-            }
-        }
-        // Sums stay small, however long the section.
-        let least = best.iter().fold(f32::INFINITY, |least, &cost| if cost < least { cost } else { least });
-        for t in 0..S {
-            cost[t] = best[t] - least;
-            back[t] = choice[t] as u8;
-        }
-    }
-    let mut state = (0..S).min_by(|&a, &b| cost[a].total_cmp(&cost[b])).unwrap_or(0);
-    for (code, back) in codes.iter_mut().zip(back.chunks_exact(S)).rev() {
-        *code = (state & ((1 << BITS) - 1)) as u8;
-        state = from(state, usize::from(back[state]));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
     use rand_distr::{Distribution, StandardNormal};
 
     use super::*;
-    use crate::kernels::with_isa;
+    use crate::kernels::{Isa, with_isa};
 
     fn normal(rng: &mut StdRng, n: usize) -> Vec<f32> {
         (0..n).map(|_| StandardNormal.sample(rng)).collect()
@@ -218,7 +138,8 @@ mod tests {
             let level = |w: usize| f32::from(table.levels[w]) - 128.0;
             let length = 8 / usize::from(table.bits) + 2;
             for _ in 0..20 {
-                let mut room = Room { x: normal(&mut rng, length), ..Room::default() };
+                let mut room = Room::default();
+                room.x = normal(&mut rng, length);
                 room.x.iter_mut().for_each(|x| *x /= table.unit);
                 let x = room.x.clone();
                 let distance = |codes: &[u8]| -> f32 {
@@ -237,6 +158,27 @@ mod tests {
                     let centred = table.levels.map(|l| f32::from(l) - 128.0);
                     with_isa(isa, || nearest(table.bits, &centred, &mut room, &mut codes));
                     assert!((distance(&codes) - least).abs() <= 1e-4 * least.max(1.0), "{isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_finds_the_same_codes() {
+        let mut rng = StdRng::seed_from_u64(6);
+        for table in &TABLES {
+            for length in [0, 1, 15, 16, 17, 100, 256] {
+                let x = normal(&mut rng, length);
+                let of = |isa| {
+                    let (mut room, mut codes) = (Room::default(), vec![0; length]);
+                    room.x.extend(x.iter().map(|x| x / table.unit));
+                    let centred = table.levels.map(|l| f32::from(l) - 128.0);
+                    with_isa(isa, || nearest(table.bits, &centred, &mut room, &mut codes));
+                    codes
+                };
+                let scalar = of(Isa::SCALAR);
+                for isa in Isa::available() {
+                    assert_eq!(of(isa), scalar, "{isa:?}, {} bits, {length} numbers", table.bits);
                 }
             }
         }
