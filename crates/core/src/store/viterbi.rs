@@ -20,6 +20,7 @@ pub(super) struct Room {
     /// For each number and each state after it, which of the states that lead there was the best.
     ways: Vec<u8>,
     /// The same in a word a number: bit S b + t is bit b of the state t's.
+    #[cfg(target_arch = "x86_64")]
     words: Vec<u32>,
 }
 
