@@ -46,8 +46,6 @@ impl Devices {
     /// No memory; a cache whose last step went wrong and could not be taken back; kernels that do not compile. The caches
     /// are as they were.
     pub fn step<'c>(&'c self, caches: Vec<(&'c mut DeviceCache, usize)>) -> Result<DeviceStep<'c>> {
-        // Kernels that are new to a device take a second for each file.
-        caches.par_iter().try_for_each(|(cache, _)| cache.compile())?;
         let mut step =
             DeviceStep { devices: self, groups: Vec::new(), before: None, carried: None, finished: false };
         let mut first = 0;
@@ -65,6 +63,10 @@ impl Devices {
                 step.groups.push(Group { rows, parts });
             }
         }
+        // Kernels that are new to a device take a second for each file. One cache speaks for all of its method.
+        let parts = step.groups.iter().flat_map(|group| &group.parts);
+        let methods: Vec<&PartCache> = parts.filter_map(|part| Some(&*part.caches.first()?.0)).collect();
+        methods.par_iter().try_for_each(|cache| cache.compile())?;
         // From here on the step's end takes back what has been begun.
         for part in step.groups.iter_mut().flat_map(|group| &mut group.parts) {
             part.caches.iter_mut().try_for_each(|(cache, tokens)| cache.begin(*tokens))?;

@@ -97,7 +97,7 @@ impl DeviceCache {
     fn begin(&mut self, tokens: usize) -> Result<()> {
         for at in 0..self.parts.len() {
             if let Err(error) = self.parts[at].begin(tokens) {
-                self.parts[..at].iter_mut().for_each(|part| part.step = 0);
+                self.parts[..at].iter_mut().for_each(PartCache::roll_back);
                 return Err(error);
             }
         }
