@@ -6,6 +6,7 @@
 use std::hint::spin_loop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
@@ -13,7 +14,11 @@ use rayon::Yield;
 static STEPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Rounds of looking for work in vain after which a thread lets others of the machine's run.
-const PATIENCE: u32 = 16;
+const ROUNDS: usize = 16;
+
+/// How long a thread looks for work in vain. It must not be until the step ends: a thread that takes a part of the step
+/// first, and begins to look while it waits for a part of that part, holds up the very step whose end it would wait for.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// Keeps the pool's other threads looking for work until it is dropped, if this is the only step in progress: of several
 /// steps the threads may wait for each other, and have enough to do.
@@ -46,29 +51,34 @@ impl Drop for Awake {
 }
 
 fn look_for_work(ended: impl Fn() -> bool) {
-    let mut in_vain = 0u32;
-    while !ended() {
-        if rayon::yield_now() == Some(Yield::Executed) {
-            in_vain = 0;
-            continue;
+    let mut since = Instant::now();
+    while since.elapsed() < PATIENCE {
+        for _ in 0..ROUNDS {
+            if ended() {
+                return;
+            }
+            if rayon::yield_now() == Some(Yield::Executed) {
+                since = Instant::now();
+            }
+            // The more threads there are, the less often each looks into the others' work.
+            (0..4 * rayon::current_num_threads()).for_each(|_| spin_loop());
         }
-        in_vain += 1;
-        if in_vain.is_multiple_of(PATIENCE) {
-            std::thread::yield_now();
-        }
-        // The more threads there are, the less often each looks into the others' work.
-        (0..4 * rayon::current_num_threads()).for_each(|_| spin_loop());
+        std::thread::yield_now();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU32;
+    use std::sync::{Mutex, PoisonError};
     use std::time::{Duration, Instant};
 
     use rayon::prelude::*;
 
     use super::*;
+
+    /// One test at a time: their steps would be each other's.
+    static ONE: Mutex<()> = Mutex::new(());
 
     fn pool(threads: usize) -> rayon::ThreadPool {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads")
@@ -86,6 +96,7 @@ mod tests {
     /// thread takes what.
     #[test]
     fn steps_end() {
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
         for threads in [1, 2, 5] {
             let pool = pool(threads);
@@ -120,6 +131,7 @@ mod tests {
     /// A thread that is busy with something else when a step begins is not waited for.
     #[test]
     fn a_busy_thread_is_not_waited_for() {
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let pool = pool(2);
         let (busy, done) = (AtomicBool::new(false), AtomicBool::new(false));
         pool.scope(|scope| {
@@ -135,6 +147,34 @@ mod tests {
                 }
                 drop(Awake::new());
                 done.store(true, Ordering::Release);
+            });
+        });
+    }
+
+    /// A thread that begins to look for work within a part of the step that it looks for lets that part go on.
+    #[test]
+    fn a_part_of_the_step_goes_on() {
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = pool(2);
+        let (begun, awake, done) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+        let until = |flag: &AtomicBool| {
+            while !flag.load(Ordering::Acquire) {
+                spin_loop();
+            }
+        };
+        pool.scope(|scope| {
+            scope.spawn(|_| {
+                begun.store(true, Ordering::Release);
+                until(&awake);
+                // As in a wait: the first thing found is to look for work.
+                rayon::yield_now();
+                done.store(true, Ordering::Release);
+            });
+            scope.spawn(|_| {
+                until(&begun);
+                let _step = Awake::new();
+                awake.store(true, Ordering::Release);
+                until(&done);
             });
         });
     }
