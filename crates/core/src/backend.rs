@@ -5,7 +5,6 @@
 //! write, go back, read back, count. What is asked of several at once is a [`BackendStep`]: to attend, store, merge, pack
 //! and drop.
 
-use crate::Result;
 use crate::batch::Batch;
 use crate::cache::KvCache;
 use crate::methods::{CacheSpec, build};
@@ -13,6 +12,7 @@ use crate::resources::Resources;
 use crate::sequence::Sequence;
 use crate::settings::ModelShape;
 use crate::states::States;
+use crate::{Error, Result};
 
 /// A place where caches live and attend: the [`Host`], or the devices of `minicache-device`.
 ///
@@ -61,6 +61,26 @@ pub trait Backend {
     /// A sequence without tokens, sequences of different shapes or of another backend; no memory. The sequences are as
     /// they were.
     fn begin<'c>(&'c self, sequences: Vec<(&'c mut Sequence, usize)>) -> Result<Self::Step<'c>>;
+}
+
+/// The shape of a step's sequences, what every backend begins with.
+///
+/// # Errors
+/// No sequence, a sequence without new tokens, sequences of different shapes.
+pub fn shape_of_step(sequences: &[(&mut Sequence, usize)]) -> Result<ModelShape> {
+    let none = |what| Error::Shape { what, expected: "at least one".into(), got: "none".into() };
+    let (first, _) = sequences.first().ok_or_else(|| none("sequences of a step"))?;
+    let shape = *first.shape();
+    for (sequence, tokens) in sequences {
+        if *tokens == 0 {
+            return Err(none("tokens of a step"));
+        }
+        if *sequence.shape() != shape {
+            let (expected, got) = (format!("{shape:?}"), format!("{:?}", sequence.shape()));
+            return Err(Error::Shape { what: "sequences of one shape", expected, got });
+        }
+    }
+    Ok(shape)
 }
 
 /// A forward step of several sequences, which have any number of new tokens each: begun by a [`Backend`], taken through

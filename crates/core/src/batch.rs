@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::attend::on_one_thread;
+use crate::backend::shape_of_step;
 use crate::cache::KvCache;
 use crate::scratch::Buffer;
 use crate::sequence::Sequence;
 use crate::settings::ModelShape;
 use crate::states::{States, check_layer, check_len};
-use crate::{Error, Result};
 
 /// Tokens of a sequence up to which a step's states wait for its end. Of more, as in a prefill, they would take more room
 /// than the cache: they are stored layer by layer, and a fork from before the step is kept to go back to.
@@ -55,25 +56,15 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// A sequence without tokens; sequences of different shapes.
     pub fn begin(sequences: impl IntoIterator<Item = (&'a mut Sequence, usize)>) -> Result<Self> {
-        let mut parts: Vec<Part<'a>> = Vec::new();
-        for (sequence, tokens) in sequences {
-            let shape = *sequence.shape();
-            let first = parts.first().map_or(shape, |p| *p.sequence.shape());
-            if tokens == 0 {
-                return Err(none("tokens of a step"));
-            }
-            if shape != first {
-                let (expected, got) = (format!("{first:?}"), format!("{shape:?}"));
-                return Err(Error::Shape { what: "sequences of one shape", expected, got });
-            }
+        let sequences: Vec<_> = sequences.into_iter().collect();
+        let shape = shape_of_step(&sequences)?;
+        let part = |(sequence, tokens): (&'a mut Sequence, usize)| {
             let waits = tokens <= WAITING;
             let before = (!waits).then(|| sequence.cache().fork());
             let received = vec![Vec::new(); if waits { shape.layers } else { 0 }];
-            parts.push(Part { sequence, tokens, before, received });
-        }
-        let Some(shape) = parts.first().map(|p| *p.sequence.shape()) else {
-            return Err(none("sequences of a step"));
+            Part { sequence, tokens, before, received }
         };
+        let parts: Vec<Part<'a>> = sequences.into_iter().map(part).collect();
         let rows = parts.iter().filter(|p| p.before.is_none()).map(|p| p.tokens).sum();
         let width = shape.heads * shape.head_dim + 2 * shape.kv_dim();
         let waiting = Buffer::new(shape.layers * rows * width);
@@ -171,10 +162,6 @@ impl<'a> Batch<'a> {
 }
 
 /// What to say where there has to be one.
-fn none(what: &'static str) -> Error {
-    Error::Shape { what, expected: "at least one".to_string(), got: "none".to_string() }
-}
-
 impl Job<'_, '_> {
     fn run(&mut self, layer: usize) -> Result<()> {
         let Part { sequence, before, received, .. } = &mut *self.part;

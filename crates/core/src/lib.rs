@@ -45,7 +45,7 @@ mod view;
 
 pub use account::{Nominal, footprint, nominal, shared_bytes};
 pub use attend::on_one_thread;
-pub use backend::{Backend, BackendStep, Host};
+pub use backend::{Backend, BackendStep, Host, shape_of_step};
 pub use batch::Batch;
 pub use cache::{KvCache, Restored};
 pub use error::{Error, Result};

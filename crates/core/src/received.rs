@@ -49,6 +49,7 @@ impl Received {
             rows: tokens.len() * group,
             counted: row(from)..row(to),
             blocks: Vec::new(),
+            numbers: 0,
             tops: Vec::new(),
         })
     }
@@ -70,6 +71,8 @@ pub(crate) struct Blocks<'a> {
     rows: usize,
     counted: Range<usize>,
     blocks: Vec<Range<usize>>,
+    /// Numbers of all blocks.
+    numbers: usize,
     /// For each block the score of every row that its probabilities are relative to.
     tops: Vec<f32>,
 }
@@ -77,13 +80,14 @@ pub(crate) struct Blocks<'a> {
 impl Blocks<'_> {
     /// Takes the next block, of the tokens `tokens`, relative to `tops`.
     pub(crate) fn push(&mut self, tokens: Range<usize>, tops: &[f32]) {
+        self.numbers += tokens.len() * self.rows;
         self.blocks.push(tokens);
         self.tops.extend_from_slice(tops);
     }
 
     /// Numbers of the blocks so far.
     pub(crate) fn numbers(&self) -> usize {
-        self.blocks.iter().map(|tokens| tokens.len() * self.rows).sum()
+        self.numbers
     }
 
     /// Adds what tokens receive, the blocks lying in `scores` and rows coming to `sums` relative to the scores `tops`.

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
-use minicache_core::{Backend, BackendStep, CacheSpec, KvCache, ModelShape, Resources, Sequence, States};
+use minicache_core::{
+    Backend, BackendStep, CacheSpec, KvCache, ModelShape, Resources, Sequence, States, shape_of_step,
+};
 use rayon::prelude::*;
 
 use crate::cache::DeviceCache;
@@ -105,20 +107,14 @@ impl Backend for Devices {
         &'c self,
         sequences: Vec<(&'c mut Sequence, usize)>,
     ) -> minicache_core::Result<DeviceStep<'c>> {
-        let shape = sequences.first().map(|(sequence, _)| *sequence.shape());
-        let mut caches = Vec::with_capacity(sequences.len());
-        for (sequence, tokens) in sequences {
-            if tokens == 0 || shape != Some(*sequence.shape()) {
-                let what = "a step is of sequences of one shape with a token at least";
-                return Err(Error::Unsupported(what.into()).into());
+        shape_of_step(&sequences)?;
+        let caches = sequences.into_iter().map(|(sequence, tokens)| match DeviceCache::of(sequence) {
+            Some(cache) => Ok((cache, tokens)),
+            None => {
+                Err(Error::Unsupported("a sequence's cache does not live on this model's devices".into()))
             }
-            let Some(cache) = DeviceCache::of(sequence) else {
-                let what = "a sequence's cache does not live on this model's devices";
-                return Err(Error::Unsupported(what.into()).into());
-            };
-            caches.push((cache, tokens));
-        }
-        Ok(self.step(caches)?)
+        });
+        Ok(self.step(caches.collect::<Result<_>>()?)?)
     }
 }
 
