@@ -109,6 +109,13 @@ fn soak(spec: &str, tokens: usize, check: usize) {
         next_id += 1;
         Sequence::new(&decoder, spec, next_id - 1)
     };
+    // Every thread comes to its working memory, which beside other work it might do late: of nested tasks the first is
+    // always its own.
+    rayon::broadcast(|_| {
+        let mut sequences: Vec<Sequence> =
+            (0..SEQUENCES).map(|id| Sequence::new(&decoder, spec, id)).collect();
+        (0..2).for_each(|_| step(&decoder, &mut sequences));
+    });
     let mut running: Vec<Sequence> = (0..SEQUENCES).map(|_| join()).collect();
     let mut finished: Vec<(usize, Vec<u32>)> = Vec::with_capacity(tokens / check / 20 + SEQUENCES);
     // What is held besides the caches, at its most in each quarter.
@@ -128,10 +135,10 @@ fn soak(spec: &str, tokens: usize, check: usize) {
             }
         }
     }
-    // Every thread comes to its working memory in the first quarter; lists may still grow with the longest sequence that a
-    // thread has met. Caches that left, hundreds of them, would show as several times as much.
+    // Lists may still grow with the longest sequence that a thread has met, by some thousands of bytes of five million. Every
+    // eighth cache that left, were it held on to, would show as more.
     let [_, second, _, last] = besides;
-    assert!(last <= second + second / 10, "{spec}: besides the caches, {besides:?} bytes");
+    assert!(last <= second + second / 100, "{spec}: besides the caches, {besides:?} bytes");
     assert!(!finished.is_empty());
     for (id, tokens) in finished {
         let mut alone = [Sequence::new(&decoder, spec, id)];
