@@ -54,7 +54,7 @@ impl<'a> Batch<'a> {
     /// Begins a step: sequences with the number of their new tokens.
     ///
     /// # Errors
-    /// A sequence without tokens; sequences of different shapes.
+    /// As of [`shape_of_step`].
     pub fn begin(sequences: impl IntoIterator<Item = (&'a mut Sequence, usize)>) -> Result<Self> {
         let sequences: Vec<_> = sequences.into_iter().collect();
         let shape = shape_of_step(&sequences)?;
@@ -161,7 +161,6 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// What to say where there has to be one.
 impl Job<'_, '_> {
     fn run(&mut self, layer: usize) -> Result<()> {
         let Part { sequence, before, received, .. } = &mut *self.part;

@@ -8,7 +8,9 @@ mod evicting;
 use std::sync::Arc;
 
 use minicache_core::settings::ModelShape;
-use minicache_core::{CacheSpec, Host, KvCache, METHODS, Resources, Rotary, States, build};
+use minicache_core::{
+    Backend, CacheSpec, Host, KvCache, METHODS, Resources, Rotary, Sequence, States, build,
+};
 use minicache_device::check::compare;
 use minicache_device::driver::{Act, Driver};
 use minicache_device::{Arithmetic, Device, DeviceCache, Devices, Emulated, Result};
@@ -201,6 +203,32 @@ fn two_devices() {
         assert!(found.outputs < 1e-3 && found.states < 2e-3, "{what}");
         assert!(found.truncation.is_none() && found.stuck == spec.drops_tokens(), "{what}");
     }
+}
+
+/// Steps that no backend begins, on one of them; the sequences go on.
+fn refusals<B: Backend>(backend: &B) -> [String; 3] {
+    let sequence = |shape: &ModelShape| {
+        let cache = backend.cache(&CacheSpec::by_name("kivi-4").unwrap(), shape, &Resources::default());
+        Sequence::new(cache.unwrap())
+    };
+    let (mut a, mut b) = (sequence(&SMALL), sequence(&ModelShape { heads: SMALL.kv_heads, ..SMALL }));
+    let refused = |step: minicache_core::Result<B::Step<'_>>| step.err().map(|e| e.to_string());
+    let all = [
+        refused(backend.begin(vec![])),
+        refused(backend.begin(vec![(&mut a, 0)])),
+        refused(backend.begin(vec![(&mut a, 1), (&mut b, 1)])),
+    ];
+    backend.begin(vec![(&mut a, 1)]).unwrap();
+    all.map(Option::unwrap)
+}
+
+#[test]
+fn backends_refuse_the_same_steps() {
+    let host = refusals(&Host);
+    for (refused, what) in host.iter().zip(["sequences of a step", "tokens of a step", "one shape"]) {
+        assert!(refused.contains(what), "{refused}");
+    }
+    assert_eq!(host, refusals(&devices(&SMALL, true)));
 }
 
 /// As whoever has states of their own uses a cache, in place of a decoder on the device.
