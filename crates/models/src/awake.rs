@@ -59,6 +59,7 @@ fn look_for_work(ended: impl Fn() -> bool) {
             }
             if rayon::yield_now() == Some(Yield::Executed) {
                 since = Instant::now();
+                continue;
             }
             // The more threads there are, the less often each looks into the others' work.
             (0..4 * rayon::current_num_threads()).for_each(|_| spin_loop());
