@@ -8,8 +8,8 @@ use std::time::Instant;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minicache_config::WeightMode;
-use minicache_core::CacheSpec;
 use minicache_core::settings::Calibration;
+use minicache_core::{CacheSpec, Latent};
 use minicache_eval::run::Corpus;
 use minicache_models::{LoadOptions, Model};
 
@@ -161,10 +161,10 @@ pub(crate) fn prepare(model: &Model, specs: &[CacheSpec], global: &Global) -> Re
 
 fn calibrate(model: &Model, specs: &[CacheSpec], corpus: &Corpus<'_>) -> Result<()> {
     let open = specs.iter().find_map(|spec| match spec {
-        CacheSpec::Latent(latent) if latent.basis.is_none() => Some(&latent.calibration),
+        CacheSpec::Latent(latent) if latent.basis.is_none() && !model.has_basis(latent) => Some(latent),
         _ => None,
     });
-    let Some(calibration) = open.filter(|of| !model.has_basis(of)) else {
+    let Some(Latent { calibration, .. }) = open else {
         return Ok(());
     };
     let mend =

@@ -154,7 +154,8 @@ impl Outputs {
                     .enumerate()
                     .map(|(head, product)| {
                         let product = product * faer::Scale(1.0 / stream);
-                        let energy = value_energy(moments, layer, head, &product);
+                        let values = &moments.heads[layer * heads + head];
+                        let energy = value_energy(values, moments.tokens, &product);
                         let (root, inverse) = roots(&product).ok_or_else(|| not_converged(layer))?;
                         Ok((root, inverse, energy))
                     })
@@ -204,20 +205,13 @@ fn roots(product: &Mat<f64>) -> Option<(Mat<f64>, Mat<f64>)> {
 }
 
 /// tr(M Cov) of the values of a head.
-fn value_energy(moments: &Moments, layer: usize, head: usize, product: &Mat<f64>) -> f64 {
-    let dim = moments.shape.head_dim;
-    let count = moments.tokens as f64;
-    let index = layer * moments.shape.kv_heads + head;
-    let place = |m: &ValueMoments| m.span.indices(moments.shape.kv_heads).position(|i| i == index);
-    let mut spans = moments.values.first().into_iter().flat_map(|(_, spans)| spans);
-    let Some((group, member)) = spans.find_map(|m| place(m).map(|member| (m, member))) else { return 1.0 };
-    let (n, first) = (group.sum.len(), member * dim);
+fn value_energy(values: &ValueMoments, tokens: usize, product: &Mat<f64>) -> f64 {
+    let (dim, count) = (values.sum.len(), tokens as f64);
     let mut energy = 0.0;
     for a in 0..dim {
         for b in 0..dim {
-            let (x, y) = (first + a, first + b);
-            let mean = group.sum[x] / count * (group.sum[y] / count);
-            energy += product[(a, b)] * (group.products[x * n + y] / count - mean);
+            let mean = values.sum[a] / count * (values.sum[b] / count);
+            energy += product[(a, b)] * (values.products[a * dim + b] / count - mean);
         }
     }
     energy.max(f64::MIN_POSITIVE)

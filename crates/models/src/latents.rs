@@ -9,12 +9,25 @@ use minicache_core::{Latent, ModelShape};
 
 use crate::{Error, Frequencies, Result, calibrate};
 
-/// Bases by the calibration that they come from, and plans by specification and frequencies: made once, shared by all
+/// Bases by what they are calibrated on, and plans by specification and frequencies: made once, shared by all
 /// caches of the model.
 #[derive(Default)]
 pub(crate) struct Latents {
-    bases: Mutex<Vec<(Calibration, Arc<Basis>)>>,
+    bases: Mutex<Vec<(Counted, Arc<Basis>)>>,
     plans: Mutex<Vec<Planned>>,
+}
+
+/// Text, and how many first tokens of each of its sequences are not counted.
+#[derive(PartialEq)]
+struct Counted {
+    calibration: Calibration,
+    sinks: usize,
+}
+
+impl Counted {
+    fn by(spec: &Latent) -> Self {
+        Self { calibration: spec.calibration.clone(), sinks: spec.sinks }
+    }
 }
 
 /// A plan with what it is for.
@@ -31,14 +44,17 @@ impl std::fmt::Debug for Latents {
 }
 
 impl Latents {
-    pub(crate) fn add(&self, calibration: &Calibration, basis: Basis) {
+    pub(crate) fn add(&self, spec: &Latent, basis: Basis) {
+        let counted = Counted::by(spec);
         let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
-        bases.retain(|(c, _)| c != calibration);
-        bases.push((calibration.clone(), Arc::new(basis)));
+        bases.retain(|(c, _)| *c != counted);
+        bases.push((counted, Arc::new(basis)));
     }
 
-    pub(crate) fn has(&self, calibration: &Calibration) -> bool {
-        self.bases.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(c, _)| c == calibration)
+    pub(crate) fn basis(&self, spec: &Latent) -> Option<Arc<Basis>> {
+        let counted = Counted::by(spec);
+        let bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        bases.iter().find(|(c, _)| *c == counted).map(|(_, basis)| basis.clone())
     }
 
     pub(crate) fn plan(
@@ -56,16 +72,12 @@ impl Latents {
         }
         let basis = match &spec.basis {
             Some(path) => Arc::new(calibrate::load(Path::new(path), fingerprint, shape)?.0),
-            None => {
-                let bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
-                let found = bases.iter().find(|(c, _)| *c == spec.calibration).map(|(_, b)| b.clone());
-                found.ok_or_else(|| {
-                    Error::Calibration(
-                        "method = \"latent\" needs a calibrated basis: experiments make one of [cache.calibration]; elsewhere name a file, `basis = \"FILE\"`"
-                            .to_string(),
-                    )
-                })?
-            }
+            None => self.basis(spec).ok_or_else(|| {
+                Error::Calibration(
+                    "method = \"latent\" needs a calibrated basis: experiments make one of [cache.calibration]; elsewhere name a file, `basis = \"FILE\"`"
+                        .to_string(),
+                )
+            })?,
         };
         let plan = Arc::new(LatentPlan::new(spec, shape, &basis, frequencies.clone())?);
         plans.push(Planned { spec: spec.clone(), frequencies: frequencies.clone(), plan: plan.clone() });

@@ -6,8 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use minicache_core::latent::{Basis, Grouping};
-use minicache_core::settings::Calibration;
-use minicache_core::{CacheSpec, ModelShape, Resources, Sequence};
+use minicache_core::{CacheSpec, Latent, ModelShape, Resources, Sequence};
 use sha2::{Digest, Sha256};
 
 use crate::align::{Aligned, Alignment};
@@ -214,14 +213,15 @@ impl Model {
         Ok(format!(", basis {:08x}", plan.digest()))
     }
 
-    /// Whether latent caches with these calibration settings have their basis.
-    pub fn has_basis(&self, calibration: &Calibration) -> bool {
-        self.latents.has(calibration)
+    /// Whether latent caches that are calibrated as `spec` have their basis.
+    pub fn has_basis(&self, spec: &Latent) -> bool {
+        self.latents.basis(spec).is_some()
     }
 
-    /// Gives latent caches with these calibration settings their basis (see [`crate::calibrate`]).
-    pub fn add_basis(&self, calibration: &Calibration, basis: Basis) {
-        self.latents.add(calibration, basis);
+    /// Gives latent caches that are calibrated as `spec`, on the same text without as many first tokens, their basis (see
+    /// [`crate::calibrate`]).
+    pub fn add_basis(&self, spec: &Latent, basis: Basis) {
+        self.latents.add(spec, basis);
     }
 
     /// Ids that end a generation, ascending: of the configuration, the generation defaults and the tokenizer.

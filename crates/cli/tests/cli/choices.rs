@@ -27,6 +27,10 @@ cache = {{ method = "minicache", pairs = "auto", budget_ratio = 1.15, {calibrati
 [[variants]]
 name = "groups"
 cache = {{ method = "latent", sinks = 0, k = {{ group = "auto" }}, v = {{ group = "auto" }}, budget_ratio = 3.0, {calibration} }}
+
+[[variants]]
+name = "groups of all heads"
+cache = {{ method = "latent", sinks = 1, k = {{ group = "auto", heads = "all" }}, v = {{ group = "auto", heads = "all" }}, budget_ratio = 3.0, {calibration} }}
 "#
         ),
     );
@@ -41,8 +45,10 @@ cache = {{ method = "latent", sinks = 0, k = {{ group = "auto" }}, v = {{ group 
     let pairs = &chosen("pairs")["pairs"];
     let taken = |side: &str| pairs[side].as_array().unwrap().len();
     assert!((1..=3).contains(&(taken("keys") + taken("values"))), "{pairs}");
-    let groups = chosen("groups");
-    for side in ["k", "v"] {
+    for (groups, side) in
+        [("groups", "k"), ("groups", "v"), ("groups of all heads", "k"), ("groups of all heads", "v")]
+    {
+        let groups = chosen(groups);
         assert!([1, 2, 4].contains(&groups[side]["group"].as_u64().unwrap()), "{groups}");
         assert!(groups[side]["rate"].as_f64().unwrap() > 0.0, "{groups}");
     }

@@ -109,7 +109,7 @@ pub(crate) fn cache(_: &Path) -> Format {
     let groupings = [1, 2].map(|heads| Grouping { layers: 2, heads });
     let chunks = [&tokens[..]].into_iter();
     let (basis, _) = model.calibrate(chunks, &groupings, &groupings, 4, BasisOptions::default()).unwrap();
-    model.add_basis(&minicache_core::settings::Calibration::default(), basis);
+    model.add_basis(&minicache_core::Latent::default(), basis);
     let read = move |_, bytes: &[u8]| {
         let spec = CacheSpec::parse(&String::from_utf8_lossy(bytes)).map_err(line)?;
         let shape = model.decoder.shape();

@@ -44,6 +44,9 @@ pub struct Moments {
     pub keys: Vec<(Grouping, Vec<KeyMoments>)>,
     /// By grouping, then span.
     pub values: Vec<(Grouping, Vec<ValueMoments>)>,
+    /// Values of every (layer, KV head) alone, whatever the groupings: what is weighed by them does not depend on which
+    /// groupings are asked for together.
+    pub heads: Vec<ValueMoments>,
     /// Sum of |q_j|^2 over tokens and the query heads of a KV head, `(layers, kv_heads, head_dim / 2)`.
     pub queries: Vec<f64>,
     /// Sum of the squared norm of the residual stream that enters each layer `(layers)`; left to whoever runs the model.
@@ -71,6 +74,7 @@ impl Moments {
             shape: *shape,
             keys: keys.iter().map(|&g| (g, spans(g).map(key).collect())).collect(),
             values: values.iter().map(|&g| (g, spans(g).map(value).collect())).collect(),
+            heads: spans(Grouping { layers: 1, heads: 1 }).map(value).collect(),
             queries: vec![0.0; shape.layers * kv_heads * dim / 2],
             stream: vec![0.0; shape.layers],
             tokens: 0,
@@ -117,7 +121,8 @@ impl Moments {
             let layers = &unrotated[moments.span.first..moments.span.first + moments.span.layers];
             moments.add(layers, &shape);
         });
-        self.values.par_iter_mut().flat_map(|(_, spans)| spans).for_each(|moments| {
+        let values = self.values.par_iter_mut().flat_map(|(_, spans)| spans);
+        values.chain(&mut self.heads).for_each(|moments| {
             let layers = &states[moments.span.first..moments.span.first + moments.span.layers];
             let layers: Vec<&[f32]> = layers.iter().map(|s| &s.v[skip * kv_dim..]).collect();
             moments.add(&layers, &shape);

@@ -112,11 +112,12 @@ pub fn prepare<'a>(
         _ => None,
     });
     for (spec, calibration) in latents.clone() {
-        if model.has_basis(calibration) {
+        if model.has_basis(spec) {
             continue;
         }
         stop.check()?;
-        let alike = || latents.clone().filter(|(_, of)| *of == calibration).map(|(latent, _)| latent);
+        let is_alike = |latent: &Latent, of| of == calibration && latent.sinks == spec.sinks;
+        let alike = || latents.clone().filter(|(latent, of)| is_alike(latent, *of)).map(|(latent, _)| latent);
         let kv_heads = model.config.kv_heads;
         let groupings = |side: fn(&Latent) -> &LatentSide| -> Vec<Grouping> {
             let all = alike().map(side).flat_map(|side| {
@@ -133,7 +134,7 @@ pub fn prepare<'a>(
         let text = CalibrationText::read(calibration, model, corpus)?;
         let (basis, _) =
             model.calibrate(text.chunks(), &keys, &values, spec.sinks, BasisOptions::default())?;
-        model.add_basis(calibration, basis);
+        model.add_basis(spec, basis);
         used.push(text.origin());
     }
     Ok(used)

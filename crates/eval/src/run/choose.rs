@@ -130,6 +130,7 @@ impl Chooser<'_> {
         let sides = [&latent.k, &latent.v].map(|side| self.candidates(side));
         let exact = sides.each_ref().map(|side| LatentSide {
             group: side[0].group,
+            heads: side[0].heads,
             rank: Rank::Fraction(1.0),
             rate: None,
             bits: 16,

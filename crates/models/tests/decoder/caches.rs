@@ -46,6 +46,20 @@ fn text(tokens: usize, seed: usize) -> Vec<u32> {
     (0..tokens).map(|i| ((i * i * 31 + i * 17 + seed * 53) % 200) as u32).collect()
 }
 
+/// Two and four layers, one KV head and all of them.
+fn groupings(golden: &Golden) -> Vec<Grouping> {
+    let widths = [1, golden.decoder.shape().kv_heads];
+    let grouping = |layers| widths.iter().map(move |&heads| Grouping { layers, heads });
+    [2, 4].into_iter().flat_map(grouping).collect()
+}
+
+fn calibrated(golden: &Golden, keys: &[Grouping], values: &[Grouping]) -> Basis {
+    let texts: Vec<Vec<u32>> = (0..4).map(|seed| text(60, 100 + seed)).collect();
+    let moments = collect(&golden.decoder, texts.iter().map(Vec::as_slice), keys, values, 4).unwrap();
+    let weights = Safetensors::open(&golden.dir).unwrap();
+    basis(&moments, golden.decoder.config(), &weights, BasisOptions::default()).unwrap()
+}
+
 /// What caches of a model need; texts of a few hundred tokens calibrate its latents.
 struct Caches {
     shape: ModelShape,
@@ -59,16 +73,9 @@ impl Caches {
     }
 
     fn of(golden: Golden) -> Self {
-        let texts: Vec<Vec<u32>> = (0..4).map(|seed| text(60, 100 + seed)).collect();
-        let decoder = &golden.decoder;
-        let widths = [1, decoder.shape().kv_heads];
-        let grouping = |layers| widths.iter().map(move |&heads| Grouping { layers, heads });
-        let groupings: Vec<Grouping> = [2, 4].into_iter().flat_map(grouping).collect();
-        let texts = texts.iter().map(Vec::as_slice);
-        let moments = collect(decoder, texts, &groupings, &groupings, 4).unwrap();
-        let weights = Safetensors::open(&golden.dir).unwrap();
-        let basis = basis(&moments, decoder.config(), &weights, BasisOptions::default()).unwrap();
-        Self { shape: *decoder.shape(), golden, basis }
+        let groupings = groupings(&golden);
+        let basis = calibrated(&golden, &groupings, &groupings);
+        Self { shape: *golden.decoder.shape(), golden, basis }
     }
 
     fn decoder(&self) -> &Decoder {
@@ -90,6 +97,19 @@ impl Caches {
         };
         let resources = Resources { rotary: Some(rotary.clone()), latent };
         minicache_core::build(spec, &self.shape, &resources).unwrap()
+    }
+}
+
+#[test]
+fn a_basis_does_not_depend_on_what_is_calibrated_beside_it() {
+    let golden = golden("llama3");
+    let groupings = groupings(&golden);
+    let together = calibrated(&golden, &groupings, &groupings);
+    for (i, grouping) in groupings.into_iter().enumerate() {
+        let keys = calibrated(&golden, &[grouping], &[]).keys;
+        let values = calibrated(&golden, &[], &[grouping]).values;
+        assert!(keys == together.keys[i..=i], "keys of {grouping:?}");
+        assert!(values == together.values[i..=i], "values of {grouping:?}");
     }
 }
 
