@@ -271,21 +271,39 @@ unsafe fn tile<const BITS: u8, const D: usize, const R: usize, const S: usize>(
             }
         }
     }
-    let base = _mm512_set1_ps(256.0);
-    for s in 0..S {
-        let lane = (strip + s) * LANES;
-        for r in 0..R {
-            let mut sum = _mm512_cvtepi32_ps(sums[r][s][D - 1]);
-            for i in (0..D - 1).rev() {
-                sum = _mm512_fmadd_ps(sum, base, _mm512_cvtepi32_ps(sums[r][s][i]));
-            }
-            let (step, bias) =
-                (_mm512_set1_ps(w.factors[first + r].step), _mm512_set1_ps(w.factors[first + r].bias));
-            // SAFETY: the strip's lanes exist in each output row, and among the scales and zeros.
-            unsafe {
+    // SAFETY: the caller's promise.
+    unsafe { finish(m.lanes, &w.factors[first..], strip, sums, y, y_stride) };
+}
+
+/// Adds the integer sums of `R` rows and of the `S` strips from `strip` on to `y`, as numbers. Part of the kernel that
+/// calls it, where the sums are in registers.
+///
+/// # Safety
+/// The machine has the instructions of [`codes`]; the strips' lanes exist in each row of `y`, and among the scales and
+/// zeros; there are `R` factors.
+#[inline(always)]
+pub(super) unsafe fn finish<const D: usize, const R: usize, const S: usize>(
+    lanes: Option<(&[f16], &[f16])>,
+    factors: &[Factor],
+    strip: usize,
+    sums: [[[__m512i; D]; S]; R],
+    y: *mut f32,
+    y_stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let base = _mm512_set1_ps(256.0);
+        for s in 0..S {
+            let lane = (strip + s) * LANES;
+            for r in 0..R {
+                let mut sum = _mm512_cvtepi32_ps(sums[r][s][D - 1]);
+                for i in (0..D - 1).rev() {
+                    sum = _mm512_fmadd_ps(sum, base, _mm512_cvtepi32_ps(sums[r][s][i]));
+                }
+                let (step, bias) = (_mm512_set1_ps(factors[r].step), _mm512_set1_ps(factors[r].bias));
                 let y = y.add(r * y_stride + lane);
                 let mut total = _mm512_loadu_ps(y);
-                if let Some((scale, zero)) = m.lanes {
+                if let Some((scale, zero)) = lanes {
                     let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scale.as_ptr().add(lane).cast()));
                     let zero = _mm512_cvtph_ps(_mm256_loadu_si256(zero.as_ptr().add(lane).cast()));
                     total = _mm512_fmadd_ps(_mm512_mul_ps(sum, step), scale, total);

@@ -31,8 +31,6 @@ pub use isa::{Isa, Set, with_isa};
 pub(crate) use lines::{Line, Plain, prefetch, view, view_mut};
 pub(crate) use trellis::{STATES, Trellis, WINDOW};
 
-use std::cell::RefCell;
-
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -43,11 +41,6 @@ pub(crate) const LANES: usize = 16;
 
 /// Weight rows that share one pass over a tile.
 pub(crate) const ROWS: usize = 4;
-
-thread_local! {
-    /// Levels of trellis codes, a byte each; vectors of them do not cross lines.
-    static LEVELS: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Steps whose integer sums fit: codes of up to 255 times digits of at most 128 each.
 const MOST_STEPS: usize = i32::MAX as usize / (255 * 128);
@@ -359,10 +352,7 @@ pub(crate) fn codes(isa: Isa, m: Codes, w: Digits, out: Sums) {
         assert!(m.strips * m.width <= scale.len().min(zero.len()));
     }
     if let Some(trellis) = m.trellis {
-        // Taken out while in use, as all working memory of a thread.
-        let mut room = LEVELS.take();
-        trellis::products(isa, m, trellis, w, out, &mut room);
-        return LEVELS.set(room);
+        return trellis::products(isa, m, trellis, w, out);
     }
     match isa.set() {
         Set::Scalar => scalar::codes(m, w, out),

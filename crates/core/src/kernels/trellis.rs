@@ -6,10 +6,14 @@
 //! itself every 2^b levels makes codes stand for levels of their own, whatever came before; so do codes of four bits,
 //! of which a window has room for no second one.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::lines::{Line, prefetch_line, view, view_mut};
 use super::{Codes, Digits, Isa, LANES, Set, Sums, get_code, padded, strip_bytes};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Bits that choose a level.
 pub(crate) const WINDOW: usize = 6;
@@ -28,8 +32,27 @@ pub(crate) struct Trellis<'a> {
 /// Bytes of levels at a time: they are to be in the first-level cache when the product comes to them.
 const AT_ONCE: usize = 16 << 10;
 
-/// [`super::codes`] over levels, a few strips at a time, which are expanded to `room`.
-pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis<'_>, w: Digits, out: Sums, room: &mut Vec<Line>) {
+thread_local! {
+    /// Levels, a byte each; vectors of them do not cross lines.
+    static LEVELS: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// [`super::codes`] over levels.
+pub(super) fn products(isa: Isa, m: Codes, trellis: Trellis<'_>, w: Digits, out: Sums) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.set() == Set::Avx512 && m.width == LANES && avx512::has() {
+        let levels = &by_fields(m.bits, trellis.levels);
+        // SAFETY: the machine has the instructions, and [`super::codes`] has checked what is asked for.
+        return unsafe { avx512::products(m, Trellis { levels, ..trellis }, w, out) };
+    }
+    // Taken out while in use, as all working memory of a thread.
+    let mut room = LEVELS.take();
+    expanded(isa, m, trellis, w, out, &mut room);
+    LEVELS.set(room);
+}
+
+/// [`super::codes`] over levels of a few strips at a time, which are expanded to `room`.
+fn expanded(isa: Isa, m: Codes, trellis: Trellis<'_>, w: Digits, out: Sums, room: &mut Vec<Line>) {
     let bytes = strip_bytes(8, m.steps, m.width);
     let most = (AT_ONCE / (m.runs * bytes)).max(1);
     let padded = padded(m.steps * m.runs);
@@ -69,9 +92,6 @@ fn expand(isa: Isa, m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: 
     let levels = &by_fields(m.bits, trellis.levels);
     let trellis = Trellis { levels, ..trellis };
     match isa.set() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the machine has the instructions.
-        Set::Avx512 if avx512::has() => unsafe { avx512::expand(m, strips, trellis, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an instruction set is active only on machines that have it, and AVX-512 has AVX2.
         Set::Avx512 | Set::Avx2 => unsafe { avx2::expand(m, strips, trellis, out) },
@@ -151,8 +171,6 @@ fn wide<V: Vector>(
     }
 }
 
-/// A byte of a plane holds codes of one lane and one step of several fours. Windows are put together while they lie so:
-/// planes are shifted by steps or lanes and woven into pairs and nibbles, of which each four takes its own.
 #[inline(always)]
 fn wide_of<V: Vector, const BITS: usize, const LANEWISE: bool>(
     m: &Codes,
@@ -160,83 +178,97 @@ fn wide_of<V: Vector, const BITS: usize, const LANEWISE: bool>(
     out: &mut [u8],
     look_up: &impl Fn(V) -> V,
 ) {
-    let fours = m.steps.div_ceil(4);
     let bytes = strip_bytes(8, m.steps, LANES);
     for (i, strip) in strips.enumerate() {
-        let first = strip % m.per_set == 0;
         for run in 0..m.runs {
-            let at = strip * m.stride + run * m.run_stride;
-            let held = strip_bytes(BITS as u8, m.steps, LANES);
-            if m.next.len() == m.codes.len() {
-                m.next[at..at + held].chunks(VECTOR).for_each(|line| prefetch_line(line.as_ptr()));
-            }
-            let own = &m.codes[at..at + held];
-            let before = if first { own } else { &m.codes[at - m.stride..][..held] };
             let out = &mut out[(i * m.runs + run) * bytes..][..bytes];
-            let vector = |x: &[u8], v: usize| match x[v * VECTOR..].first_chunk() {
-                Some(bytes) => V::load(bytes),
-                None => V::zero(),
-            };
-            // Vector v, of the plane that begins with vector `plane`, and where its first codes have those before them: in
-            // the strip before, or at the end of the plane's vector before.
-            let load = |v: usize, plane: usize| {
-                let other = match LANEWISE {
-                    true if !first => vector(before, v),
-                    false if v > plane => vector(own, v - 1),
-                    _ => V::zero(),
-                };
-                (vector(own, v), other)
-            };
-            // Fours beyond the last are asked for too: loops of one length are unrolled, and shifts constants.
-            let mut write = |four: usize, nibble: (V, usize), pair: (V, usize)| {
-                let bytes = out.get_mut(four * VECTOR..).and_then(<[u8]>::first_chunk_mut);
-                if let Some(bytes) = bytes {
-                    look_up(window(nibble, pair)).store(bytes);
+            each_window::<V, BITS, LANEWISE>(m, strip, run, |four, windows| {
+                if let Some(bytes) = out.get_mut(four * VECTOR..).and_then(<[u8]>::first_chunk_mut) {
+                    look_up(windows).store(bytes);
                 }
-            };
-            match BITS {
-                1 => {
-                    for u in 0..fours.div_ceil(8) {
-                        let x = load(u, 0);
-                        let [one, two, three, four, five] = back::<V, 1, LANEWISE>(x);
-                        let (low, high) = (woven::<V, 1>(x.0, one), woven::<V, 1>(two, three));
-                        let (even, odd) = (woven::<V, 2>(low[0], high[0]), woven::<V, 2>(low[1], high[1]));
-                        let nibbles = [even[0], odd[0], even[1], odd[1]];
-                        let pairs = woven::<V, 1>(four, five);
-                        for q in 0..8 {
-                            write(8 * u + q, (nibbles[q % 4], q / 4), (pairs[q % 2], q / 2));
-                        }
-                    }
+            });
+        }
+    }
+}
+
+/// The windows of a run of a strip, four steps at a time: their low bits, and anything above those. Fours beyond the last
+/// come too, up to the end of a vector: loops of one length are unrolled, and shifts constants.
+///
+/// A byte of a plane holds codes of one lane and one step of several fours. Windows are put together while they lie so:
+/// planes are shifted by steps or lanes and woven into pairs and nibbles, of which each four takes its own.
+#[inline(always)]
+fn each_window<V: Vector, const BITS: usize, const LANEWISE: bool>(
+    m: &Codes,
+    strip: usize,
+    run: usize,
+    mut give: impl FnMut(usize, V),
+) {
+    let fours = m.steps.div_ceil(4);
+    let first = strip.is_multiple_of(m.per_set);
+    let at = strip * m.stride + run * m.run_stride;
+    let held = strip_bytes(BITS as u8, m.steps, LANES);
+    if m.next.len() == m.codes.len() {
+        m.next[at..at + held].chunks(VECTOR).for_each(|line| prefetch_line(line.as_ptr()));
+    }
+    let own = &m.codes[at..at + held];
+    let before = if first { own } else { &m.codes[at - m.stride..][..held] };
+    let vector = |x: &[u8], v: usize| match x[v * VECTOR..].first_chunk() {
+        Some(bytes) => V::load(bytes),
+        None => V::zero(),
+    };
+    // Vector v, of the plane that begins with vector `plane`, and where its first codes have those before them: in the
+    // strip before, or at the end of the plane's vector before.
+    let load = |v: usize, plane: usize| {
+        let other = match LANEWISE {
+            true if !first => vector(before, v),
+            false if v > plane => vector(own, v - 1),
+            _ => V::zero(),
+        };
+        (vector(own, v), other)
+    };
+    match BITS {
+        1 => {
+            for u in 0..fours.div_ceil(8) {
+                let x = load(u, 0);
+                let [one, two, three, four, five] = back::<V, 1, LANEWISE>(x);
+                let (low, high) = (woven::<V, 1>(x.0, one), woven::<V, 1>(two, three));
+                let (even, odd) = (woven::<V, 2>(low[0], high[0]), woven::<V, 2>(low[1], high[1]));
+                let nibbles = [even[0], odd[0], even[1], odd[1]];
+                let pairs = woven::<V, 1>(four, five);
+                for q in 0..8 {
+                    give(8 * u + q, window((nibbles[q % 4], q / 4), (pairs[q % 2], q / 2)));
                 }
-                2 => {
-                    for v in 0..fours.div_ceil(4) {
-                        let x = load(v, 0);
-                        let [one, two, ..] = back::<V, 2, LANEWISE>(x);
-                        let nibbles = woven::<V, 2>(x.0, one);
-                        for q in 0..4 {
-                            write(4 * v + q, (nibbles[q % 2], q / 2), (two, q));
-                        }
-                    }
-                }
-                3 => {
-                    let third = fours.div_ceil(4);
-                    for u in 0..fours.div_ceil(8) {
-                        let x = load(third + u, third);
-                        let pairs = woven::<V, 1>(x.0, back::<V, 1, LANEWISE>(x)[0]);
-                        for half in 0..2 {
-                            let v = 2 * u + half;
-                            let x = load(v.min(third - 1), 0);
-                            let nibbles = woven::<V, 2>(x.0, back::<V, 2, LANEWISE>(x)[0]);
-                            for q in 0..4 {
-                                let pair = (pairs[q % 2], 2 * half + q / 2);
-                                write(4 * v + q, (nibbles[q % 2], q / 2), pair);
-                            }
-                        }
-                    }
-                }
-                _ => (0..fours).for_each(|four| write(four, (load(four / 2, 0).0, four % 2), (V::zero(), 0))),
             }
         }
+        2 => {
+            for v in 0..fours.div_ceil(4) {
+                let x = load(v, 0);
+                let [one, two, ..] = back::<V, 2, LANEWISE>(x);
+                let nibbles = woven::<V, 2>(x.0, one);
+                for q in 0..4 {
+                    give(4 * v + q, window((nibbles[q % 2], q / 2), (two, q)));
+                }
+            }
+        }
+        3 => {
+            let third = fours.div_ceil(4);
+            for u in 0..fours.div_ceil(8) {
+                let x = load(third + u, third);
+                let pairs = woven::<V, 1>(x.0, back::<V, 1, LANEWISE>(x)[0]);
+                for half in 0..2 {
+                    let v = 2 * u + half;
+                    let x = load(v.min(third - 1), 0);
+                    let nibbles = woven::<V, 2>(x.0, back::<V, 2, LANEWISE>(x)[0]);
+                    for q in 0..4 {
+                        let pair = (pairs[q % 2], 2 * half + q / 2);
+                        give(4 * v + q, window((nibbles[q % 2], q / 2), pair));
+                    }
+                }
+            }
+        }
+        _ => (0..fours).for_each(|four| {
+            give(four, window((load(four / 2, 0).0, four % 2), (V::zero(), 0)));
+        }),
     }
 }
 
@@ -401,82 +433,6 @@ mod neon {
                 }
             }
             Four::load(&out)
-        }
-    }
-}
-
-/// With one permutation of the table's 64 bytes.
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-    use std::ops::Range;
-    use std::sync::OnceLock;
-
-    use super::{Codes, Trellis, VECTOR, Vector, wide};
-
-    /// Whether the machine has the byte permutations and double shifts that come with some AVX-512 machines only.
-    pub(super) fn has() -> bool {
-        static HAS: OnceLock<bool> = OnceLock::new();
-        *HAS.get_or_init(|| {
-            is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vbmi")
-                && is_x86_feature_detected!("avx512vbmi2")
-        })
-    }
-
-    /// See [`super::expand`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-    pub(super) fn expand(m: &Codes, strips: Range<usize>, trellis: Trellis<'_>, out: &mut [u8]) {
-        let table = Bytes::load(trellis.levels);
-        wide(m, strips, trellis, out, &|windows: Bytes| Bytes(_mm512_permutexvar_epi8(windows.0, table.0)));
-    }
-
-    /// Made and worked on in [`expand`] alone, all of whose parts become part of it.
-    #[derive(Clone, Copy)]
-    struct Bytes(__m512i);
-
-    // What uses it has been told that the machine has the instructions, and 64 bytes are 64 bytes.
-    #[allow(clippy::undocumented_unsafe_blocks)]
-    impl Vector for Bytes {
-        #[inline(always)]
-        fn load(bytes: &[u8; VECTOR]) -> Self {
-            Self(unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) })
-        }
-
-        #[inline(always)]
-        fn store(self, bytes: &mut [u8; VECTOR]) {
-            unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), self.0) }
-        }
-
-        #[inline(always)]
-        fn zero() -> Self {
-            Self(unsafe { _mm512_setzero_si512() })
-        }
-
-        #[inline(always)]
-        fn left<const N: u32>(self) -> Self {
-            Self(unsafe { _mm512_slli_epi16::<N>(self.0) })
-        }
-
-        #[inline(always)]
-        fn right<const N: u32>(self) -> Self {
-            Self(unsafe { _mm512_srli_epi16::<N>(self.0) })
-        }
-
-        #[inline(always)]
-        fn select(mask: u8, a: Self, b: Self) -> Self {
-            Self(unsafe { _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(mask as i8), a.0, b.0) })
-        }
-
-        #[inline(always)]
-        fn lanes_left<const N: i32>(self, before: Self) -> Self {
-            Self(unsafe { _mm512_shldi_epi32::<N>(self.0, before.0) })
-        }
-
-        #[inline(always)]
-        fn later<const N: i32>(self, before: Self) -> Self {
-            Self(unsafe { _mm512_alignr_epi32::<N>(self.0, before.0) })
         }
     }
 }
