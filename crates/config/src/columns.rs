@@ -53,6 +53,7 @@ const COLUMNS: &[Column] = &[
     ("cache.quant.residual", Name, "residual window", "tokens"),
     ("cache.calibration.tokens", Name, "calibration text", "tokens"),
     ("model.align.tokens", Name, "calibration text", "tokens"),
+    ("model.align.level", Name, "energies of values brought together", ""),
     ("pair", Place, "layer pair, by its first layer", ""),
     ("side", Place, "", ""),
     ("position", Place, "token position", "tokens"),

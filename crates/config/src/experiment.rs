@@ -1,5 +1,6 @@
 //! An experiment file: what is run, on what, and how its report looks.
 
+mod align;
 mod check;
 mod kinds;
 mod overrides;
@@ -12,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Claim, ConfigError, Result};
 use minicache_core::CacheSpec;
-use minicache_core::settings::{Calibration, SettingError, Unread};
+use minicache_core::settings::{SettingError, Unread};
 use overrides::apply;
 
+pub use align::{ALIGN_LEVEL, Align};
 pub use kinds::{Accuracy, Bench, Fidelity, Kind, Similarity};
 pub use overrides::parse_value;
 pub(crate) use overrides::set;
@@ -40,7 +42,7 @@ pub struct ModelSettings {
     /// Form of the weights.
     pub weights: WeightMode,
     /// Aligns adjacent layers on calibration text before running; absent: the model as it is.
-    pub align: Option<Calibration>,
+    pub align: Option<Align>,
 }
 
 /// One line of comparison in an experiment: a named cache, with a sweep of its own.

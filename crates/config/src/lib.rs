@@ -22,8 +22,8 @@ mod tests;
 pub use claim::{Claim, Needs, Which};
 pub use error::{ConfigError, Result};
 pub use experiment::{
-    Accuracy, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind, Profile, Similarity,
-    Variant, WeightMode, parse_value,
+    ALIGN_LEVEL, Accuracy, Align, Bench, Experiment, Fidelity, Kind, ModelSettings, Paper, Plot, PlotKind,
+    Profile, Similarity, Variant, WeightMode, parse_value,
 };
 pub use foreign::{lfs_pointer, not_text, read_text, utf8};
 pub use guard::guard;

@@ -218,7 +218,7 @@ const INTEGERS: [&str; 26] = [
     "model.align.tokens",
     "model.align.chunk",
 ];
-const FLOATS: [&str; 8] = [
+const FLOATS: [&str; 9] = [
     "bench.similarity",
     "bench.spread",
     "cache.t",
@@ -227,6 +227,7 @@ const FLOATS: [&str; 8] = [
     "cache.budget_ratio",
     "cache.k.rate",
     "cache.v.rate",
+    "model.align.level",
 ];
 
 #[test]

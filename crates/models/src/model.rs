@@ -9,7 +9,7 @@ use minicache_core::latent::{Basis, Grouping};
 use minicache_core::{CacheSpec, Latent, ModelShape, Resources, Sequence};
 use sha2::{Digest, Sha256};
 
-use crate::align::{Aligned, Alignment};
+use crate::align::{AlignOptions, Aligned, Alignment};
 use crate::calibrate::BasisOptions;
 use crate::latents::Latents;
 use crate::own_text::OwnTexts;
@@ -106,8 +106,12 @@ impl Model {
     ///
     /// # Errors
     /// As [`align::align`].
-    pub fn alignment<'a>(&self, chunks: impl Iterator<Item = &'a [u32]>) -> Result<Alignment> {
-        self.with_weights(|weights| align::align(&self.decoder, weights, chunks))
+    pub fn alignment<'a>(
+        &self,
+        chunks: impl Iterator<Item = &'a [u32]>,
+        options: AlignOptions,
+    ) -> Result<Alignment> {
+        self.with_weights(|weights| align::align(&self.decoder, weights, chunks, options))
     }
 
     /// The basis of latent caches for the groupings `keys` and `values`, calibrated on `chunks` of tokens without the first `sinks` of each, and the number of tokens counted (see [`calibrate`]).

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use minicache_config::WeightMode;
+use minicache_config::{ALIGN_LEVEL, WeightMode};
+use minicache_core::settings::bounds::check_unit;
+use minicache_models::align::AlignOptions;
 
 use crate::calibration::CalibrationArgs;
+use crate::failure::usage;
 use crate::global::Global;
 use crate::output;
 use crate::source::ModelArgs;
@@ -17,6 +20,9 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     calibration: CalibrationArgs,
+    /// How far the energies of layers' values are brought together, 0 to 1; 0 suits rank_one.
+    #[arg(long, default_value_t = ALIGN_LEVEL, value_name = "SHARE")]
+    level: f64,
     /// A new folder for the aligned model: safetensors, config.json, and the tokenizer where there is one.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -25,9 +31,10 @@ pub(crate) struct Args {
 /// Aligns and writes.
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     args.calibration.check()?;
+    check_unit("level", args.level).map_err(|e| usage(format!("--level: {}", e.message)))?;
     let model = args.model.load(global, WeightMode::Auto)?;
     let chunks = args.calibration.read(&model, global)?;
-    let alignment = model.alignment(chunks.iter())?;
+    let alignment = model.alignment(chunks.iter(), AlignOptions { level: args.level })?;
     minicache_models::align::save(&model, &alignment, &args.out)?;
     output::line(format!(
         "{}: {} aligned on {} tokens of {}",

@@ -32,7 +32,7 @@ pub fn check_number<T: PartialOrd + std::fmt::Display>(
 }
 
 /// Checks a share.
-pub(crate) fn check_unit(key: &str, x: f64) -> Checked {
+pub fn check_unit(key: &str, x: f64) -> Checked {
     if (0.0..=1.0).contains(&x) {
         Ok(())
     } else {

@@ -70,7 +70,7 @@ impl Info {
             WeightMode::Quantized => weights.push_str(", computed as stored"),
         }
         if let Some(align) = &settings.align {
-            weights.push_str(&format!(", aligned on {} tokens", align.tokens));
+            weights.push_str(&format!(", aligned on {} tokens", align.text.tokens));
         }
         let shape = model.decoder.shape();
         let info = ModelInfo {

@@ -1,8 +1,9 @@
 //! A model that is loaded for a run, with its alignment, its bases and what is chosen for it.
 
-use minicache_config::{ConfigError, ModelSettings};
+use minicache_config::{Align, ConfigError, ModelSettings};
 use minicache_core::CacheSpec;
 use minicache_core::settings::Calibration;
+use minicache_models::align::AlignOptions;
 use minicache_models::{LoadOptions, Model};
 
 use super::calibration::{self, CalibrationText, Corpus};
@@ -82,12 +83,12 @@ impl Run<'_> {
         }
         let measured = self.plan.measured(loaded.need_tokenizer()?, self.context)?;
         let corpus = Corpus::beside(&self.context.data, measured, &self.context.stop);
-        if let Some(calibration) = &settings.align {
+        if let Some(Align { text: calibration, level }) = &settings.align {
             let what = calibration::describe(calibration);
             self.overall.say(format!("{} {model}: aligning on {what}", self.plan.experiment.id));
             self.context.stop.check()?;
             let text = CalibrationText::read(calibration, &loaded, &corpus)?;
-            let alignment = loaded.alignment(text.chunks())?;
+            let alignment = loaded.alignment(text.chunks(), AlignOptions { level: *level })?;
             drop(loaded);
             loaded = Model::load_aligned(model, &options, &alignment)?;
             self.about.add_calibration(what, text.origin());

@@ -245,7 +245,7 @@ fn describe_shape(name: &str) -> Result<Description> {
 /// The texts that a cell is calibrated on.
 fn calibrations<'c>(experiment: &Experiment, cell: &'c Cell) -> impl Iterator<Item = &'c Calibration> {
     let cache = cell.cache.calibration().filter(|_| experiment.kind.needs_weights());
-    cell.settings.align.iter().chain(cache)
+    cell.settings.align.iter().map(|align| &align.text).chain(cache)
 }
 
 /// What names a cell in its rows.

@@ -107,7 +107,12 @@ pub(super) fn jobs(plan: &Plan<'_>, is_done: impl Fn(&Planned) -> bool) -> Vec<J
             model: cell.model.clone(),
             settings: cell.settings.clone(),
             calibration: cell.cache.calibration().filter(|_| experiment.kind.needs_weights()).cloned(),
-            seconds: load_seconds(plan, cell.settings.align.as_ref(), cell.cache.calibration(), weights),
+            seconds: load_seconds(
+                plan,
+                cell.settings.align.as_ref().map(|align| &align.text),
+                cell.cache.calibration(),
+                weights,
+            ),
         };
         let own = (slot(experiment, cell), own_seconds(plan, &cell.task, &cell.model, weights), done);
         match jobs.iter_mut().find(|job| job.task == cell.task && job.load.is(&load)) {

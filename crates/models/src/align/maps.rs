@@ -5,8 +5,8 @@ use pathfinding::kuhn_munkres::kuhn_munkres;
 use pathfinding::matrix::Matrix;
 use rayon::prelude::*;
 
-use super::LayerMaps;
 use super::moments::{Layer, Moments};
+use super::{AlignOptions, LayerMaps};
 use crate::calibrate::output_products;
 use crate::eigen::symmetric;
 use crate::{Error, ModelConfig, Result, WeightSource};
@@ -15,9 +15,9 @@ use crate::{Error, ModelConfig, Result, WeightSource};
 /// that W_o weighs most agree no better than others, so the middle merges best.
 const OUTPUT_METRIC: f64 = 0.5;
 
-/// How far the energies of two layers' matched directions of values are brought together, and those of a frequency of
-/// keys over all layers. A merge mixes both layers' parts, which costs least in the middle.
-const LEVEL: f64 = 0.5;
+/// How far the energies of a frequency of keys are brought together over all layers. A merge mixes both layers' parts,
+/// which costs least in the middle.
+const KEY_LEVEL: f64 = 0.5;
 
 /// Weights below this share of the mean one are lifted to it: the maps have to be undone in f32.
 const FLOOR: f64 = 1e-3;
@@ -36,6 +36,7 @@ pub(super) fn choose(
     moments: &Moments,
     config: &ModelConfig,
     source: &dyn WeightSource,
+    options: AlignOptions,
 ) -> Result<Vec<LayerMaps>> {
     let (heads, dim, half) = (config.kv_heads, config.head_dim, moments.half);
     let metrics: Vec<Metric> = (0..config.layers)
@@ -52,7 +53,7 @@ pub(super) fn choose(
                 |_, _| [1.0, 0.0],
                 half,
             ),
-            Some(below) => above(l, below, metric, moments)?,
+            Some(below) => above(l, below, metric, moments, options)?,
         };
         out.push(if config.qk_norm { maps.with_shared_factors() } else { maps });
     }
@@ -139,7 +140,13 @@ struct Match {
 }
 
 /// The maps of layer `l` on top of those of the layer below.
-fn above(l: usize, below: &LayerMaps, metric: &Metric, moments: &Moments) -> Result<LayerMaps> {
+fn above(
+    l: usize,
+    below: &LayerMaps,
+    metric: &Metric,
+    moments: &Moments,
+    options: AlignOptions,
+) -> Result<LayerMaps> {
     let (heads, dim, half) = (below.order.len(), moments.shape.head_dim, moments.half);
     let kv_dim = heads * dim;
     let (pair, a, b) = (&moments.pairs[l - 1], &moments.layers[l - 1], &moments.layers[l]);
@@ -174,8 +181,9 @@ fn above(l: usize, below: &LayerMaps, metric: &Metric, moments: &Moments) -> Res
             let sb = n * second(&b.values, from) * n;
             let ua = svd.U().transpose() * sa * svd.U();
             let vb = svd.V().transpose() * sb * svd.V();
-            let scale =
-                |c: usize| (ua[(c, c)].max(1e-12) / vb[(c, c)].max(1e-12)).powf(LEVEL / 2.0).clamp(0.1, 10.0);
+            let scale = |c: usize| {
+                (ua[(c, c)].max(1e-12) / vb[(c, c)].max(1e-12)).powf(options.level / 2.0).clamp(0.1, 10.0)
+            };
             let us = Mat::from_fn(dim, dim, |r, c| svd.U()[(r, c)] * scale(c));
             let vs = Mat::from_fn(dim, dim, |r, c| svd.V()[(r, c)] / scale(c));
             let maps = (us * svd.V().transpose(), vs * svd.U().transpose());
@@ -222,7 +230,7 @@ fn level(layers: &mut [LayerMaps], moments: &Moments, shared: bool) {
         let mean = logs.iter().sum::<f64>() / logs.len() as f64;
         for (maps, log) in layers.iter_mut().zip(logs) {
             // Bounded, as keys that are nearly zero have no scale to bring together.
-            let scale = ((mean - log) * LEVEL / 2.0).clamp(-5.0, 5.0).exp();
+            let scale = ((mean - log) * KEY_LEVEL / 2.0).clamp(-5.0, 5.0).exp();
             set().for_each(|i| maps.keys[i] = maps.keys[i].map(|x| x * scale));
         }
     }

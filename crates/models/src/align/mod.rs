@@ -26,6 +26,21 @@ use moments::Moments;
 /// First positions of each chunk that are not counted: attention sinks are unlike any other token.
 const SINKS: usize = 4;
 
+/// Choices in aligning.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AlignOptions {
+    /// How far the energies of two layers' matched directions of values are brought together: 0 leaves them as the
+    /// outputs weigh them, 1 makes them equal. SLERP loses about the same from 0 to 0.5; the best shared direction
+    /// (`rank_one`) least at 0.
+    pub level: f64,
+}
+
+impl Default for AlignOptions {
+    fn default() -> Self {
+        Self { level: minicache_config::ALIGN_LEVEL }
+    }
+}
+
 /// The maps of every layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alignment {
@@ -68,6 +83,7 @@ pub fn align<'a>(
     decoder: &Decoder,
     source: &dyn WeightSource,
     chunks: impl Iterator<Item = &'a [u32]>,
+    options: AlignOptions,
 ) -> Result<Alignment> {
     let (shape, rotary_dim) = (decoder.shape(), decoder.config().rope.rotary_dim);
     let moments = Arc::new(Mutex::new(Moments::new(shape, rotary_dim, SINKS)));
@@ -81,5 +97,6 @@ pub fn align<'a>(
         let message = format!("the text has no chunk of more than {SINKS} tokens to align on");
         return Err(Error::Calibration(message));
     }
-    Ok(Alignment { layers: maps::choose(&moments, decoder.config(), source)?, tokens: moments.tokens })
+    let layers = maps::choose(&moments, decoder.config(), source, options)?;
+    Ok(Alignment { layers, tokens: moments.tokens })
 }

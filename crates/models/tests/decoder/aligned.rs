@@ -1,6 +1,7 @@
 //! Aligned models: the same function, in a basis in which adjacent layers agree better.
 
-use minicache_models::{Model, WeightSource, align};
+use minicache_models::align::{self, AlignOptions};
+use minicache_models::{Model, WeightSource};
 
 use super::*;
 
@@ -28,7 +29,9 @@ fn aligned_models_are_the_same_function() {
         let options = LoadOptions::default();
         let folder = fixture(name);
         let model = Model::from_path(&folder, name, &options).unwrap();
-        let alignment = model.alignment(golden.tokens.chunks(24)).unwrap();
+        let alignment = |level| model.alignment(golden.tokens.chunks(24), AlignOptions { level }).unwrap();
+        let turned = Model::load_aligned(folder.to_str().unwrap(), &options, &alignment(0.0)).unwrap();
+        let alignment = alignment(0.5);
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("aligned");
         align::save(&model, &alignment, &out).unwrap();
@@ -36,7 +39,7 @@ fn aligned_models_are_the_same_function() {
         let in_memory = Model::load_aligned(folder.to_str().unwrap(), &options, &alignment).unwrap();
         let written = Model::from_path(&out, name, &options).unwrap();
         assert_ne!(in_memory.fingerprint, model.fingerprint);
-        for aligned in [in_memory, written] {
+        for aligned in [turned, in_memory, written] {
             golden.decoder = aligned.decoder;
             let mut sequence = golden.sequence();
             golden.check_logits(name, 0, &golden.step(&golden.tokens, &mut sequence));
@@ -50,12 +53,13 @@ fn aligned_models_are_the_same_function() {
 fn a_folder_in_use_is_refused() {
     let golden = golden("llama3");
     let model = Model::from_path(&fixture("llama3"), "llama3", &LoadOptions::default()).unwrap();
-    let alignment = model.alignment([&golden.tokens[..]].into_iter()).unwrap();
+    let alignment = model.alignment([&golden.tokens[..]].into_iter(), AlignOptions::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("model.safetensors"), "precious").unwrap();
     let error = align::save(&model, &alignment, dir.path()).unwrap_err().to_string();
     assert!(error.ends_with("is not empty; give a new folder for the aligned model"), "{error}");
-    let nothing = model.alignment([&golden.tokens[..3]].into_iter()).unwrap_err().to_string();
+    let nothing =
+        model.alignment([&golden.tokens[..3]].into_iter(), AlignOptions::default()).unwrap_err().to_string();
     assert_eq!(nothing, "the text has no chunk of more than 4 tokens to align on");
 }
 
@@ -65,7 +69,7 @@ fn factors_of_keys_go_into_the_norms_of_heads() {
     let golden = golden("qwen3");
     let folder = fixture("qwen3");
     let model = Model::from_path(&folder, "qwen3", &LoadOptions::default()).unwrap();
-    let alignment = model.alignment(golden.tokens.chunks(24)).unwrap();
+    let alignment = model.alignment(golden.tokens.chunks(24), AlignOptions::default()).unwrap();
     let source = Safetensors::open(&folder).unwrap();
     let aligned = align::Aligned::new(&source, &model.config, &alignment);
     for layer in 0..4 {
@@ -93,7 +97,7 @@ fn aligned_gguf_files_are_folders_of_their_family() {
         let options = LoadOptions::default();
         let file = fixture("gguf").join(format!("{name}.f32.gguf"));
         let model = Model::from_path(&file, name, &options).unwrap();
-        let alignment = model.alignment(golden.tokens.chunks(24)).unwrap();
+        let alignment = model.alignment(golden.tokens.chunks(24), AlignOptions::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("aligned");
         align::save(&model, &alignment, &out).unwrap();
