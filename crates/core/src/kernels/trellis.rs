@@ -136,7 +136,6 @@ fn by_fields(bits: u8, levels: &[u8; STATES]) -> [u8; STATES] {
 /// another is masked afterwards.
 trait Vector: Copy {
     fn load(bytes: &[u8; VECTOR]) -> Self;
-    fn store(self, bytes: &mut [u8; VECTOR]);
     fn zero() -> Self;
     fn left<const N: u32>(self) -> Self;
     fn right<const N: u32>(self) -> Self;
@@ -153,38 +152,38 @@ const VECTOR: usize = 64;
 
 /// Strips of 16 lanes, with `look_up` giving the levels of the six low bits of each byte.
 #[inline(always)]
-fn wide<V: Vector>(
+fn wide(
     m: &Codes,
     strips: Range<usize>,
     trellis: Trellis<'_>,
     out: &mut [u8],
-    look_up: &impl Fn(V) -> V,
+    look_up: &impl Fn(Four) -> Four,
 ) {
     match (m.bits, trellis.along_lanes) {
-        (1, false) => wide_of::<V, 1, false>(m, strips, out, look_up),
-        (1, true) => wide_of::<V, 1, true>(m, strips, out, look_up),
-        (2, false) => wide_of::<V, 2, false>(m, strips, out, look_up),
-        (2, true) => wide_of::<V, 2, true>(m, strips, out, look_up),
-        (3, false) => wide_of::<V, 3, false>(m, strips, out, look_up),
-        (3, true) => wide_of::<V, 3, true>(m, strips, out, look_up),
-        _ => wide_of::<V, 4, false>(m, strips, out, look_up),
+        (1, false) => wide_of::<1, false>(m, strips, out, look_up),
+        (1, true) => wide_of::<1, true>(m, strips, out, look_up),
+        (2, false) => wide_of::<2, false>(m, strips, out, look_up),
+        (2, true) => wide_of::<2, true>(m, strips, out, look_up),
+        (3, false) => wide_of::<3, false>(m, strips, out, look_up),
+        (3, true) => wide_of::<3, true>(m, strips, out, look_up),
+        _ => wide_of::<4, false>(m, strips, out, look_up),
     }
 }
 
 #[inline(always)]
-fn wide_of<V: Vector, const BITS: usize, const LANEWISE: bool>(
+fn wide_of<const BITS: usize, const LANEWISE: bool>(
     m: &Codes,
     strips: Range<usize>,
     out: &mut [u8],
-    look_up: &impl Fn(V) -> V,
+    look_up: &impl Fn(Four) -> Four,
 ) {
     let bytes = strip_bytes(8, m.steps, LANES);
     for (i, strip) in strips.enumerate() {
         for run in 0..m.runs {
             let out = &mut out[(i * m.runs + run) * bytes..][..bytes];
-            each_window::<V, BITS, LANEWISE>(m, strip, run, |four, windows| {
+            each_window::<Four, BITS, LANEWISE>(m, strip, run, |four, windows| {
                 if let Some(bytes) = out.get_mut(four * VECTOR..).and_then(<[u8]>::first_chunk_mut) {
-                    look_up(windows).store(bytes);
+                    store(look_up(windows), bytes);
                 }
             });
         }
@@ -324,6 +323,13 @@ fn back<V: Vector, const B: u32, const LANEWISE: bool>((x, before): (V, V)) -> [
 /// A lane's four bytes in a number.
 type Four = [u32; LANES];
 
+#[inline(always)]
+fn store(four: Four, bytes: &mut [u8; VECTOR]) {
+    for (bytes, lane) in bytes.chunks_exact_mut(4).zip(four) {
+        bytes.copy_from_slice(&lane.to_le_bytes());
+    }
+}
+
 impl Vector for Four {
     #[inline(always)]
     fn load(bytes: &[u8; VECTOR]) -> Self {
@@ -331,13 +337,6 @@ impl Vector for Four {
             let byte = |i: usize| bytes[4 * lane + i];
             u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
         })
-    }
-
-    #[inline(always)]
-    fn store(self, bytes: &mut [u8; VECTOR]) {
-        for (bytes, lane) in bytes.chunks_exact_mut(4).zip(self) {
-            bytes.copy_from_slice(&lane.to_le_bytes());
-        }
     }
 
     #[inline(always)]
@@ -379,7 +378,7 @@ mod avx2 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
-    use super::{Codes, Four, STATES, Trellis, VECTOR, Vector, wide};
+    use super::{Codes, Four, STATES, Trellis, VECTOR, Vector, store, wide};
 
     /// See [`super::expand`].
     #[target_feature(enable = "avx2")]
@@ -394,7 +393,7 @@ mod avx2 {
             _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(levels.as_ptr().add(16 * i).cast()) })
         };
         let (mut windows, mut out) = ([0; VECTOR], [0; VECTOR]);
-        four.store(&mut windows);
+        store(four, &mut windows);
         for half in 0..2 {
             // SAFETY: half of the 64 bytes.
             let w = unsafe { _mm256_loadu_si256(windows.as_ptr().add(32 * half).cast()) };
@@ -417,13 +416,13 @@ mod avx2 {
 mod neon {
     use std::arch::aarch64::*;
 
-    use super::{Four, STATES, VECTOR, Vector};
+    use super::{Four, STATES, VECTOR, Vector, store};
 
     /// The levels of windows.
     pub(super) fn look_up(levels: &[u8; STATES]) -> impl Fn(Four) -> Four {
         |four| {
             let (mut windows, mut out) = ([0; VECTOR], [0; VECTOR]);
-            four.store(&mut windows);
+            store(four, &mut windows);
             // SAFETY: NEON is part of the architecture; 64 bytes are read from each array and written.
             unsafe {
                 let table = vld1q_u8_x4(levels.as_ptr());

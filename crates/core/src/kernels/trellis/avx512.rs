@@ -124,11 +124,6 @@ impl Vector for Bytes {
     }
 
     #[inline(always)]
-    fn store(self, bytes: &mut [u8; VECTOR]) {
-        unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), self.0) }
-    }
-
-    #[inline(always)]
     fn zero() -> Self {
         Self(unsafe { _mm512_setzero_si512() })
     }
