@@ -4,30 +4,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minicache_core::latent::{Basis, LatentPlan};
-use minicache_core::settings::Calibration;
 use minicache_core::{Latent, ModelShape};
 
 use crate::{Error, Frequencies, Result, calibrate};
 
-/// Bases by what they are calibrated on, and plans by specification and frequencies: made once, shared by all
+/// Bases with a specification that they are for, and plans by specification and frequencies: made once, shared by all
 /// caches of the model.
 #[derive(Default)]
 pub(crate) struct Latents {
-    bases: Mutex<Vec<(Counted, Arc<Basis>)>>,
+    bases: Mutex<Vec<(Latent, Arc<Basis>)>>,
     plans: Mutex<Vec<Planned>>,
-}
-
-/// Text, and how many first tokens of each of its sequences are not counted.
-#[derive(PartialEq)]
-struct Counted {
-    calibration: Calibration,
-    sinks: usize,
-}
-
-impl Counted {
-    fn by(spec: &Latent) -> Self {
-        Self { calibration: spec.calibration.clone(), sinks: spec.sinks }
-    }
 }
 
 /// A plan with what it is for.
@@ -45,16 +31,14 @@ impl std::fmt::Debug for Latents {
 
 impl Latents {
     pub(crate) fn add(&self, spec: &Latent, basis: Basis) {
-        let counted = Counted::by(spec);
         let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
-        bases.retain(|(c, _)| *c != counted);
-        bases.push((counted, Arc::new(basis)));
+        bases.retain(|(of, _)| !of.shares_basis(spec));
+        bases.push((spec.clone(), Arc::new(basis)));
     }
 
     pub(crate) fn basis(&self, spec: &Latent) -> Option<Arc<Basis>> {
-        let counted = Counted::by(spec);
         let bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
-        bases.iter().find(|(c, _)| *c == counted).map(|(_, basis)| basis.clone())
+        bases.iter().find(|(of, _)| of.shares_basis(spec)).map(|(_, basis)| basis.clone())
     }
 
     pub(crate) fn plan(

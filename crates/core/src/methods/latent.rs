@@ -38,6 +38,13 @@ pub struct Latent {
     pub budget_ratio: f64,
 }
 
+impl Latent {
+    /// Whether both are calibrated alike, on the same text without as many first tokens: they can share a basis.
+    pub fn shares_basis(&self, other: &Self) -> bool {
+        self.calibration == other.calibration && self.sinks == other.sinks
+    }
+}
+
 impl Default for Latent {
     fn default() -> Self {
         Self {

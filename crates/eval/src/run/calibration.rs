@@ -116,8 +116,7 @@ pub fn prepare<'a>(
             continue;
         }
         stop.check()?;
-        let is_alike = |latent: &Latent, of| of == calibration && latent.sinks == spec.sinks;
-        let alike = || latents.clone().filter(|(latent, of)| is_alike(latent, *of)).map(|(latent, _)| latent);
+        let alike = || latents.clone().map(|(latent, _)| latent).filter(|latent| latent.shares_basis(spec));
         let kv_heads = model.config.kv_heads;
         let groupings = |side: fn(&Latent) -> &LatentSide| -> Vec<Grouping> {
             let all = alike().map(side).flat_map(|side| {
